@@ -1,0 +1,42 @@
+/*
+ * collection/append.h
+ *		Appending: the functions, and INSERT and COPY through a default and a
+ *		trigger.
+ */
+#ifndef ES_APPEND_H
+#define ES_APPEND_H
+
+#include "postgres.h"
+
+#include "collection/collection.h"
+#include "collection/event.h"
+#include "collection/query.h"
+
+/* One call of an append function. */
+typedef struct EsAppend
+{
+	EsCollection *coll;
+	int			nevents;
+	EsEvent    *events;			/* as given; completed by es_append_run */
+	int64		expected_version;	/* or ES_NO_VERSION */
+	EsQuery    *fail_if;		/* or NULL */
+	bool		after_given;
+	EsPosition	after;
+} EsAppend;
+
+/*
+ * Appends the events and fills in position, version and id of each; those of
+ * the first append where this one is recognised as its repetition.  The caller
+ * has opened the collection with RowExclusiveLock.
+ * Errors: as design.md section 4 says for append.
+ */
+extern void es_append_run(EsAppend *append);
+
+/* Rows of INSERT and COPY, and of the append functions' general way (insert.c). */
+extern void es_insert_expect(const EsCollection *coll, const EsEvent *event, EsPosition safe);
+extern void es_insert_expect_none(void);
+
+/* Hooks for what only the executor knows; from _PG_init. */
+extern void es_append_install_hooks(void);
+
+#endif							/* ES_APPEND_H */

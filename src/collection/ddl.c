@@ -1,0 +1,600 @@
+/*
+ * collection/ddl.c
+ *		Creating, changing, truncating and dropping collections.
+ *
+ * Everything here is ordinary DDL in the caller's transaction and with the
+ * caller's rights; only the catalog row is written as the extension's owner.
+ * A change of the row sends a relcache invalidation for the collection, which
+ * is what empties the caches of other backends (collection.c).
+ *
+ * What DDL on the table itself leaves behind is swept up by two event triggers:
+ *
+ *	on_drop		however the collection went (DROP TABLE, DROP SCHEMA CASCADE,
+ *				DROP OWNED, ...) its heads table, its rows in our tables and
+ *				its shared entry go too.  The counter is owned by a column and
+ *				went with it.
+ *	on_alter	OWNER TO and SET SCHEMA reach segments and heads table, which
+ *				PostgreSQL would leave as they are.
+ *
+ * DROP EXTENSION drops the event triggers before they could run; it leaves
+ * plain tables behind.
+ *
+ * truncate_before only moves the first kept position; see retention.c for what
+ * the worker makes of that.  Two of them take turns by the catalog row's lock.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "collection/collection.h"
+#include "collection/layout.h"
+#include "collection/retention.h"
+#include "collection/segment.h"
+#include "commands/event_trigger.h"
+#include "commands/tablecmds.h"
+#include "compat.h"
+#include "errors.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "shmem.h"
+#include "spi.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "utils/varlena.h"
+#include "worker/wake.h"
+
+PG_FUNCTION_INFO_V1(es_create_collection);
+PG_FUNCTION_INFO_V1(es_set_option);
+PG_FUNCTION_INFO_V1(es_drop_collection);
+PG_FUNCTION_INFO_V1(es_truncate_before);
+PG_FUNCTION_INFO_V1(es_append_only);
+PG_FUNCTION_INFO_V1(es_on_drop);
+PG_FUNCTION_INFO_V1(es_on_alter);
+
+/* ---------------------------------------------------------------------------
+ * Options: one check for each, whichever way the value comes
+ * ------------------------------------------------------------------------- */
+
+static void
+report_bad_option(const char *option, const char *value, const char *hint)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid value for option \"%s\": %s", option, value),
+			 errhint("%s", hint)));
+}
+
+static int64
+check_count(const char *option, int64 value)
+{
+	if (value < 1)
+		report_bad_option(option, psprintf(INT64_FORMAT, value), "It must be at least 1; null means no limit.");
+	return value;
+}
+
+static int64
+check_segment_size(int64 value)
+{
+	if (value < 1 || value > ES_SEGMENT_SIZE_MAX)
+		report_bad_option("segment_size", psprintf(INT64_FORMAT, value),
+						  "It must be between 1 and 2^48 positions.");
+	return value;
+}
+
+static Interval *
+check_interval(const char *option, Interval *value)
+{
+	Interval	zero = {0};
+
+	if (DatumGetInt32(DirectFunctionCall2(interval_cmp, IntervalPGetDatum(value),
+										  IntervalPGetDatum(&zero))) <= 0)
+		report_bad_option(option,
+						  DatumGetCString(DirectFunctionCall1(interval_out,
+															  IntervalPGetDatum(value))),
+						  "It must be longer than nothing; null means no limit.");
+	return value;
+}
+
+static const char *
+check_channel(const char *value)
+{
+	if (value[0] == '\0' || strlen(value) > ES_CHANNEL_MAX_BYTES)
+		report_bad_option("channel", psprintf("\"%s\"", value),
+						  "A channel's name has between 1 and 63 bytes.");
+	return value;
+}
+
+/* Some modes publish the events to whoever may connect. */
+static const char *
+check_notify(const char *value, Oid collection)
+{
+	static const char *const modes[] = {"head", "events", "streams", "none"};
+	int			mode = 0;
+
+	while (mode < lengthof(modes) && strcmp(value, modes[mode]) != 0)
+		mode++;
+	if (mode == lengthof(modes))
+		report_bad_option("notify", psprintf("\"%s\"", value),
+						  "It is one of head, events, streams, none.");
+	if (mode == 1 || mode == 2)
+	{
+		if (OidIsValid(collection))
+		{
+			Relation	rel = RelationIdGetRelation(collection);
+			bool		secured = rel->rd_rel->relrowsecurity;
+
+			RelationClose(rel);
+			if (secured)
+				ereport(ERROR,
+						(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						 errmsg("cannot set option \"notify\" of collection \"%s\" to \"%s\"",
+								get_rel_name(collection), value),
+						 errdetail("Row-level security is enabled, and notifications would pass it by.")));
+		}
+		ereport(WARNING,
+				(errmsg("notify mode \"%s\" publishes beyond the right to SELECT", value),
+				 errdetail("Every role that may connect to the database may LISTEN to any channel.")));
+	}
+	return value;
+}
+
+/* ---------------------------------------------------------------------------
+ * create_collection
+ * ------------------------------------------------------------------------- */
+
+/* Where the name says, or in the first schema of the search_path. */
+static Oid
+creation_schema(text *name, char **relname)
+{
+	RangeVar   *target = makeRangeVarFromNameList(textToQualifiedNameList(name));
+	Oid			schema = RangeVarGetCreationNamespace(target);
+
+	if (isAnyTempNamespace(schema))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot create collection \"%s\" in a temporary schema", target->relname)));
+	*relname = target->relname;
+	return schema;
+}
+
+static void
+require_arg(FunctionCallInfo fcinfo, int n, const char *name)
+{
+	if (PG_ARGISNULL(n))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must not be null", name)));
+}
+
+/* Arguments 1 to 6 of create_collection; null means what it says. */
+static void
+read_options(FunctionCallInfo fcinfo, EsOptions *options)
+{
+	memset(options, 0, sizeof(EsOptions));
+	options->segment_size = ES_SEGMENT_SIZE_DEFAULT;
+	options->notify = ES_NOTIFY_DEFAULT;
+	if (!PG_ARGISNULL(1))
+		options->segment_size = check_segment_size(PG_GETARG_INT64(1));
+	if (!PG_ARGISNULL(2))
+		options->retain_events = check_count("retain_events", PG_GETARG_INT64(2));
+	if (!PG_ARGISNULL(3))
+		options->retain_for = check_interval("retain_for", PG_GETARG_INTERVAL_P(3));
+	if (!PG_ARGISNULL(4))
+		options->retain_bytes = check_count("retain_bytes", PG_GETARG_INT64(4));
+	if (!PG_ARGISNULL(5))
+		options->notify = check_notify(text_to_cstring(PG_GETARG_TEXT_PP(5)), InvalidOid);
+	if (!PG_ARGISNULL(6))
+		options->channel = check_channel(text_to_cstring(PG_GETARG_TEXT_PP(6)));
+}
+
+Datum
+es_create_collection(PG_FUNCTION_ARGS)
+{
+	EsOptions	options;
+	EsLayout	layout = {InvalidOid, InvalidOid};
+	EsRoleSwitch saved;
+	char	   *name;
+	Oid			schema;
+	Oid			collection;
+
+	es_require_preloaded();
+	require_arg(fcinfo, 0, "name");
+	read_options(fcinfo, &options);
+	schema = creation_schema(PG_GETARG_TEXT_PP(0), &name);
+
+	/* The caller's own role: what this adds is the locked search_path. */
+	es_role_assume(GetUserId(), &saved);
+	SPI_connect();
+	collection = es_layout_create_table(schema, name);
+	es_layout_complete(collection, &layout);
+	if (options.channel == NULL)
+		options.channel = es_layout_default_channel(collection);
+	es_layout_register(collection, &layout, &options, 1);
+	SPI_finish();
+	es_role_restore(&saved);
+
+	es_segments_keep_ahead(collection);
+	es_wake_maintenance_at_commit();
+	PG_RETURN_OID(collection);
+}
+
+/* ---------------------------------------------------------------------------
+ * set_option
+ * ------------------------------------------------------------------------- */
+
+static int64
+parse_number(const char *option, const char *value)
+{
+	char	   *end;
+	int64		number;
+
+	errno = 0;
+	number = strtoi64(value, &end, 10);
+	if (errno != 0 || end == value || *end != '\0')
+		report_bad_option(option, psprintf("\"%s\"", value), "It is a whole number.");
+	return number;
+}
+
+static Interval *
+parse_interval(const char *value)
+{
+	return DatumGetIntervalP(DirectFunctionCall3(interval_in, CStringGetDatum(value),
+												 ObjectIdGetDatum(InvalidOid),
+												 Int32GetDatum(-1)));
+}
+
+/*
+ * What the option's column is to hold, as its type; 'value' NULL resets it.
+ * 'isnull' where it holds nothing then.
+ */
+static Datum
+option_value(Oid collection, const char *option, const char *value, Oid *type, bool *isnull)
+{
+	*isnull = false;
+	*type = INT8OID;
+	if (strcmp(option, "segment_size") == 0)
+		return Int64GetDatum(value == NULL ? ES_SEGMENT_SIZE_DEFAULT :
+							 check_segment_size(parse_number(option, value)));
+
+	*type = TEXTOID;
+	if (strcmp(option, "notify") == 0)
+		return CStringGetTextDatum(check_notify(value == NULL ? ES_NOTIFY_DEFAULT : value,
+												collection));
+	if (strcmp(option, "channel") == 0)
+		return CStringGetTextDatum(value == NULL ? es_layout_default_channel(collection) :
+								   check_channel(value));
+
+	*isnull = value == NULL;
+	*type = INT8OID;
+	if (strcmp(option, "retain_events") == 0 || strcmp(option, "retain_bytes") == 0)
+		return value == NULL ? (Datum) 0 :
+			Int64GetDatum(check_count(option, parse_number(option, value)));
+
+	*type = INTERVALOID;
+	if (strcmp(option, "retain_for") == 0 || strcmp(option, "heartbeat") == 0)
+		return value == NULL ? (Datum) 0 :
+			IntervalPGetDatum(check_interval(option, parse_interval(value)));
+
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("unknown option \"%s\"", option),
+			 errhint("The options are segment_size, retain_events, retain_for, retain_bytes, notify, channel, heartbeat.")));
+	return (Datum) 0;			/* keep the compiler quiet */
+}
+
+Datum
+es_set_option(PG_FUNCTION_ARGS)
+{
+	Oid			collection;
+	char	   *option;
+	EsRoleSwitch saved;
+	Oid			types[2] = {REGCLASSOID, InvalidOid};
+	Datum		values[2];
+	bool		isnull;
+
+	require_arg(fcinfo, 0, "collection");
+	require_arg(fcinfo, 1, "option");
+	collection = PG_GETARG_OID(0);
+	option = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	es_collection_open(collection, AccessShareLock);
+	es_collection_check_owner(collection);
+
+	values[0] = ObjectIdGetDatum(collection);
+	values[1] = option_value(collection, option,
+							 PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2)),
+							 &types[1], &isnull);
+
+	es_role_assume(es_extension_owner(), &saved);
+	SPI_connect();
+	/* The option is one of those above, each of which is a column. */
+	es_spi_execute(psprintf("UPDATE eventstore.collection_catalog SET %s = $2 WHERE collection = $1",
+							quote_identifier(option)),
+				   2, types, values, isnull ? " n" : "  ", false, SPI_OK_UPDATE);
+	SPI_finish();
+	es_role_restore(&saved);
+	CacheInvalidateRelcacheByRelid(collection);
+	es_wake_maintenance_at_commit();
+	PG_RETURN_VOID();
+}
+
+/* ---------------------------------------------------------------------------
+ * drop_collection, truncate_before
+ * ------------------------------------------------------------------------- */
+
+Datum
+es_drop_collection(PG_FUNCTION_ARGS)
+{
+	Oid			collection;
+
+	require_arg(fcinfo, 0, "collection");
+	collection = PG_GETARG_OID(0);
+	if (es_collection_exists(collection))
+		es_collection_check_owner(collection);
+	/* The strongest lock first: two who upgrade it would wait for each other. */
+	es_collection_open(collection, AccessExclusiveLock);
+	es_collection_check_owner(collection);
+
+	SPI_connect();
+	es_spi_execute(psprintf("DROP TABLE %s", es_relation_name(collection)),
+				   0, NULL, NULL, NULL, false, SPI_OK_UTILITY);
+	SPI_finish();
+	PG_RETURN_VOID();
+}
+
+/* The first kept position as of now, with a lock on the row; in SPI. */
+static EsPosition
+lock_first_position(Oid collection)
+{
+	Oid			types[] = {REGCLASSOID};
+	Datum		values[] = {ObjectIdGetDatum(collection)};
+	bool		isnull;
+
+	es_spi_execute("SELECT c.first_position FROM eventstore.collection_catalog c"
+				   " WHERE c.collection = $1 FOR UPDATE",
+				   1, types, values, NULL, false, SPI_OK_SELECT);
+	if (SPI_processed != 1)
+		elog(ERROR, "collection with OID %u has no catalog row", collection);
+	return DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+									   &isnull));
+}
+
+Datum
+es_truncate_before(PG_FUNCTION_ARGS)
+{
+	Oid			collection;
+	EsPosition	before;
+	EsPosition	first;
+	EsCollection *coll;
+	EsRoleSwitch saved;
+
+	es_require_preloaded();
+	require_arg(fcinfo, 0, "collection");
+	require_arg(fcinfo, 1, "before");
+	collection = PG_GETARG_OID(0);
+	before = PG_GETARG_INT64(1);
+	coll = es_collection_open(collection, AccessShareLock);
+	es_collection_check_owner(collection);
+	if (before < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"before\" must not be negative"),
+				 errdetail("It is " INT64_FORMAT ".", before)));
+
+	es_role_assume(es_extension_owner(), &saved);
+	SPI_connect();
+	first = lock_first_position(collection);
+	/* What others did before us may have arrived with the lock. */
+	coll = es_collection_get(collection);
+	first = Max(first, es_retention_boundary(coll, before));
+	es_retention_set_first(collection, first);
+	SPI_finish();
+	es_role_restore(&saved);
+	es_wake_maintenance_at_commit();
+	PG_RETURN_INT64(first);
+}
+
+/* ---------------------------------------------------------------------------
+ * Triggers
+ * ------------------------------------------------------------------------- */
+
+Datum
+es_append_only(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+	Relation	rel;
+	const char *verb = "UPDATE";
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" was not called as a trigger", "eventstore.append_only")));
+	rel = trigdata->tg_relation;
+	if (TRIGGER_FIRED_BY_DELETE(trigdata->tg_event))
+		verb = "DELETE";
+	else if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
+		verb = "TRUNCATE";
+	ereport(ERROR,
+			(errcode(ERRCODE_ES_APPEND_ONLY),
+			 errmsg("cannot %s collection \"%s\"", verb, RelationGetRelationName(rel)),
+			 errdetail("Events are appended and never changed."),
+			 errhint("Old events go by eventstore.truncate_before() or by retention."),
+			 errtable(rel)));
+	PG_RETURN_NULL();
+}
+
+static void
+require_event_trigger(FunctionCallInfo fcinfo, const char *name)
+{
+	if (!CALLED_AS_EVENT_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_EVENT_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" was not called as an event trigger", name)));
+}
+
+/* The rows of dropped collections: each one's OID and that of its heads table. */
+static void
+delete_dropped_rows(void)
+{
+	es_spi_execute("DELETE FROM eventstore.segment_disposal s"
+				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
+				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
+				   " AND d.objsubid = 0 AND d.objid = s.segment::pg_catalog.oid",
+				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
+	es_spi_execute("DELETE FROM eventstore.tick t"
+				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
+				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
+				   " AND d.objsubid = 0 AND d.objid = t.collection",
+				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
+	es_spi_execute("DELETE FROM eventstore.collection_catalog c"
+				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
+				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
+				   " AND d.objsubid = 0 AND d.objid = c.collection::pg_catalog.oid"
+				   " RETURNING c.collection::pg_catalog.oid, c.heads::pg_catalog.oid",
+				   0, NULL, NULL, NULL, false, SPI_OK_DELETE_RETURNING);
+}
+
+/* What depends on a heads table (a view of the owner's) goes with it, with a NOTICE. */
+static void
+drop_heads(Oid heads)
+{
+	ObjectAddress address;
+
+	if (get_rel_relkind(heads) != RELKIND_RELATION)
+		return;
+	ObjectAddressSet(address, RelationRelationId, heads);
+	performDeletion(&address, DROP_CASCADE, 0);
+}
+
+/*
+ * Whoever drops the table, with whichever rights he did it: the rest follows.
+ */
+Datum
+es_on_drop(PG_FUNCTION_ARGS)
+{
+	EsRoleSwitch saved;
+	Oid		   *heads;
+	uint64		n;
+
+	require_event_trigger(fcinfo, "eventstore.on_drop");
+	if (!OidIsValid(es_extension_schema()))
+		PG_RETURN_NULL();
+
+	es_role_assume(es_extension_owner(), &saved);
+	SPI_connect();
+	delete_dropped_rows();
+	n = SPI_processed;
+	heads = palloc(sizeof(Oid) * (n + 1));
+	for (uint64 i = 0; i < n; i++)
+	{
+		HeapTuple	row = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		bool		isnull;
+
+		heads[i] = DatumGetObjectId(SPI_getbinval(row, desc, 2, &isnull));
+		if (es_preloaded())
+			es_head_forget_at_commit(DatumGetObjectId(SPI_getbinval(row, desc, 1, &isnull)));
+	}
+	for (uint64 i = 0; i < n; i++)
+		drop_heads(heads[i]);
+	SPI_finish();
+	es_role_restore(&saved);
+	PG_RETURN_NULL();
+}
+
+/* Segments and heads table; in SPI. */
+static List *
+list_parts(Oid collection)
+{
+	EsSegment  *segments;
+	int			n = es_segments_list(collection, &segments);
+	List	   *parts = NIL;
+	EsLayout	layout;
+	EsPosition	first;
+
+	for (int i = 0; i < n; i++)
+		parts = lappend_oid(parts, segments[i].relid);
+	if (es_layout_read(collection, &layout, &first) &&
+		get_rel_relkind(layout.heads) == RELKIND_RELATION)
+		parts = lappend_oid(parts, layout.heads);
+	return parts;
+}
+
+/* The rights to do so were checked when the collection itself was changed. */
+static void
+follow_owner(Oid collection)
+{
+	Oid			owner = es_relation_owner(collection);
+	ListCell   *cell;
+
+	SPI_connect();
+	foreach(cell, list_parts(collection))
+		ATExecChangeOwner(lfirst_oid(cell), owner, true, AccessExclusiveLock);
+	SPI_finish();
+}
+
+static void
+follow_schema(Oid collection)
+{
+	Oid			schema = get_rel_namespace(collection);
+	const char *schema_name = quote_identifier(get_namespace_name(schema));
+	ListCell   *cell;
+
+	SPI_connect();
+	foreach(cell, list_parts(collection))
+		if (get_rel_namespace(lfirst_oid(cell)) != schema)
+			es_spi_execute(psprintf("ALTER TABLE %s SET SCHEMA %s",
+									es_relation_name(lfirst_oid(cell)), schema_name),
+						   0, NULL, NULL, NULL, false, SPI_OK_UTILITY);
+	SPI_finish();
+}
+
+static bool
+changes_owner(AlterTableStmt *stmt)
+{
+	ListCell   *cell;
+
+	foreach(cell, stmt->cmds)
+		if (lfirst_node(AlterTableCmd, cell)->subtype == AT_ChangeOwner)
+			return true;
+	return false;
+}
+
+/* Runs after every ALTER TABLE, so it looks at the statement first. */
+Datum
+es_on_alter(PG_FUNCTION_ARGS)
+{
+	Node	   *stmt;
+	Oid			relid = InvalidOid;
+
+	require_event_trigger(fcinfo, "eventstore.on_alter");
+	stmt = ((EventTriggerData *) fcinfo->context)->parsetree;
+	if (IsA(stmt, AlterTableStmt) && changes_owner((AlterTableStmt *) stmt))
+	{
+		relid = RangeVarGetRelid(((AlterTableStmt *) stmt)->relation, NoLock, true);
+		if (OidIsValid(relid) && es_collection_exists(relid))
+			follow_owner(relid);
+	}
+	else if (IsA(stmt, AlterObjectSchemaStmt) &&
+			 ((AlterObjectSchemaStmt *) stmt)->relation != NULL)
+	{
+		AlterObjectSchemaStmt *move = (AlterObjectSchemaStmt *) stmt;
+
+		relid = get_relname_relid(move->relation->relname,
+								  get_namespace_oid(move->newschema, true));
+		if (OidIsValid(relid) && es_collection_exists(relid))
+			follow_schema(relid);
+	}
+	PG_RETURN_NULL();
+}

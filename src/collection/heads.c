@@ -1,0 +1,440 @@
+/*
+ * collection/heads.c
+ *		The heads table: one row per stream, the lock of optimistic concurrency.
+ *
+ * Whoever appends to a stream locks its row first and holds it to the end of
+ * the transaction; positions are taken after that.  So within a stream the
+ * order of positions and that of versions agree, versions are dense, and of
+ * two writers that expect the same version one finds the other's.  The lock is
+ * PostgreSQL's row lock: deadlocks are found, and nothing outlives a crash.
+ *
+ * A stream's first event has no row to lock.  Its row is inserted
+ * speculatively (as INSERT ... ON CONFLICT does), as version 0, by whoever is
+ * first; the others find it in the unique index and wait for that transaction.
+ * Nobody else sees version 0: the row is brought up to date, or gone, before
+ * the transaction ends.
+ *
+ * Rows are read and written here, below the executor, because an appender
+ * needs INSERT on the collection and no right on this table.  All reads use a
+ * new snapshot: at every isolation level the newest committed version counts.
+ *
+ * Own rows: a transaction that appends to a stream again and again makes a new
+ * row version each time, none of which can be pruned before it ends, and an
+ * index lookup would wade through all of them.  So the place of the newest
+ * version is remembered until the transaction ends or a subtransaction aborts.
+ */
+#include "postgres.h"
+
+#include "collection/heads.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "common/hashfn.h"
+#include "compat.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/hsearch.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+/* Places remembered in one transaction; beyond that we start over. */
+#define OWN_ROWS_MAX	65536
+
+struct EsHeads
+{
+	Relation	rel;
+	Relation	index;			/* the primary key */
+	EState	   *estate;
+	ResultRelInfo *rri;
+	TupleTableSlot *slot;		/* a stored row */
+	TupleTableSlot *new_slot;	/* a row to be stored */
+};
+
+typedef struct OwnRowKey
+{
+	Oid			heads;
+	Oid			file;			/* a rewritten table has other places */
+	uint64		stream_hash;
+} OwnRowKey;
+
+typedef struct OwnRow
+{
+	OwnRowKey	key;
+	ItemPointerData tid;
+} OwnRow;
+
+static HTAB *own_rows = NULL;	/* NULL between transactions that append */
+static MemoryContext own_rows_context = NULL;
+
+/* ---------------------------------------------------------------------------
+ * The places of own rows
+ * ------------------------------------------------------------------------- */
+
+static void
+forget_own_rows(void)
+{
+	own_rows = NULL;
+	if (own_rows_context != NULL)
+		MemoryContextReset(own_rows_context);
+}
+
+static void
+forget_at_end(XactEvent event, void *arg)
+{
+	if (own_rows != NULL &&
+		(event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
+		 event == XACT_EVENT_PREPARE))
+		forget_own_rows();
+}
+
+static void
+forget_at_subabort(SubXactEvent event, SubTransactionId subid,
+				   SubTransactionId parent, void *arg)
+{
+	if (own_rows != NULL && event == SUBXACT_EVENT_ABORT_SUB)
+		forget_own_rows();
+}
+
+static OwnRowKey
+own_row_key(const EsHeads *heads, const text *stream)
+{
+	OwnRowKey	key;
+
+	key.heads = RelationGetRelid(heads->rel);
+	key.file = es_relation_file(heads->rel);
+	key.stream_hash = hash_bytes_extended((const unsigned char *) VARDATA_ANY(stream),
+										  VARSIZE_ANY_EXHDR(stream), 0);
+	return key;
+}
+
+static void
+remember_own_row(const EsHeads *heads, const EsStreamHead *head)
+{
+	OwnRowKey	key = own_row_key(heads, head->stream);
+	OwnRow	   *row;
+
+	if (own_rows_context == NULL)
+	{
+		own_rows_context = AllocSetContextCreate(TopMemoryContext, "eventstore own heads",
+												 ALLOCSET_DEFAULT_SIZES);
+		RegisterXactCallback(forget_at_end, NULL);
+		RegisterSubXactCallback(forget_at_subabort, NULL);
+	}
+	if (own_rows != NULL && hash_get_num_entries(own_rows) >= OWN_ROWS_MAX)
+		forget_own_rows();
+	if (own_rows == NULL)
+	{
+		HASHCTL		ctl;
+
+		ctl.hcxt = own_rows_context;
+		ctl.keysize = sizeof(OwnRowKey);
+		ctl.entrysize = sizeof(OwnRow);
+		own_rows = hash_create("eventstore own heads", 64, &ctl,
+							   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	row = hash_search(own_rows, &key, HASH_ENTER, NULL);
+	row->tid = head->tid;
+}
+
+static bool
+recall_own_row(const EsHeads *heads, const text *stream, ItemPointer tid)
+{
+	OwnRowKey	key;
+	OwnRow	   *row;
+
+	if (own_rows == NULL)
+		return false;
+	key = own_row_key(heads, stream);
+	row = hash_search(own_rows, &key, HASH_FIND, NULL);
+	if (row == NULL)
+		return false;
+	*tid = row->tid;
+	return true;
+}
+
+/* ---------------------------------------------------------------------------
+ * Opening
+ * ------------------------------------------------------------------------- */
+
+EsHeads *
+es_heads_begin(const EsCollection *coll)
+{
+	EsHeads    *heads = palloc(sizeof(EsHeads));
+
+	heads->rel = table_open(coll->heads, RowExclusiveLock);
+	heads->index = index_open(RelationGetPrimaryKeyIndex(heads->rel), RowExclusiveLock);
+	heads->slot = table_slot_create(heads->rel, NULL);
+	heads->new_slot = table_slot_create(heads->rel, NULL);
+	heads->estate = NULL;		/* only a row that moves or is new needs the executor */
+	heads->rri = NULL;
+	return heads;
+}
+
+static void
+open_indexes(EsHeads *heads)
+{
+	if (heads->rri != NULL)
+		return;
+	heads->estate = CreateExecutorState();
+	heads->rri = makeNode(ResultRelInfo);
+	InitResultRelInfo(heads->rri, heads->rel, 0, NULL, 0);
+	ExecOpenIndices(heads->rri, true);
+}
+
+void
+es_heads_end(EsHeads *heads)
+{
+	ExecDropSingleTupleTableSlot(heads->slot);
+	ExecDropSingleTupleTableSlot(heads->new_slot);
+	if (heads->rri != NULL)
+	{
+		ExecCloseIndices(heads->rri);
+		FreeExecutorState(heads->estate);
+	}
+	index_close(heads->index, NoLock);
+	table_close(heads->rel, NoLock);
+	pfree(heads);
+}
+
+/* ---------------------------------------------------------------------------
+ * Looking up
+ * ------------------------------------------------------------------------- */
+
+/* The first row of the stream that the snapshot lets through, into the slot. */
+static bool
+find_row(Relation rel, Relation index, const text *stream, Snapshot snapshot,
+		 TupleTableSlot *slot)
+{
+	ScanKeyData key;
+	IndexScanDesc scan;
+	bool		found;
+
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_TEXTEQ, PointerGetDatum(stream));
+	key.sk_collation = index->rd_indcollation[0];
+	scan = index_beginscan(rel, index, snapshot, 1, 0);
+	index_rescan(scan, &key, 1, NULL, 0);
+	found = index_getnext_slot(scan, ForwardScanDirection, slot);
+	index_endscan(scan);
+	return found;
+}
+
+static void
+read_head(EsStreamHead *head, TupleTableSlot *slot)
+{
+	slot_getallattrs(slot);
+	head->version = DatumGetInt64(slot->tts_values[ES_HEADS_VERSION - 1]);
+	head->first_position = DatumGetInt64(slot->tts_values[ES_HEADS_FIRST_POSITION - 1]);
+	head->last_position = DatumGetInt64(slot->tts_values[ES_HEADS_LAST_POSITION - 1]);
+	head->first_at = DatumGetTimestampTz(slot->tts_values[ES_HEADS_FIRST_AT - 1]);
+	head->last_at = DatumGetTimestampTz(slot->tts_values[ES_HEADS_LAST_AT - 1]);
+	head->tid = slot->tts_tid;
+}
+
+bool
+es_heads_peek(const EsCollection *coll, const text *stream, Snapshot snapshot,
+			  EsStreamHead *head)
+{
+	Relation	rel = table_open(coll->heads, AccessShareLock);
+	Relation	index = index_open(RelationGetPrimaryKeyIndex(rel), AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	bool		found = find_row(rel, index, stream, snapshot, slot);
+
+	if (found)
+		read_head(head, slot);
+	ExecDropSingleTupleTableSlot(slot);
+	index_close(index, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return found && head->version > 0;
+}
+
+static bool
+find_committed(EsHeads *heads, const text *stream, ItemPointer tid)
+{
+	Snapshot	snapshot;
+	bool		found;
+
+	if (recall_own_row(heads, stream, tid))
+		return true;
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	found = find_row(heads->rel, heads->index, stream, snapshot, heads->slot);
+	if (found)
+		*tid = heads->slot->tts_tid;
+	ExecClearTuple(heads->slot);
+	UnregisterSnapshot(snapshot);
+	return found;
+}
+
+/* ---------------------------------------------------------------------------
+ * Locking
+ * ------------------------------------------------------------------------- */
+
+/* Not so where two streams have one hash among the own rows. */
+static bool
+is_row_of(TupleTableSlot *slot, const text *stream)
+{
+	bool		isnull;
+	text	   *stored = DatumGetTextPP(slot_getattr(slot, ES_HEADS_STREAM, &isnull));
+
+	return VARSIZE_ANY_EXHDR(stored) == VARSIZE_ANY_EXHDR(stream) &&
+		memcmp(VARDATA_ANY(stored), VARDATA_ANY(stream), VARSIZE_ANY_EXHDR(stream)) == 0;
+}
+
+/*
+ * Locks the newest version of the row that was found at 'tid'.  False where it
+ * went away meanwhile (its inserter aborted): look again.
+ */
+static bool
+lock_row(EsHeads *heads, EsStreamHead *head, ItemPointer tid)
+{
+	TM_FailureData failure;
+	TM_Result	result;
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+
+	result = table_tuple_lock(heads->rel, tid, snapshot, heads->slot,
+							  GetCurrentCommandId(false), LockTupleNoKeyExclusive,
+							  LockWaitBlock, TUPLE_LOCK_FLAG_FIND_LAST_VERSION, &failure);
+	UnregisterSnapshot(snapshot);
+	switch (result)
+	{
+		case TM_Ok:
+			read_head(head, heads->slot);
+			return is_row_of(heads->slot, head->stream);
+		case TM_Deleted:
+		case TM_Updated:
+			return false;
+		default:
+			elog(ERROR, "unexpected result %d of locking a row of \"%s\"", (int) result,
+				 RelationGetRelationName(heads->rel));
+	}
+	return false;
+}
+
+static void
+fill_slot(TupleTableSlot *slot, const EsStreamHead *head)
+{
+	int			natts = slot->tts_tupleDescriptor->natts;
+
+	ExecClearTuple(slot);
+	memset(slot->tts_isnull, true, sizeof(bool) * natts);
+	memset(slot->tts_isnull, false, sizeof(bool) * ES_HEADS_NATTS);
+	slot->tts_values[ES_HEADS_STREAM - 1] = PointerGetDatum(head->stream);
+	slot->tts_values[ES_HEADS_VERSION - 1] = Int64GetDatum(head->version);
+	slot->tts_values[ES_HEADS_FIRST_POSITION - 1] = Int64GetDatum(head->first_position);
+	slot->tts_values[ES_HEADS_LAST_POSITION - 1] = Int64GetDatum(head->last_position);
+	slot->tts_values[ES_HEADS_FIRST_AT - 1] = TimestampTzGetDatum(head->first_at);
+	slot->tts_values[ES_HEADS_LAST_AT - 1] = TimestampTzGetDatum(head->last_at);
+	ExecStoreVirtualTuple(slot);
+}
+
+/*
+ * Inserts the row of a new stream unless another does so: then false, and the
+ * caller waits for that one.
+ */
+static bool
+insert_placeholder(EsHeads *heads, EsStreamHead *head)
+{
+	uint32		token;
+	bool		conflict = false;
+	List	   *arbiters;
+
+	open_indexes(heads);
+	arbiters = list_make1_oid(RelationGetRelid(heads->index));
+	head->version = 0;
+	head->first_position = 0;
+	head->last_position = 0;
+	head->first_at = 0;
+	head->last_at = 0;
+	fill_slot(heads->new_slot, head);
+	heads->new_slot->tts_tableOid = RelationGetRelid(heads->rel);
+
+	token = SpeculativeInsertionLockAcquire(GetCurrentTransactionId());
+	table_tuple_insert_speculative(heads->rel, heads->new_slot, GetCurrentCommandId(true),
+								   0, NULL, token);
+	list_free(es_insert_index_tuples(heads->rri, heads->new_slot, heads->estate,
+									 &conflict, arbiters));
+	table_tuple_complete_speculative(heads->rel, heads->new_slot, token, !conflict);
+	SpeculativeInsertionLockRelease(GetCurrentTransactionId());
+	head->tid = heads->new_slot->tts_tid;
+	ExecClearTuple(heads->new_slot);
+	ResetPerTupleExprContext(heads->estate);
+	return !conflict;
+}
+
+/* Waits for the transaction that is about to insert the same stream, if any. */
+static void
+await_inserter(EsHeads *heads, const text *stream)
+{
+	SnapshotData dirty;
+	TransactionId xid = InvalidTransactionId;
+	uint32		token = 0;
+
+	InitDirtySnapshot(dirty);
+	if (find_row(heads->rel, heads->index, stream, &dirty, heads->slot))
+	{
+		xid = TransactionIdIsValid(dirty.xmin) ? dirty.xmin : dirty.xmax;
+		token = dirty.speculativeToken;
+	}
+	ExecClearTuple(heads->slot);
+	if (!TransactionIdIsValid(xid))
+		return;
+	if (token != 0)
+		SpeculativeInsertionWait(xid, token);
+	else
+		XactLockTableWait(xid, NULL, NULL, XLTW_None);
+}
+
+void
+es_heads_lock(EsHeads *heads, EsStreamHead *head)
+{
+	for (;;)
+	{
+		ItemPointerData tid;
+
+		CHECK_FOR_INTERRUPTS();
+		if (find_committed(heads, head->stream, &tid))
+		{
+			if (lock_row(heads, head, &tid))
+				return;
+			forget_own_rows();
+			continue;
+		}
+		if (insert_placeholder(heads, head))
+		{
+			remember_own_row(heads, head);
+			return;
+		}
+		await_inserter(heads, head->stream);
+	}
+}
+
+/* ---------------------------------------------------------------------------
+ * Saving
+ * ------------------------------------------------------------------------- */
+
+void
+es_heads_save(EsHeads *heads, EsStreamHead *head)
+{
+	bool		needs_indexes;
+
+	fill_slot(heads->new_slot, head);
+	needs_indexes = es_update_tuple(heads->rel, &head->tid, heads->new_slot);
+	head->tid = heads->new_slot->tts_tid;
+	if (needs_indexes)
+	{
+		open_indexes(heads);
+		list_free(es_insert_index_tuples(heads->rri, heads->new_slot, heads->estate,
+										 NULL, NIL));
+		ResetPerTupleExprContext(heads->estate);
+	}
+	ExecClearTuple(heads->new_slot);
+	remember_own_row(heads, head);
+}

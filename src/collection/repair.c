@@ -1,0 +1,205 @@
+/*
+ * collection/repair.c
+ *		Making a collection whole again from its events.
+ *
+ * After a dump and restore of a whole database nothing is amiss.  But a single
+ * restored table, a logical copy that is to take appends, and what DROP
+ * EXTENSION has left are tables full of events without the rest: no catalog
+ * row, no triggers, a counter that does not know of the events, a heads table
+ * that is empty or missing.  repair_collection makes all of that again, from
+ * the events, in one transaction that nobody can append beside:
+ *
+ *	1.	ShareRowExclusiveLock on the collection: waits for open appends, and
+ *		keeps new ones and the worker out.
+ *	2.	What the table lacks (layout.c), then the catalog row.
+ *	3.	The counter is raised to the highest position there is.
+ *	4.	Heads.  A stream with events gets what these say.  One without keeps
+ *		its row where its last event was truncated (versions go on), else the
+ *		row is about events that are not there, and goes.
+ *	5.	Segments to append to.
+ *	6.	At commit the shared entry is forgotten; the next one who needs it reads
+ *		all this from the tables.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "collection/collection.h"
+#include "collection/layout.h"
+#include "collection/segment.h"
+#include "errors.h"
+#include "fmgr.h"
+#include "position/position.h"
+#include "shmem.h"
+#include "spi.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "worker/wake.h"
+
+PG_FUNCTION_INFO_V1(es_repair_collection);
+
+/* A first value of a query's only row; 0 for none.  In SPI. */
+static int64
+query_number(const char *sql)
+{
+	bool		isnull = true;
+	Datum		value = (Datum) 0;
+
+	es_spi_execute(sql, 0, NULL, NULL, NULL, false, SPI_OK_SELECT);
+	if (SPI_processed > 0)
+		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	return isnull ? 0 : DatumGetInt64(value);
+}
+
+static void
+update_row(Oid collection, const EsLayout *layout)
+{
+	Oid			types[] = {REGCLASSOID, REGCLASSOID, REGCLASSOID};
+	Datum		values[] = {ObjectIdGetDatum(collection), ObjectIdGetDatum(layout->heads),
+	ObjectIdGetDatum(layout->counter)};
+	EsRoleSwitch saved;
+
+	es_role_assume(es_extension_owner(), &saved);
+	es_spi_execute("UPDATE eventstore.collection_catalog SET heads = $2, counter = $3"
+				   " WHERE collection = $1",
+				   3, types, values, NULL, false, SPI_OK_UPDATE);
+	es_role_restore(&saved);
+	CacheInvalidateRelcacheByRelid(collection);
+}
+
+/* A table that has none gets a row with the defaults; from its oldest segment on. */
+static EsPosition
+adopt(Oid collection, const EsLayout *layout)
+{
+	EsOptions	options = {0};
+	EsSegment  *segments;
+	int			n = es_segments_list(collection, &segments);
+	EsPosition	first = n > 0 ? Max(segments[0].first, 1) : 1;
+
+	options.segment_size = ES_SEGMENT_SIZE_DEFAULT;
+	if (n > 0)
+		options.segment_size = Min(segments[n - 1].end - segments[n - 1].first,
+								   ES_SEGMENT_SIZE_MAX);
+	options.notify = ES_NOTIFY_DEFAULT;
+	options.channel = es_layout_default_channel(collection);
+	es_layout_register(collection, layout, &options, first);
+	return first;
+}
+
+/* Step 3. */
+static void
+raise_counter(Oid collection, const EsLayout *layout)
+{
+	char	   *name = es_relation_name(collection);
+	char	   *heads = es_relation_name(layout->heads);
+	EsPosition	highest;
+
+	highest = query_number(psprintf("SELECT pg_catalog.max(\"position\") FROM %s", name));
+	/* A truncated stream's last position was handed out, too. */
+	highest = Max(highest, query_number(psprintf("SELECT pg_catalog.max(last_position) FROM %s",
+												 heads)));
+	if (highest > es_reservation_read(layout->counter).reserved)
+		es_reservation_extend(layout->counter, highest);
+}
+
+/* Step 4. */
+static void
+rebuild_heads(Oid collection, const EsLayout *layout, EsPosition first)
+{
+	char	   *events = es_relation_name(collection);
+	char	   *heads = es_relation_name(layout->heads);
+
+	es_spi_execute(psprintf("DELETE FROM %s h WHERE h.last_position >= " INT64_FORMAT
+							" AND NOT EXISTS (SELECT FROM %s e WHERE e.stream = h.stream)",
+							heads, first, events),
+				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
+	es_spi_execute(psprintf("INSERT INTO %s AS h"
+							" (stream, version, first_position, last_position, first_at, last_at)"
+							" SELECT s.stream, s.version, s.first, s.last, f.created_at, l.created_at"
+							" FROM (SELECT stream, pg_catalog.max(version) AS version,"
+							" pg_catalog.min(\"position\") AS first, pg_catalog.max(\"position\") AS last"
+							" FROM %s WHERE stream IS NOT NULL GROUP BY stream) s"
+							" JOIN %s f ON f.\"position\" = s.first"
+							" JOIN %s l ON l.\"position\" = s.last"
+							" ON CONFLICT (stream) DO UPDATE SET version = excluded.version,"
+							" last_position = excluded.last_position, last_at = excluded.last_at,"
+	/* A stream that began before the truncation keeps its beginning. */
+							" first_position = CASE WHEN h.first_position < " INT64_FORMAT
+							" THEN h.first_position ELSE excluded.first_position END,"
+							" first_at = CASE WHEN h.first_position < " INT64_FORMAT
+							" THEN h.first_at ELSE excluded.first_at END",
+							heads, events, events, events, first, first),
+				   0, NULL, NULL, NULL, false, SPI_OK_INSERT);
+}
+
+static void
+check_repairable(Oid collection)
+{
+	if (!es_layout_matches(collection))
+		ereport(ERROR,
+				(errcode(ERRCODE_ES_NOT_A_COLLECTION),
+				 errmsg("relation \"%s\" is not a collection", get_rel_name(collection)),
+				 errdetail("It does not have the columns of a collection.")));
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("repair_collection() must run at isolation level READ COMMITTED"),
+				 errdetail("It has to see every event that was committed before its lock.")));
+}
+
+/* Parts, row, counter, heads: in the owner's role, in SPI. */
+static void
+repair(Oid collection, EsLayout *layout)
+{
+	EsPosition	first;
+
+	if (es_layout_read(collection, layout, &first))
+	{
+		es_layout_complete(collection, layout);
+		update_row(collection, layout);
+	}
+	else
+	{
+		es_layout_complete(collection, layout);
+		first = adopt(collection, layout);
+	}
+	raise_counter(collection, layout);
+	rebuild_heads(collection, layout, first);
+}
+
+Datum
+es_repair_collection(PG_FUNCTION_ARGS)
+{
+	Oid			collection;
+	EsLayout	layout = {InvalidOid, InvalidOid};
+	EsRoleSwitch saved;
+
+	es_require_preloaded();
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must not be null", "collection")));
+	collection = PG_GETARG_OID(0);
+	es_collection_check_owner(collection);
+	LockRelationOid(collection, ShareRowExclusiveLock);
+	check_repairable(collection);
+
+	es_role_assume(es_relation_owner(collection), &saved);
+	/* Rather an error than a repair from what the policies let through. */
+	(void) set_config_option("row_security", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	SPI_connect();
+	repair(collection, &layout);
+	SPI_finish();
+	es_role_restore(&saved);
+
+	es_head_forget_at_commit(collection);
+	es_segments_keep_ahead(collection);
+	/* The shared entry that is to be forgotten may know of a lower position. */
+	es_segments_make(collection, es_reservation_read(layout.counter).reserved + 2);
+	es_wake_maintenance_at_commit();
+	PG_RETURN_VOID();
+}

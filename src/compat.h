@@ -1,0 +1,129 @@
+/*
+ * compat.h
+ *		The one place that knows which PostgreSQL it is built against.
+ *
+ * Everything else is written for the newest interface; this file lends it to
+ * the older servers.  Dropping a version means deleting lines here.
+ */
+#ifndef ES_COMPAT_H
+#define ES_COMPAT_H
+
+#include "postgres.h"
+
+#include "access/tableam.h"
+#include "catalog/pg_class.h"
+#include "executor/executor.h"
+#include "utils/wait_event.h"
+
+#if PG_VERSION_NUM < 150000
+#error "eventstore needs PostgreSQL 15 or newer"
+#endif
+
+/*
+ * Wait events of our own have names since 17 (c8e318b1b); before, every
+ * extension shares one event.
+ */
+#if PG_VERSION_NUM >= 170000
+#define es_wait_event(cache, name) \
+	((cache) != 0 ? (cache) : ((cache) = WaitEventExtensionNew(name)))
+#else
+#define es_wait_event(cache, name) ((void) (cache), (uint32) PG_WAIT_EXTENSION)
+#endif
+
+/* One function for all kinds of objects since 16 (afbfc0298). */
+#if PG_VERSION_NUM >= 160000
+#define es_owns_relation(relid, roleid) \
+	object_ownercheck(RelationRelationId, (relid), (roleid))
+#define es_owns_database(dbid, roleid) \
+	object_ownercheck(DatabaseRelationId, (dbid), (roleid))
+#define es_schema_aclcheck(schema, roleid, mode) \
+	object_aclcheck(NamespaceRelationId, (schema), (roleid), (mode))
+#else
+#define es_owns_relation(relid, roleid) pg_class_ownercheck((relid), (roleid))
+#define es_owns_database(dbid, roleid) pg_database_ownercheck((dbid), (roleid))
+#define es_schema_aclcheck(schema, roleid, mode) \
+	pg_namespace_aclcheck((schema), (roleid), (mode))
+#endif
+
+/* Executor and planner entry points that took another shape. */
+#if PG_VERSION_NUM >= 180000
+#define es_index_beginscan(rel, index, snapshot, nkeys) \
+	index_beginscan((rel), (index), (snapshot), NULL, (nkeys), 0)
+#define es_executor_run(desc, count) ExecutorRun((desc), ForwardScanDirection, (count))
+#else
+#define es_index_beginscan(rel, index, snapshot, nkeys) \
+	index_beginscan((rel), (index), (snapshot), (nkeys), 0)
+#define es_executor_run(desc, count) \
+	ExecutorRun((desc), ForwardScanDirection, (count), false)
+#endif
+
+#if PG_VERSION_NUM >= 160000
+#define es_expression_pathkey(root, expr, opno, relids) \
+	build_expression_pathkey((root), (expr), (opno), (relids), false)
+#define es_function_aclcheck(func, roleid, mode) \
+	object_aclcheck(ProcedureRelationId, (func), (roleid), (mode))
+#else
+#define es_expression_pathkey(root, expr, opno, relids) \
+	build_expression_pathkey((root), (expr), NULL, (opno), (relids), false)
+#define es_function_aclcheck(func, roleid, mode) \
+	pg_proc_aclcheck((func), (roleid), (mode))
+#endif
+
+/* The relation's file, which changes when the table is rewritten. */
+#if PG_VERSION_NUM >= 160000
+#define es_relation_file(rel)	((rel)->rd_locator.relNumber)
+#else
+#define es_relation_file(rel)	((rel)->rd_node.relNode)
+#endif
+
+/* Summarizing indexes are told apart since 16 (19d8e2308). */
+#if PG_VERSION_NUM >= 160000
+#define es_insert_index_tuples(rri, slot, estate, conflict, arbiters) \
+	ExecInsertIndexTuples((rri), (slot), (estate), false, (conflict) != NULL, \
+						  (conflict), (arbiters), false)
+#else
+#define es_insert_index_tuples(rri, slot, estate, conflict, arbiters) \
+	ExecInsertIndexTuples((rri), (slot), (estate), false, (conflict) != NULL, \
+						  (conflict), (arbiters))
+#endif
+
+/* Replaces a row that the caller has locked; true where indexes need entries. */
+static inline bool
+es_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot)
+{
+#if PG_VERSION_NUM >= 160000
+	TU_UpdateIndexes update_indexes;
+
+	simple_table_tuple_update(rel, tid, slot, InvalidSnapshot, &update_indexes);
+	return update_indexes != TU_None;
+#else
+	bool		update_indexes;
+
+	simple_table_tuple_update(rel, tid, slot, InvalidSnapshot, &update_indexes);
+	return update_indexes;
+#endif
+}
+
+/* nbtree's search took the heap in 16 and lost its "snapshot too old" in 17. */
+#if PG_VERSION_NUM >= 170000
+#define es_bt_search(index, key, buffer, snapshot) \
+	_bt_search((index), NULL, (key), (buffer), BT_READ)
+#define es_test_for_old_snapshot(snapshot, rel, page) ((void) 0)
+#elif PG_VERSION_NUM >= 160000
+#define es_bt_search(index, key, buffer, snapshot) \
+	_bt_search((index), NULL, (key), (buffer), BT_READ, (snapshot))
+#define es_test_for_old_snapshot(snapshot, rel, page) \
+	TestForOldSnapshot((snapshot), (rel), (page))
+#else
+#define es_bt_search(index, key, buffer, snapshot) \
+	_bt_search((index), (key), (buffer), BT_READ, (snapshot))
+#define es_test_for_old_snapshot(snapshot, rel, page) \
+	TestForOldSnapshot((snapshot), (rel), (page))
+#endif
+
+/* PostgreSQL 15 exports everything; later servers need the mark on worker mains. */
+#ifndef PGDLLEXPORT
+#define PGDLLEXPORT
+#endif
+
+#endif							/* ES_COMPAT_H */

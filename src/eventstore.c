@@ -1,0 +1,36 @@
+/*
+ * eventstore.c
+ *		What happens when the library is loaded.
+ *
+ * Loaded by shared_preload_libraries, it registers everything that has to be
+ * there from the start: shared memory, the launcher, the hooks.  Loaded later
+ * (a function is called on a server that does not preload it), it only defines
+ * the settings and must not fail: plain tables stay readable, and what needs
+ * shared memory says so itself (LG006).
+ */
+#include "postgres.h"
+
+#include "collection/append.h"
+#include "feed/read.h"
+#include "fmgr.h"
+#include "guc.h"
+#include "miscadmin.h"
+#include "shmem.h"
+#include "worker/launcher.h"
+
+PG_MODULE_MAGIC;
+
+PGDLLEXPORT void _PG_init(void);
+
+void
+_PG_init(void)
+{
+	es_guc_define();
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+
+	es_shmem_install();
+	es_launcher_install();
+	es_append_install_hooks();
+	es_read_install();
+}

@@ -1,0 +1,62 @@
+/*
+ * guc.c
+ *		The extension's settings.
+ *
+ * docs/settings.md is made from the descriptions below.  What only the worker
+ * reads can be set by a superuser: in postgresql.conf, or for one database by
+ * ALTER DATABASE ... SET (which its worker sees when it starts the next time).
+ * What a backend obeys while it appends is the user's own to set.
+ */
+#include "postgres.h"
+
+#include "guc.h"
+
+#include <limits.h>
+
+#include "utils/guc.h"
+
+int			es_segments_ahead = 3;
+int			es_segment_timeout_ms = 30 * 1000;
+int			es_maintenance_interval_ms = 10 * 1000;
+int			es_tick_delay_ms = 100;
+int			es_max_hold_warning_ms = 0;
+int			es_max_hold_ms = 0;
+
+/* All of ours are whole numbers; 'flags' carries the unit. */
+static void
+define_int(const char *name, const char *summary, const char *details, int *variable,
+		   int min, int max, GucContext context, int flags)
+{
+	DefineCustomIntVariable(name, summary, details, variable, *variable, min, max,
+							context, flags, NULL, NULL, NULL);
+}
+
+void
+es_guc_define(void)
+{
+	define_int("eventstore.segments_ahead",
+			   "Empty segments that are kept ready beyond the one being filled.",
+			   "One INSERT or COPY can fill those that were ready when it began.",
+			   &es_segments_ahead, 1, 100, PGC_SUSET, 0);
+	define_int("eventstore.segment_timeout",
+			   "How long an append waits for the worker to make a segment.",
+			   "The append fails after that.",
+			   &es_segment_timeout_ms, 1, INT_MAX, PGC_USERSET, GUC_UNIT_MS);
+	define_int("eventstore.maintenance_interval",
+			   "How often the worker looks at segments and retention without being asked.",
+			   NULL,
+			   &es_maintenance_interval_ms, 100, INT_MAX, PGC_SUSET, GUC_UNIT_MS);
+	define_int("eventstore.tick_delay",
+			   "Quiet time after which a collection's head is noted in a table.",
+			   "Readers at REPEATABLE READ and above, and on a standby, see the last events of a burst after this time.",
+			   &es_tick_delay_ms, 10, INT_MAX, PGC_SUSET, GUC_UNIT_MS);
+	define_int("eventstore.hold_warning",
+			   "Age from which a transaction that holds back the head of a collection is reported in the log.",
+			   "0 turns this off.",
+			   &es_max_hold_warning_ms, 0, INT_MAX, PGC_SUSET, GUC_UNIT_MS);
+	define_int("eventstore.max_hold",
+			   "Age from which a session whose transaction holds back the head of a collection is terminated.",
+			   "0 turns this off.",
+			   &es_max_hold_ms, 0, INT_MAX, PGC_SUSET, GUC_UNIT_MS);
+	MarkGUCPrefixReserved("eventstore");
+}

@@ -1,0 +1,19 @@
+/*
+ * guc.h
+ *		The extension's settings (docs/settings.md is made from guc.c).
+ */
+#ifndef ES_GUC_H
+#define ES_GUC_H
+
+#include "postgres.h"
+
+extern int	es_segments_ahead;			/* empty segments kept ready */
+extern int	es_segment_timeout_ms;		/* how long an append waits for one */
+extern int	es_maintenance_interval_ms; /* retention and segments looked at */
+extern int	es_tick_delay_ms;			/* quiet time before a tick is noted */
+extern int	es_max_hold_warning_ms;		/* WARNING for a transaction that holds a head, 0 = never */
+extern int	es_max_hold_ms;				/* ... and end it, 0 = never */
+
+extern void es_guc_define(void);
+
+#endif							/* ES_GUC_H */

@@ -1,0 +1,1237 @@
+/*
+ * position/head.c
+ *		Why no reader ever skips an event, and why appends do not queue.
+ *
+ * Positions are handed out before commit, and commits happen in another
+ * order.  A reader that goes on from the last position it saw would skip what
+ * commits late.  So shared memory holds, for each collection in use, the next
+ * position and the first position of each open transaction that took some:
+ *
+ *	1.	es_head_allot takes positions and puts the transaction on the list of
+ *		those in flight, in one step under the collection's lock.  Positions
+ *		only grow, so a newcomer belongs at the end and the list stays sorted
+ *		by itself: its first member holds the head.
+ *	2.	head = first in flight - 1, or next - 1 where nothing is in flight.
+ *	3.	A transaction leaves the list when all of its effects can be seen:
+ *		rows by every new snapshot (ProcArrayEndTransaction), and invalidation
+ *		messages by every backend that accepts them (AtEOXact_Inval).  The
+ *		last comes after XACT_EVENT_COMMIT, so we leave in the release
+ *		callback of the top-level resource owner, in the phase after locks,
+ *		which also runs at abort and at FATAL exit.
+ *	4.	A reader takes the head first, accepts invalidations second, takes its
+ *		snapshot third and reads up to the head fourth (es_view_open).
+ *
+ * The same registry carries the conditions of appends ("fail if an event that
+ * matches this query was appended after that position").  What must be
+ * excluded is that a matching event, or another conditional append, slips in
+ * between check and commit.  Each open transaction shows here the labels
+ * (types and tags) of what it appends and the conditions it relies on:
+ *
+ *	5.	es_head_register, under the same lock: where a label of mine fulfils
+ *		the announced condition of another open transaction, I wait for its
+ *		end and look again, not yet showing anything.  Else I show my labels,
+ *		and my condition where I have one, and note all open transactions
+ *		whose labels fulfil it; those I wait for before I check.
+ *		One of two that matter to each other is always first under the lock,
+ *		and the other one sees it.
+ *	6.	A transaction whose labels fulfilled a condition already when that was
+ *		announced does not wait for it: the condition's owner waits for it.
+ *	7.	Waiting is XactLockTableWait, outside the lock, so that PostgreSQL's
+ *		deadlock detector knows of it.
+ *	8.	A transaction with more labels than fit shows itself as 'coarse':
+ *		whatever the condition, it is taken to match.
+ *	9.	A position taken before the labels were shown (a column default, by
+ *		INSERT or COPY) may lie below that of a conditional append that
+ *		committed in between.  es_head_last_conditional tells, and the row's
+ *		trigger takes a new position.
+ *
+ * Savepoints: positions and labels of a subtransaction that aborts stay until
+ * the transaction ends (positions become gaps); its conditions go at once.
+ * PREPARE TRANSACTION would end the transaction for us but not for others,
+ * and is refused.
+ *
+ * Memory: the entries live in a DSA area that begins in the main shared
+ * memory segment; a dshash table leads from (database, relation) to an EsHead,
+ * whose memory is recycled but never returned, so that a stale pointer is
+ * harmless: each use compares the identity under the lock.
+ *
+ * Locks: EsHead.lock (LWLock, tranche EventstoreHead) for everything in EsHead
+ * and in the EsOpens on its lists; held for a few hundred instructions, never
+ * across I/O, a heavyweight lock or anything that may raise an error.
+ * Extending the reservation is serialised by a heavyweight lock instead (an
+ * advisory lock of a class of our own), so that it can be cancelled.
+ *
+ * A crash loses all of this.  After it nothing is in flight, and the next
+ * position is the first one that was not reserved (position.c).
+ */
+#include "postgres.h"
+
+#include "position/head.h"
+
+#include "access/transam.h"
+#include "access/xact.h"
+#include "lib/dshash.h"
+#include "miscadmin.h"
+#include "position/position.h"
+#include "port/atomics.h"
+#include "shmem.h"
+#include "storage/ipc.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "storage/lwlock.h"
+#include "storage/shmem.h"
+#include "utils/dsa.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/timestamp.h"
+#include "worker/wake.h"
+
+/* Labels that one open transaction can show; with more it is coarse. */
+#define OPEN_LABELS_MAX		64
+
+/* A condition of more words than this is taken as "everything". */
+#define CONDITION_WORDS_MAX	1024
+
+/* Reserved beyond what is asked for: one flush in so many positions. */
+#define RESERVE_AHEAD		(4 * ES_POSITION_BLOCK)
+
+/*
+ * Initial size of the area, inside the main segment: room for thousands of
+ * collections and open transactions before a DSM segment is needed.
+ */
+#define AREA_INITIAL_SIZE	((Size) 4 * 1024 * 1024)
+
+/* Class of our advisory locks; PostgreSQL's own functions use 1 and 2. */
+#define ADVISORY_CLASS_RESERVE	17
+
+typedef enum OpenList
+{
+	LIST_OPEN,					/* all open transactions of the collection */
+	LIST_IN_FLIGHT,				/* those that took positions, by the first one */
+	LIST_COUNT
+} OpenList;
+
+typedef struct ListLink
+{
+	dsa_pointer prev;
+	dsa_pointer next;
+} ListLink;
+
+/* A condition on which an open transaction relies; chained to its EsOpen. */
+typedef struct OpenCondition
+{
+	dsa_pointer next;
+	SubTransactionId subid;		/* goes when this one aborts */
+	bool		everything;
+	int			nitems;
+	EsLabel		words[FLEXIBLE_ARRAY_MEMBER];
+} OpenCondition;
+
+/*
+ * One open transaction in one collection.  Written by its own backend only,
+ * under the EsHead's lock in exclusive mode; read by others under the lock.
+ */
+typedef struct EsOpen
+{
+	ListLink	links[LIST_COUNT];
+	int			pid;
+	TransactionId xid;			/* top level: what others wait for */
+	EsPosition	first;			/* 0 = no position yet, and not on LIST_IN_FLIGHT */
+	TimestampTz since;			/* of the first position */
+	dsa_pointer conditions;		/* chain of OpenCondition */
+	bool		coarse;
+	int			nlabels;
+	EsLabel		labels[OPEN_LABELS_MAX];
+} EsOpen;
+
+/* A collection's entry.  Everything but 'stats' is guarded by 'lock'. */
+struct EsHead
+{
+	LWLock		lock;
+	Oid			dbid;
+	Oid			relid;			/* InvalidOid while free for another */
+	int64		incarnation;
+	Oid			counter;
+	EsPosition	next;			/* the next position to hand out */
+	EsPosition	reserved;		/* durably reserved up to here */
+	EsPosition	ready_end;		/* segments that may be filled end here (exclusive) */
+	EsPosition	wanted_end;		/* waiting appenders want them to end here; 0 */
+	EsPosition	last_conditional;
+	bool		in_use;			/* a position was handed out since the start */
+	dsa_pointer list_first[LIST_COUNT];
+	dsa_pointer list_last[LIST_COUNT];
+	dsa_pointer next_free;		/* when free: guarded by the control's lock */
+	pg_atomic_uint64 stats[ES_STAT_COUNT];
+};
+
+typedef struct HeadKey
+{
+	Oid			dbid;
+	Oid			relid;
+} HeadKey;
+
+typedef struct HeadEntry
+{
+	HeadKey		key;
+	dsa_pointer head;
+} HeadEntry;
+
+/* In main shared memory; set up by the postmaster. */
+typedef struct HeadControl
+{
+	LWLock		lock;			/* guards first_free */
+	dsa_pointer first_free;		/* recycled EsHeads */
+	dshash_table_handle table;	/* constant */
+	/* the in-place area follows */
+} HeadControl;
+
+/* This backend's part in one collection, in the current transaction. */
+typedef struct LocalOpen
+{
+	EsHead	   *head;
+	EsOpen	   *open;
+	dsa_pointer open_ptr;
+} LocalOpen;
+
+/* An entry to be forgotten if this (sub)transaction commits. */
+typedef struct PendingForget
+{
+	Oid			relid;
+	SubTransactionId subid;
+} PendingForget;
+
+static HeadControl *control = NULL;
+static dsa_area *area = NULL;
+static dshash_table *table = NULL;
+
+static LocalOpen *local_opens = NULL;	/* TopMemoryContext; empty between transactions */
+static int	nlocal_opens = 0;
+static int	local_opens_size = 0;
+
+static PendingForget *forgets = NULL;
+static int	nforgets = 0;
+static int	forgets_size = 0;
+
+static dshash_parameters table_parameters = {
+	sizeof(HeadKey), sizeof(HeadEntry), dshash_memcmp, dshash_memhash, 0
+};
+
+/* ---------------------------------------------------------------------------
+ * Shared memory
+ * ------------------------------------------------------------------------- */
+
+Size
+es_head_shmem_size(void)
+{
+	return add_size(MAXALIGN(sizeof(HeadControl)), AREA_INITIAL_SIZE);
+}
+
+static char *
+area_place(void)
+{
+	return (char *) control + MAXALIGN(sizeof(HeadControl));
+}
+
+/* One tranche serves all our locks; its id must be the same in all processes. */
+static int
+head_tranche(void)
+{
+	return GetNamedLWLockTranche("EventstoreHead")[0].lock.tranche;
+}
+
+void
+es_head_shmem_init(void)
+{
+	bool		found;
+	dsa_area   *creating;
+	dshash_table *creating_table;
+
+	control = ShmemInitStruct("eventstore heads", es_head_shmem_size(), &found);
+	if (found)
+		return;
+
+	LWLockInitialize(&control->lock, head_tranche());
+	control->first_free = InvalidDsaPointer;
+
+	/* The postmaster must not make DSM segments, so the limit holds while it builds. */
+	creating = dsa_create_in_place(area_place(), AREA_INITIAL_SIZE, head_tranche(), NULL);
+	dsa_pin(creating);
+	dsa_set_size_limit(creating, AREA_INITIAL_SIZE);
+	table_parameters.tranche_id = head_tranche();
+	creating_table = dshash_create(creating, &table_parameters, NULL);
+	control->table = dshash_get_hash_table_handle(creating_table);
+	dsa_set_size_limit(creating, (size_t) -1);
+	dshash_detach(creating_table);
+	dsa_detach(creating);
+}
+
+static EsOpen *
+open_at(dsa_pointer ptr)
+{
+	return (EsOpen *) dsa_get_address(area, ptr);
+}
+
+static EsHead *
+head_at(dsa_pointer ptr)
+{
+	return (EsHead *) dsa_get_address(area, ptr);
+}
+
+/* ---------------------------------------------------------------------------
+ * The two lists of an EsHead: all need its lock, exclusively to change them
+ * ------------------------------------------------------------------------- */
+
+static void
+list_append(EsHead *head, OpenList list, EsOpen *open, dsa_pointer open_ptr)
+{
+	ListLink   *link = &open->links[list];
+
+	link->next = InvalidDsaPointer;
+	link->prev = head->list_last[list];
+	if (DsaPointerIsValid(link->prev))
+		open_at(link->prev)->links[list].next = open_ptr;
+	else
+		head->list_first[list] = open_ptr;
+	head->list_last[list] = open_ptr;
+}
+
+static void
+list_remove(EsHead *head, OpenList list, EsOpen *open)
+{
+	ListLink   *link = &open->links[list];
+
+	if (DsaPointerIsValid(link->prev))
+		open_at(link->prev)->links[list].next = link->next;
+	else
+		head->list_first[list] = link->next;
+	if (DsaPointerIsValid(link->next))
+		open_at(link->next)->links[list].prev = link->prev;
+	else
+		head->list_last[list] = link->prev;
+}
+
+static EsOpen *
+list_start(EsHead *head, OpenList list)
+{
+	dsa_pointer ptr = head->list_first[list];
+
+	return DsaPointerIsValid(ptr) ? open_at(ptr) : NULL;
+}
+
+static EsOpen *
+list_after(EsOpen *open, OpenList list)
+{
+	dsa_pointer ptr = open->links[list].next;
+
+	return DsaPointerIsValid(ptr) ? open_at(ptr) : NULL;
+}
+
+/* The lowest position in flight - 1, or next - 1; without one's own if asked. */
+static EsPosition
+head_of(EsHead *head, bool without_own)
+{
+	EsOpen	   *open = list_start(head, LIST_IN_FLIGHT);
+
+	if (open != NULL && without_own && open->pid == MyProcPid)
+		open = list_after(open, LIST_IN_FLIGHT);
+	return (open != NULL ? open->first : head->next) - 1;
+}
+
+/* ---------------------------------------------------------------------------
+ * Transaction end
+ * ------------------------------------------------------------------------- */
+
+static void
+free_conditions(dsa_pointer ptr)
+{
+	while (DsaPointerIsValid(ptr))
+	{
+		OpenCondition *cond = (OpenCondition *) dsa_get_address(area, ptr);
+		dsa_pointer next = cond->next;
+
+		dsa_free(area, ptr);
+		ptr = next;
+	}
+}
+
+static void
+release_open(LocalOpen *local)
+{
+	EsHead	   *head = local->head;
+	EsOpen	   *open = local->open;
+	dsa_pointer conditions;
+
+	LWLockAcquire(&head->lock, LW_EXCLUSIVE);
+	list_remove(head, LIST_OPEN, open);
+	if (open->first != 0)
+		list_remove(head, LIST_IN_FLIGHT, open);
+	conditions = open->conditions;
+	LWLockRelease(&head->lock);
+
+	free_conditions(conditions);
+	dsa_free(area, local->open_ptr);
+}
+
+/* Takes the entry out of the table and lays its memory aside for another. */
+static void
+forget_entry(Oid relid)
+{
+	HeadKey		key = {MyDatabaseId, relid};
+	HeadEntry  *entry = dshash_find(table, &key, true);
+	dsa_pointer ptr;
+	EsHead	   *head;
+
+	if (entry == NULL)
+		return;
+	ptr = entry->head;
+	dshash_delete_entry(table, entry);
+
+	head = head_at(ptr);
+	LWLockAcquire(&head->lock, LW_EXCLUSIVE);
+	head->relid = InvalidOid;
+	LWLockRelease(&head->lock);
+
+	LWLockAcquire(&control->lock, LW_EXCLUSIVE);
+	head->next_free = control->first_free;
+	control->first_free = ptr;
+	LWLockRelease(&control->lock);
+}
+
+/*
+ * Runs for every resource owner; ours is the top-level one's last phase.  Must
+ * not raise an error: only LWLocks and memory that is mapped already.
+ */
+static void
+release_at_end(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void *arg)
+{
+	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !isTopLevel)
+		return;
+	if (nlocal_opens > 0)
+	{
+		while (nlocal_opens > 0)
+			release_open(&local_opens[--nlocal_opens]);
+		es_wake_activity();
+	}
+	if (nforgets > 0)
+	{
+		while (nforgets > 0)
+		{
+			nforgets--;
+			if (isCommit)
+				forget_entry(forgets[nforgets].relid);
+		}
+	}
+}
+
+static void
+refuse_prepare(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_PRE_PREPARE && nlocal_opens > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot PREPARE a transaction that has appended to a collection")));
+}
+
+/* The conditions of an aborted subtransaction no longer stand in anyone's way. */
+static void
+drop_conditions(LocalOpen *local, SubTransactionId subid)
+{
+	dsa_pointer *link;
+	dsa_pointer dropped = InvalidDsaPointer;
+
+	LWLockAcquire(&local->head->lock, LW_EXCLUSIVE);
+	link = &local->open->conditions;
+	while (DsaPointerIsValid(*link))
+	{
+		dsa_pointer ptr = *link;
+		OpenCondition *cond = (OpenCondition *) dsa_get_address(area, ptr);
+
+		if (cond->subid == subid)
+		{
+			*link = cond->next;
+			cond->next = dropped;
+			dropped = ptr;
+		}
+		else
+			link = &cond->next;
+	}
+	LWLockRelease(&local->head->lock);
+	free_conditions(dropped);
+}
+
+/* Only the owner reads 'subid', so no lock is needed to change it. */
+static void
+reparent_conditions(LocalOpen *local, SubTransactionId subid, SubTransactionId parent)
+{
+	dsa_pointer ptr = local->open->conditions;
+
+	while (DsaPointerIsValid(ptr))
+	{
+		OpenCondition *cond = (OpenCondition *) dsa_get_address(area, ptr);
+
+		if (cond->subid == subid)
+			cond->subid = parent;
+		ptr = cond->next;
+	}
+}
+
+static void
+settle_forgets(bool commit, SubTransactionId subid, SubTransactionId parent)
+{
+	int			kept = 0;
+
+	for (int i = 0; i < nforgets; i++)
+	{
+		if (forgets[i].subid == subid)
+		{
+			if (!commit)
+				continue;
+			forgets[i].subid = parent;
+		}
+		forgets[kept++] = forgets[i];
+	}
+	nforgets = kept;
+}
+
+static void
+settle_subtransaction(SubXactEvent event, SubTransactionId subid,
+					  SubTransactionId parent, void *arg)
+{
+	if (event != SUBXACT_EVENT_ABORT_SUB && event != SUBXACT_EVENT_COMMIT_SUB)
+		return;
+	for (int i = 0; i < nlocal_opens; i++)
+	{
+		if (event == SUBXACT_EVENT_ABORT_SUB)
+			drop_conditions(&local_opens[i], subid);
+		else
+			reparent_conditions(&local_opens[i], subid, parent);
+	}
+	if (nforgets > 0)
+		settle_forgets(event == SUBXACT_EVENT_COMMIT_SUB, subid, parent);
+}
+
+void
+es_head_attach(void)
+{
+	MemoryContext old;
+
+	if (area != NULL)
+		return;
+	es_require_preloaded();
+
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	table_parameters.tranche_id = head_tranche();
+	area = dsa_attach_in_place(area_place(), NULL);
+	dsa_pin_mapping(area);
+	table = dshash_attach(area, &table_parameters, control->table, NULL);
+	local_opens_size = 8;
+	local_opens = palloc(sizeof(LocalOpen) * local_opens_size);
+	forgets_size = 8;
+	forgets = palloc(sizeof(PendingForget) * forgets_size);
+	MemoryContextSwitchTo(old);
+
+	RegisterResourceReleaseCallback(release_at_end, NULL);
+	RegisterXactCallback(refuse_prepare, NULL);
+	RegisterSubXactCallback(settle_subtransaction, NULL);
+}
+
+/* ---------------------------------------------------------------------------
+ * Entries
+ * ------------------------------------------------------------------------- */
+
+/* Locks the entry and makes sure that it is still that of the collection. */
+static EsHead *
+lock_head(const EsHeadRef *ref, LWLockMode mode)
+{
+	EsHead	   *head = ref->head;
+
+	Assert(head != NULL);
+	LWLockAcquire(&head->lock, mode);
+	if (unlikely(head->relid != ref->relid || head->incarnation != ref->incarnation ||
+				 head->dbid != MyDatabaseId))
+	{
+		LWLockRelease(&head->lock);
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("collection with OID %u was dropped or repaired meanwhile",
+						ref->relid)));
+	}
+	return head;
+}
+
+bool
+es_head_find(EsHeadRef *ref)
+{
+	HeadKey		key = {MyDatabaseId, ref->relid};
+	HeadEntry  *entry;
+	EsHead	   *head;
+
+	es_head_attach();
+	ref->head = NULL;
+	entry = dshash_find(table, &key, false);
+	if (entry == NULL)
+		return false;
+	head = head_at(entry->head);
+	/* The identity is set while the entry is locked, so it may be read so. */
+	if (head->incarnation == ref->incarnation)
+		ref->head = head;
+	dshash_release_lock(table, entry);
+	return ref->head != NULL;
+}
+
+static dsa_pointer
+take_free_head(void)
+{
+	dsa_pointer ptr;
+
+	LWLockAcquire(&control->lock, LW_EXCLUSIVE);
+	ptr = control->first_free;
+	if (DsaPointerIsValid(ptr))
+		control->first_free = head_at(ptr)->next_free;
+	LWLockRelease(&control->lock);
+	return ptr;
+}
+
+/*
+ * The next position is the first one that is not reserved; on a timeline that
+ * did not make the reservation it is far beyond that (position.c tells why).
+ */
+static EsPosition
+first_unused(const EsHeadOrigin *origin)
+{
+	EsReservation res = es_reservation_read(origin->counter);
+
+	if (res.reserved == 0 || res.timeline == es_reservation_timeline())
+		return res.reserved + 1;
+	return res.reserved + ES_POSITION_TIMELINE_JUMP + 1;
+}
+
+static void
+init_head(EsHead *head, const EsHeadRef *ref, const EsHeadOrigin *origin, EsPosition next)
+{
+	head->dbid = MyDatabaseId;
+	head->incarnation = ref->incarnation;
+	head->counter = origin->counter;
+	head->next = next;
+	head->reserved = next - 1;
+	head->ready_end = origin->ready_end;
+	head->wanted_end = 0;
+	head->last_conditional = 0;
+	head->in_use = false;
+	for (int i = 0; i < LIST_COUNT; i++)
+	{
+		head->list_first[i] = InvalidDsaPointer;
+		head->list_last[i] = InvalidDsaPointer;
+	}
+	for (int i = 0; i < ES_STAT_COUNT; i++)
+		pg_atomic_write_u64(&head->stats[i], 0);
+	head->relid = ref->relid;
+}
+
+static dsa_pointer
+new_head(void)
+{
+	dsa_pointer ptr = take_free_head();
+
+	if (!DsaPointerIsValid(ptr))
+	{
+		EsHead	   *head;
+
+		ptr = dsa_allocate0(area, sizeof(EsHead));
+		head = head_at(ptr);
+		LWLockInitialize(&head->lock, head_tranche());
+		for (int i = 0; i < ES_STAT_COUNT; i++)
+			pg_atomic_init_u64(&head->stats[i], 0);
+	}
+	return ptr;
+}
+
+/*
+ * All catalog access comes before the table is touched: two backends may read
+ * the counter at once, the one that inserts first wins, and what the other
+ * read is not used.
+ */
+void
+es_head_make(EsHeadRef *ref, const EsHeadOrigin *origin)
+{
+	HeadKey		key = {MyDatabaseId, ref->relid};
+	EsPosition	next;
+	HeadEntry  *entry;
+	dsa_pointer ptr;
+	EsHead	   *head;
+	bool		found;
+
+	es_head_attach();
+	next = first_unused(origin);
+	ptr = new_head();
+
+	entry = dshash_find_or_insert(table, &key, &found);
+	if (!found)
+	{
+		entry->head = ptr;
+		head = head_at(ptr);
+		LWLockAcquire(&head->lock, LW_EXCLUSIVE);
+		init_head(head, ref, origin, next);
+		LWLockRelease(&head->lock);
+		ptr = InvalidDsaPointer;
+	}
+	ref->head = head_at(entry->head);
+	dshash_release_lock(table, entry);
+
+	if (DsaPointerIsValid(ptr))
+	{
+		LWLockAcquire(&control->lock, LW_EXCLUSIVE);
+		head_at(ptr)->next_free = control->first_free;
+		control->first_free = ptr;
+		LWLockRelease(&control->lock);
+	}
+}
+
+void
+es_head_forget_at_commit(Oid relid)
+{
+	es_head_attach();
+	if (nforgets == forgets_size)
+	{
+		forgets_size *= 2;
+		forgets = repalloc(forgets, sizeof(PendingForget) * forgets_size);
+	}
+	forgets[nforgets].relid = relid;
+	forgets[nforgets].subid = GetCurrentSubTransactionId();
+	nforgets++;
+}
+
+/* ---------------------------------------------------------------------------
+ * Questions
+ * ------------------------------------------------------------------------- */
+
+EsPosition
+es_head_read(const EsHeadRef *ref, bool others_view)
+{
+	EsHead	   *head = lock_head(ref, LW_SHARED);
+	EsPosition	result = head_of(head, !others_view);
+
+	LWLockRelease(&head->lock);
+	return result;
+}
+
+EsPosition
+es_head_last_allotted(const EsHeadRef *ref)
+{
+	EsHead	   *head = lock_head(ref, LW_SHARED);
+	EsPosition	result = head->next - 1;
+
+	LWLockRelease(&head->lock);
+	return result;
+}
+
+bool
+es_head_in_use(const EsHeadRef *ref)
+{
+	EsHead	   *head = lock_head(ref, LW_SHARED);
+	bool		result = head->in_use;
+
+	LWLockRelease(&head->lock);
+	return result;
+}
+
+EsPosition
+es_head_ready_end(const EsHeadRef *ref)
+{
+	EsHead	   *head = lock_head(ref, LW_SHARED);
+	EsPosition	result = head->ready_end;
+
+	LWLockRelease(&head->lock);
+	return result;
+}
+
+void
+es_head_set_ready_end(const EsHeadRef *ref, EsPosition end)
+{
+	EsHead	   *head = lock_head(ref, LW_EXCLUSIVE);
+
+	if (end > head->ready_end)
+		head->ready_end = end;
+	if (head->wanted_end <= head->ready_end)
+		head->wanted_end = 0;
+	LWLockRelease(&head->lock);
+}
+
+EsPosition
+es_head_wanted_end(const EsHeadRef *ref)
+{
+	EsHead	   *head = lock_head(ref, LW_SHARED);
+	EsPosition	result = head->wanted_end;
+
+	LWLockRelease(&head->lock);
+	return result;
+}
+
+void
+es_head_want_end(const EsHeadRef *ref, EsPosition end)
+{
+	EsHead	   *head = lock_head(ref, LW_EXCLUSIVE);
+
+	if (end > head->ready_end && end > head->wanted_end)
+		head->wanted_end = end;
+	LWLockRelease(&head->lock);
+}
+
+EsPosition
+es_head_last_conditional(const EsHeadRef *ref)
+{
+	EsHead	   *head = lock_head(ref, LW_SHARED);
+	EsPosition	result = head->last_conditional;
+
+	LWLockRelease(&head->lock);
+	return result;
+}
+
+bool
+es_head_holding(void)
+{
+	for (int i = 0; i < nlocal_opens; i++)
+		if (local_opens[i].open->first != 0)
+			return true;
+	return false;
+}
+
+void
+es_head_count(const EsHeadRef *ref, EsHeadStat stat, uint64 n)
+{
+	if (ref->head != NULL)
+		pg_atomic_fetch_add_u64(&ref->head->stats[stat], n);
+}
+
+uint64
+es_head_stat(const EsHeadRef *ref, EsHeadStat stat)
+{
+	return ref->head != NULL ? pg_atomic_read_u64(&ref->head->stats[stat]) : 0;
+}
+
+/* Under its lock: adds the holders of one entry to the array. */
+static void
+collect_holders(EsHead *head, EsHolder **holders, int *n, int *size)
+{
+	EsOpen	   *open;
+
+	for (open = list_start(head, LIST_IN_FLIGHT); open != NULL;
+		 open = list_after(open, LIST_IN_FLIGHT))
+	{
+		EsHolder   *holder;
+
+		if (*n == *size)
+			return;
+		holder = &(*holders)[(*n)++];
+		holder->relid = head->relid;
+		holder->pid = open->pid;
+		holder->xid = open->xid;
+		holder->since = open->since;
+		holder->first = open->first;
+	}
+}
+
+/*
+ * The array cannot grow under a lock, so it is sized beforehand: twice what
+ * there can ordinarily be.  A list that is longer still is cut.
+ */
+int
+es_head_holders(EsHolder **holders)
+{
+	int			size = 2 * MaxBackends + 1024;
+	int			n = 0;
+	dshash_seq_status status;
+	HeadEntry  *entry;
+
+	es_head_attach();
+	*holders = palloc(sizeof(EsHolder) * size);
+	dshash_seq_init(&status, table, false);
+	while ((entry = dshash_seq_next(&status)) != NULL)
+	{
+		EsHead	   *head;
+
+		if (entry->key.dbid != MyDatabaseId)
+			continue;
+		head = head_at(entry->head);
+		LWLockAcquire(&head->lock, LW_SHARED);
+		collect_holders(head, holders, &n, &size);
+		LWLockRelease(&head->lock);
+	}
+	dshash_seq_term(&status);
+	return n;
+}
+
+/* ---------------------------------------------------------------------------
+ * Taking part: labels, conditions, positions
+ * ------------------------------------------------------------------------- */
+
+static LocalOpen *
+find_local(const EsHead *head)
+{
+	/* The newest first: a transaction mostly stays with one collection. */
+	for (int i = nlocal_opens - 1; i >= 0; i--)
+		if (local_opens[i].head == head)
+			return &local_opens[i];
+	return NULL;
+}
+
+/*
+ * This transaction's EsOpen, made at its first append.  Everything that may
+ * fail comes before the lock; from list_append on, release_at_end undoes it.
+ */
+static LocalOpen *
+join(const EsHeadRef *ref)
+{
+	LocalOpen  *local = find_local(ref->head);
+	TransactionId xid;
+	dsa_pointer ptr;
+	EsOpen	   *open;
+	EsHead	   *head;
+
+	if (local != NULL)
+		return local;
+
+	xid = GetTopTransactionId();
+	if (nlocal_opens == local_opens_size)
+	{
+		local_opens = repalloc(local_opens, sizeof(LocalOpen) * local_opens_size * 2);
+		local_opens_size *= 2;
+	}
+	ptr = dsa_allocate(area, sizeof(EsOpen));
+	open = open_at(ptr);
+	open->pid = MyProcPid;
+	open->xid = xid;
+	open->first = 0;
+	open->since = 0;
+	open->conditions = InvalidDsaPointer;
+	open->coarse = false;
+	open->nlabels = 0;
+
+	PG_TRY();
+	{
+		head = lock_head(ref, LW_EXCLUSIVE);
+	}
+	PG_CATCH();
+	{
+		dsa_free(area, ptr);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	list_append(head, LIST_OPEN, open, ptr);
+	local = &local_opens[nlocal_opens++];
+	local->head = head;
+	local->open = open;
+	local->open_ptr = ptr;
+	LWLockRelease(&head->lock);
+	return local;
+}
+
+static bool
+has_label(const EsLabel *labels, int nlabels, EsLabel label)
+{
+	for (int i = 0; i < nlabels; i++)
+		if (labels[i] == label)
+			return true;
+	return false;
+}
+
+/* Could events with (some of) these labels match the condition? */
+static bool
+labels_fulfil(const EsLabel *labels, int nlabels, bool everything, int nitems,
+			  const EsLabel *words)
+{
+	if (everything)
+		return true;
+	for (int item = 0; item < nitems; item++)
+	{
+		int			ntypes = (int) *words++;
+		int			ntags = (int) *words++;
+		bool		match = (ntypes == 0);
+
+		for (int i = 0; i < ntypes && !match; i++)
+			match = has_label(labels, nlabels, words[i]);
+		words += ntypes;
+		for (int i = 0; i < ntags && match; i++)
+			match = has_label(labels, nlabels, words[i]);
+		words += ntags;
+		if (match)
+			return true;
+	}
+	return false;
+}
+
+static bool
+open_fulfils(const EsOpen *open, bool everything, int nitems, const EsLabel *words)
+{
+	if (open->coarse)
+		return true;
+	if (open->nlabels == 0)
+		return false;			/* it has shown nothing of what it appends */
+	return labels_fulfil(open->labels, open->nlabels, everything, nitems, words);
+}
+
+/*
+ * Would what I am about to show fulfil a condition of 'other'?  Not where what
+ * I showed before does already: then 'other' waits for me.
+ */
+static bool
+stands_against(const EsOpen *other, const EsOpen *mine, const EsIntent *intent, bool coarse)
+{
+	dsa_pointer ptr = other->conditions;
+
+	while (DsaPointerIsValid(ptr))
+	{
+		OpenCondition *cond = (OpenCondition *) dsa_get_address(area, ptr);
+
+		ptr = cond->next;
+		if (open_fulfils(mine, cond->everything, cond->nitems, cond->words))
+			continue;
+		if (coarse || labels_fulfil(intent->labels, intent->nlabels, cond->everything,
+									cond->nitems, cond->words))
+			return true;
+	}
+	return false;
+}
+
+static bool
+xid_listed(const TransactionId *xids, int n, TransactionId xid)
+{
+	for (int i = 0; i < n; i++)
+		if (xids[i] == xid)
+			return true;
+	return false;
+}
+
+/* The transaction whose condition my labels fulfil; invalid where there is none. */
+static TransactionId
+find_obstacle(EsHead *head, const EsOpen *mine, const EsIntent *intent, bool coarse,
+			  const TransactionId *ended, int nended)
+{
+	EsOpen	   *other;
+
+	if (intent->nlabels == 0)
+		return InvalidTransactionId;
+	for (other = list_start(head, LIST_OPEN); other != NULL;
+		 other = list_after(other, LIST_OPEN))
+	{
+		if (other == mine || !DsaPointerIsValid(other->conditions))
+			continue;
+		if (xid_listed(ended, nended, other->xid))
+			continue;
+		if (stands_against(other, mine, intent, coarse))
+			return other->xid;
+	}
+	return InvalidTransactionId;
+}
+
+static void
+show_labels(EsOpen *mine, const EsIntent *intent)
+{
+	for (int i = 0; i < intent->nlabels && !mine->coarse; i++)
+	{
+		if (has_label(mine->labels, mine->nlabels, intent->labels[i]))
+			continue;
+		if (mine->nlabels == OPEN_LABELS_MAX)
+			mine->coarse = true;
+		else
+			mine->labels[mine->nlabels++] = intent->labels[i];
+	}
+}
+
+/* Those whose events may fulfil my condition; 'xids' has room for 'max'. */
+static int
+list_fulfillers(EsHead *head, const EsOpen *mine, const OpenCondition *cond,
+				TransactionId *xids, int max)
+{
+	EsOpen	   *other;
+	int			n = 0;
+
+	for (other = list_start(head, LIST_OPEN); other != NULL && n < max;
+		 other = list_after(other, LIST_OPEN))
+		if (other != mine &&
+			open_fulfils(other, cond->everything, cond->nitems, cond->words))
+			xids[n++] = other->xid;
+	return n;
+}
+
+static dsa_pointer
+make_condition(const EsCondition *condition)
+{
+	bool		everything = condition->everything ||
+		condition->nwords > CONDITION_WORDS_MAX;
+	int			nwords = everything ? 0 : condition->nwords;
+	dsa_pointer ptr = dsa_allocate(area, offsetof(OpenCondition, words) +
+								   sizeof(EsLabel) * nwords);
+	OpenCondition *cond = (OpenCondition *) dsa_get_address(area, ptr);
+
+	cond->subid = GetCurrentSubTransactionId();
+	cond->everything = everything;
+	cond->nitems = everything ? 0 : condition->nitems;
+	memcpy(cond->words, condition->words, sizeof(EsLabel) * nwords);
+	return ptr;
+}
+
+/*
+ * Shows the labels as soon as nobody's condition stands against them.  With a
+ * condition, shows that in the same step, and lists who must end before it can
+ * be checked.
+ */
+static int
+show_intent(const EsHeadRef *ref, LocalOpen *local, const EsIntent *intent,
+			dsa_pointer condition, TransactionId *waits, int max_waits)
+{
+	bool		coarse = intent->nlabels > OPEN_LABELS_MAX;
+	TransactionId *ended = NULL;
+	int			nended = 0;
+	int			nwaits = 0;
+
+	for (;;)
+	{
+		EsHead	   *head = lock_head(ref, LW_EXCLUSIVE);
+		TransactionId obstacle = find_obstacle(head, local->open, intent, coarse,
+											   ended, nended);
+
+		if (!TransactionIdIsValid(obstacle))
+		{
+			show_labels(local->open, intent);
+			if (DsaPointerIsValid(condition))
+			{
+				OpenCondition *cond = (OpenCondition *) dsa_get_address(area, condition);
+
+				cond->next = local->open->conditions;
+				local->open->conditions = condition;
+				nwaits = list_fulfillers(head, local->open, cond, waits, max_waits);
+			}
+			LWLockRelease(&head->lock);
+			break;
+		}
+		LWLockRelease(&head->lock);
+
+		es_head_count(ref, ES_STAT_INTENT_WAITS, 1);
+		XactLockTableWait(obstacle, NULL, NULL, XLTW_None);
+		/* It is on the list until its locks are gone: do not ask it again. */
+		if (ended == NULL)
+			ended = palloc(sizeof(TransactionId) * 64);
+		ended[nended % 64] = obstacle;
+		if (nended < 63)
+			nended++;
+	}
+	if (ended != NULL)
+		pfree(ended);
+	return nwaits;
+}
+
+void
+es_head_register(const EsHeadRef *ref, const EsIntent *intent)
+{
+	LocalOpen  *local = join(ref);
+	volatile dsa_pointer condition = InvalidDsaPointer;
+	TransactionId *waits = NULL;
+	int			max_waits = 0;
+	int			nwaits = 0;
+
+	if (intent->nlabels == 0 && intent->condition == NULL)
+		return;
+
+	if (intent->condition != NULL)
+	{
+		/* One transaction per backend, and a margin for those at their end. */
+		max_waits = 2 * MaxBackends;
+		waits = palloc(sizeof(TransactionId) * max_waits);
+		condition = make_condition(intent->condition);
+	}
+
+	/* A cancel or a deadlock while waiting: the condition was not shown yet. */
+	PG_TRY();
+	{
+		nwaits = show_intent(ref, local, intent, condition, waits, max_waits);
+	}
+	PG_CATCH();
+	{
+		if (DsaPointerIsValid(condition))
+			dsa_free(area, condition);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+
+	for (int i = 0; i < nwaits; i++)
+	{
+		es_head_count(ref, ES_STAT_INTENT_WAITS, 1);
+		XactLockTableWait(waits[i], NULL, NULL, XLTW_None);
+	}
+	if (waits != NULL)
+		pfree(waits);
+}
+
+/* Reserves durably at least up to 'upto', unless another has done so meanwhile. */
+static void
+extend_reservation(const EsHeadRef *ref, Oid counter, EsPosition upto)
+{
+	LOCKTAG		tag;
+	EsHead	   *head;
+	EsPosition	reserved;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, counter, 0, ADVISORY_CLASS_RESERVE);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+
+	head = lock_head(ref, LW_SHARED);
+	reserved = head->reserved;
+	LWLockRelease(&head->lock);
+	if (reserved < upto)
+	{
+		reserved = es_reservation_extend(counter, upto + RESERVE_AHEAD);
+		head = lock_head(ref, LW_EXCLUSIVE);
+		if (reserved > head->reserved)
+			head->reserved = reserved;
+		LWLockRelease(&head->lock);
+	}
+	LockRelease(&tag, ExclusiveLock, false);
+}
+
+bool
+es_head_allot(const EsHeadRef *ref, int64 n, bool conditional, EsAllotment *allotment)
+{
+	LocalOpen  *local = join(ref);
+	TimestampTz now = 0;
+	EsHead	   *head;
+
+	Assert(n > 0);
+	if (local->open->first == 0)
+		now = GetCurrentTimestamp();
+
+	for (;;)
+	{
+		EsPosition	last;
+		Oid			counter;
+
+		head = lock_head(ref, LW_EXCLUSIVE);
+		last = head->next + n - 1;
+		counter = head->counter;
+		if (last >= head->ready_end)
+		{
+			LWLockRelease(&head->lock);
+			return false;
+		}
+		if (last <= head->reserved)
+			break;
+		LWLockRelease(&head->lock);
+		extend_reservation(ref, counter, last);
+	}
+
+	allotment->safe = head_of(head, false);
+	allotment->first = head->next;
+	head->next += n;
+	head->in_use = true;
+	if (conditional)
+		head->last_conditional = head->next - 1;
+	if (local->open->first == 0)
+	{
+		local->open->first = allotment->first;
+		local->open->since = now;
+		list_append(head, LIST_IN_FLIGHT, local->open, local->open_ptr);
+	}
+	LWLockRelease(&head->lock);
+	return true;
+}

@@ -1,0 +1,126 @@
+/*
+ * spi.c
+ *		SPI and role switching in one place.
+ *
+ * Code that acts for somebody else does so as that role, in a
+ * security-restricted operation and with a search_path that finds nothing of
+ * the user's: a function of his that we come to call (a trigger, a default, an
+ * index expression) can then neither keep the role nor leave something behind
+ * that runs later, when the role is back.
+ */
+#include "postgres.h"
+
+#include "spi.h"
+
+#include "access/htup_details.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_namespace.h"
+#include "commands/extension.h"
+#include "compat.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+
+#define EXTENSION_NAME	"eventstore"
+
+void
+es_role_assume(Oid role, EsRoleSwitch *saved)
+{
+	GetUserIdAndSecContext(&saved->user, &saved->context);
+	saved->guc_level = NewGUCNestLevel();
+	SetUserIdAndSecContext(role, saved->context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+}
+
+void
+es_role_restore(const EsRoleSwitch *saved)
+{
+	AtEOXact_GUC(false, saved->guc_level);
+	SetUserIdAndSecContext(saved->user, saved->context);
+}
+
+static Oid
+namespace_owner(Oid schema)
+{
+	HeapTuple	tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(schema));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for schema %u", schema);
+	owner = ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+Oid
+es_extension_owner(void)
+{
+	return namespace_owner(get_namespace_oid(EXTENSION_NAME, false));
+}
+
+/*
+ * The schema outlives DROP EXTENSION (PostgreSQL makes it before it makes the
+ * extension), so both are asked for.
+ */
+Oid
+es_extension_schema(void)
+{
+	if (!OidIsValid(get_extension_oid(EXTENSION_NAME, true)))
+		return InvalidOid;
+	return get_namespace_oid(EXTENSION_NAME, true);
+}
+
+Oid
+es_extension_relation(const char *name)
+{
+	Oid			schema = get_namespace_oid(EXTENSION_NAME, true);
+	Oid			relid = OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
+
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation \"%s.%s\" does not exist", EXTENSION_NAME, name),
+				 errhint("Use CREATE EXTENSION eventstore.")));
+	return relid;
+}
+
+void
+es_spi_execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls,
+			   bool read_only, int expected)
+{
+	int			result = SPI_execute_with_args(sql, nargs, types, values, nulls,
+											   read_only, 0);
+
+	if (result != expected)
+		elog(ERROR, "unexpected result of \"%s\": %s", sql, SPI_result_code_string(result));
+}
+
+char *
+es_relation_name(Oid relid)
+{
+	char	   *name = get_rel_name(relid);
+
+	if (name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation with OID %u does not exist", relid)));
+	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)), name);
+}
+
+Oid
+es_relation_owner(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", relid);
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}

@@ -1,0 +1,48 @@
+/*
+ * spi.h
+ *		SPI and role switching in one place.
+ */
+#ifndef ES_SPI_H
+#define ES_SPI_H
+
+#include "postgres.h"
+
+#include "executor/spi.h"
+
+typedef struct EsRoleSwitch
+{
+	Oid			user;
+	int			context;
+	int			guc_level;
+} EsRoleSwitch;
+
+/*
+ * Acts as 'role' in a security-restricted operation with a locked search_path
+ * until es_role_restore.  An error restores by itself (transaction abort).
+ */
+extern void es_role_assume(Oid role, EsRoleSwitch *saved);
+extern void es_role_restore(const EsRoleSwitch *saved);
+
+/* The owner of schema eventstore: who may write the extension's own tables. */
+extern Oid	es_extension_owner(void);
+
+/* The OID of schema eventstore; InvalidOid where the extension is not there. */
+extern Oid	es_extension_schema(void);
+
+/* The OID of a relation of schema eventstore; an error where it is missing. */
+extern Oid	es_extension_relation(const char *name);
+
+/*
+ * SPI_execute_with_args, nulls as in SPI; expects 'expected' (an SPI_OK_ code)
+ * and raises XX000 otherwise.  Between SPI_connect and SPI_finish.
+ */
+extern void es_spi_execute(const char *sql, int nargs, Oid *types, Datum *values,
+						   const char *nulls, bool read_only, int expected);
+
+/* The schema-qualified, quoted name of a relation; an error when it is gone. */
+extern char *es_relation_name(Oid relid);
+
+/* The owner of a relation that exists. */
+extern Oid	es_relation_owner(Oid relid);
+
+#endif							/* ES_SPI_H */

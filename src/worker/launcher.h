@@ -1,0 +1,118 @@
+/*
+ * worker/launcher.h
+ *		The table of workers, as the launcher, the workers and the monitor see it.
+ *
+ * wake.h is the same table as appenders see it.  The states and who changes
+ * them are drawn at the top of wake.c.
+ */
+#ifndef ES_LAUNCHER_H
+#define ES_LAUNCHER_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+#include "storage/latch.h"
+
+typedef enum EsWorkerState
+{
+	ES_WORKER_NONE,				/* the slot is free */
+	ES_WORKER_WANTED,			/* to be started */
+	ES_WORKER_STARTING,			/* registered; it has not looked for the extension yet */
+	ES_WORKER_RUNNING,
+	ES_WORKER_FAILED,			/* ended by an error; to be started again after a pause */
+	ES_WORKER_NO_SLOT,			/* max_worker_processes was reached; tried again */
+	ES_WORKER_ABSENT			/* the database does not have the extension */
+} EsWorkerState;
+
+/* What a worker has done since it started, for the monitor. */
+typedef enum EsWorkerStat
+{
+	ES_WORKER_SEGMENTS_MADE,
+	ES_WORKER_SEGMENTS_DROPPED,
+	ES_WORKER_TICKS,
+	ES_WORKER_ERRORS,
+	ES_WORKER_STAT_COUNT
+} EsWorkerStat;
+
+typedef struct EsWorkerInfo
+{
+	Oid			database;
+	EsWorkerState state;
+	int			pid;			/* 0 = none */
+	TimestampTz since;			/* of the last start; 0 = never */
+	int			failures;		/* in a row */
+	uint64		stats[ES_WORKER_STAT_COUNT];
+} EsWorkerInfo;
+
+/* Something was appended / segments and retention are to be looked at. */
+#define ES_WAKE_ACTIVITY	0x01
+#define ES_WAKE_MAINTENANCE	0x02
+/* The worker is to end, because its database is to be dropped or copied. */
+#define ES_WAKE_STOP		0x04
+
+/* Registers the launcher and the hook on DROP DATABASE and its like. */
+extern void es_launcher_install(void);
+
+/* Process mains, started by name. */
+extern PGDLLEXPORT void es_launcher_main(Datum arg);
+extern PGDLLEXPORT void es_worker_main(Datum arg);
+
+/* --- for whoever needs a database to be without our worker --- */
+
+/*
+ * Ends the database's worker, waits for it (some seconds at most) and keeps the
+ * launcher from starting another until es_worker_release, or half a minute.
+ */
+extern void es_worker_hold(Oid database);
+extern void es_worker_release(Oid database);
+
+/* --- for a worker --- */
+
+/*
+ * Takes the database's slot, and gives it back at exit; false where another
+ * has it or the database is held.  Before the connection: see wake.c.
+ */
+extern bool es_worker_attach(Oid database);
+extern void es_worker_set_running(void);
+
+/* The database has no extension (any more): not to be started until asked. */
+extern void es_worker_set_absent(void);
+
+/* Which of these flags were set?  es_worker_take also clears them. */
+extern uint32 es_worker_pending(uint32 flags);
+extern uint32 es_worker_take(uint32 flags);
+
+/* Counts for the monitor; nothing where this process is not a worker. */
+extern void es_worker_count(EsWorkerStat stat, uint64 n);
+
+/* --- for the launcher --- */
+
+extern void es_launcher_attach(void);
+
+/* The next database whose worker is to be started now; else how long to wait. */
+extern Oid	es_worker_due(TimestampTz now, long *wait_ms);
+
+/* Notes the outcome of an attempt to start it. */
+extern void es_worker_set_starting(Oid database);
+extern void es_worker_set_no_slot(Oid database);
+
+/* The process that was started for the database is gone. */
+extern void es_worker_ended(Oid database);
+
+/* Asks for a worker, unless the database has one or sits out a pause. */
+extern void es_worker_want(Oid database);
+
+/* The database is gone: its slot is free. */
+extern void es_worker_forget(Oid database);
+
+/* True once after databases came or changed. */
+extern bool es_launcher_take_rescan(void);
+extern void es_launcher_rescan(void);
+
+/* --- for the monitor --- */
+
+/* All databases that have or want a worker; palloc'd. */
+extern int	es_worker_list(EsWorkerInfo **workers);
+extern const char *es_worker_state_name(EsWorkerState state);
+
+#endif							/* ES_LAUNCHER_H */
