@@ -115,6 +115,16 @@ SELECT stream FROM eventstore.streams('accounts', prefix => 'zz');
 SELECT count(*) FROM eventstore.streams('accounts', NULL);
 SELECT stream FROM eventstore.streams('accounts', 'wide');
 
+-- a segment that was taken away is an error where the stream lies in it, not a gap
+BEGIN;
+ALTER TABLE accounts DETACH PARTITION accounts_12289;
+SELECT count(*) FROM eventstore.read_stream('accounts', 'wide');
+ROLLBACK;
+BEGIN;
+ALTER TABLE accounts DETACH PARTITION accounts_12289;
+SELECT count(*) FROM eventstore.read_stream('accounts', 'z');
+ROLLBACK;
+
 -- truncation: versions go on, what was dropped is refused where it is asked for
 SELECT eventstore.truncate_before('accounts', 9000);
 SELECT min(version) FROM eventstore.read_stream('accounts', 'wide');

@@ -45,6 +45,12 @@
 	pg_namespace_aclcheck((schema), (roleid), (mode))
 #endif
 
+/* The helpers of EXPLAIN have headers of their own since 18. */
+#if PG_VERSION_NUM >= 180000
+#include "commands/explain_format.h"
+#include "commands/explain_state.h"
+#endif
+
 /* Executor and planner entry points that took another shape. */
 #if PG_VERSION_NUM >= 180000
 #define es_index_beginscan(rel, index, snapshot, nkeys) \

@@ -15,10 +15,12 @@
 #include "access/htup_details.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_extension.h"
 #include "catalog/pg_namespace.h"
 #include "commands/extension.h"
 #include "compat.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -73,6 +75,19 @@ es_extension_schema(void)
 	if (!OidIsValid(get_extension_oid(EXTENSION_NAME, true)))
 		return InvalidOid;
 	return get_namespace_oid(EXTENSION_NAME, true);
+}
+
+bool
+es_extension_pin(void)
+{
+	Oid			extension = get_extension_oid(EXTENSION_NAME, true);
+
+	if (!OidIsValid(extension))
+		return false;
+	/* DROP EXTENSION takes this lock before anything else. */
+	return ConditionalLockDatabaseObject(ExtensionRelationId, extension, 0,
+										 AccessShareLock) &&
+		get_extension_oid(EXTENSION_NAME, true) == extension;
 }
 
 Oid

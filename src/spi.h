@@ -29,6 +29,12 @@ extern Oid	es_extension_owner(void);
 /* The OID of schema eventstore; InvalidOid where the extension is not there. */
 extern Oid	es_extension_schema(void);
 
+/*
+ * Keeps the extension from being dropped until the end of the transaction.
+ * False where it is not there or is just being dropped.
+ */
+extern bool es_extension_pin(void);
+
 /* The OID of a relation of schema eventstore; an error where it is missing. */
 extern Oid	es_extension_relation(const char *name);
 

@@ -39,6 +39,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
+#include "collection/layout.h"
 #include "collection/segment.h"
 #include "compat.h"
 #include "errors.h"
@@ -47,6 +48,7 @@
 #include "partitioning/partbounds.h"
 #include "partitioning/partdesc.h"
 #include "rewrite/prs2lock.h"
+#include "shmem.h"
 #include "spi.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
@@ -250,15 +252,7 @@ load_row(EsCollection *coll)
 static void
 report_not_collection(Relation rel)
 {
-	Oid			schema = es_extension_schema();
-	bool		looks_like_one = false;
-
-	if (rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE && rel->trigdesc != NULL)
-		for (int i = 0; i < rel->trigdesc->numtriggers; i++)
-			if (is_own_function(rel->trigdesc->triggers[i].tgfoid, schema))
-				looks_like_one = true;
-
-	if (looks_like_one)
+	if (es_layout_matches(rel))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("collection \"%s\" is not registered",
@@ -275,36 +269,7 @@ report_not_collection(Relation rel)
 static void
 check_shape(const EsCollection *coll, Relation rel)
 {
-	static const struct
-	{
-		const char *name;
-		Oid			type;
-	}			expected[ES_COLLECTION_NATTS] = {
-		{"position", INT8OID}, {"stream", TEXTOID}, {"version", INT8OID},
-		{"id", UUIDOID}, {"type", TEXTOID}, {"tags", TEXTARRAYOID},
-		{"data", JSONBOID}, {"body", BYTEAOID}, {"metadata", JSONBOID},
-		{"created_at", TIMESTAMPTZOID}, {"checksum", INT4OID}, {"safe_head", INT8OID}
-	};
-	TupleDesc	desc = RelationGetDescr(rel);
-
-	for (int i = 0; i < ES_COLLECTION_NATTS; i++)
-	{
-		Form_pg_attribute att;
-
-		if (i < desc->natts)
-		{
-			att = TupleDescAttr(desc, i);
-			if (!att->attisdropped && att->atttypid == expected[i].type &&
-				strcmp(NameStr(att->attname), expected[i].name) == 0)
-				continue;
-		}
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("collection \"%s\" no longer has the columns of a collection",
-						RelationGetRelationName(rel)),
-				 errdetail("Column %d should be \"%s\" of type %s.", i + 1,
-						   expected[i].name, format_type_be(expected[i].type))));
-	}
+	es_layout_check(rel);
 	if (get_rel_relkind(coll->heads) != RELKIND_RELATION ||
 		get_rel_relkind(coll->counter) != RELKIND_SEQUENCE)
 		ereport(ERROR,
@@ -525,8 +490,8 @@ highest_key(Oid segment)
 	return highest;
 }
 
-static EsPosition
-highest_present(const EsCollection *coll)
+EsPosition
+es_collection_highest_present(const EsCollection *coll)
 {
 	int			n = coll->nsegments;
 	Oid		   *relids = palloc(sizeof(Oid) * (n + 1));
@@ -561,7 +526,7 @@ find_origin(EsCollection *coll, EsHeadOrigin *origin)
 
 	origin->counter = coll->counter;
 	origin->ready_end = segments_end(coll);
-	origin->last_present = highest_present(coll);
+	origin->last_present = es_collection_highest_present(coll);
 	return origin->last_present <= es_reservation_read(coll->counter).reserved;
 }
 
@@ -570,7 +535,7 @@ es_collection_load_head(EsCollection *coll)
 {
 	EsHeadOrigin origin;
 
-	if (coll->head.head != NULL || RecoveryInProgress())
+	if (coll->head.head != NULL || RecoveryInProgress() || !es_preloaded())
 		return;
 	if (es_head_find(&coll->head))
 		return;
@@ -587,7 +552,7 @@ es_collection_load_head_for_append(EsCollection *coll)
 
 	/* Rows that came by replication after the entry was made do not register. */
 	if (coll->head.head != NULL && !es_head_in_use(&coll->head) &&
-		highest_present(coll) > es_head_last_allotted(&coll->head))
+		es_collection_highest_present(coll) > es_head_last_allotted(&coll->head))
 		coll->behind = true;
 	if (coll->behind)
 		ereport(ERROR,
@@ -683,10 +648,11 @@ es_collection_last_allotted(EsCollection *coll)
 
 	es_collection_load_head(coll);
 	if (coll->head.head == NULL)
-		return Max(es_reservation_read(coll->counter).reserved, highest_present(coll));
+		return Max(es_reservation_read(coll->counter).reserved,
+				   es_collection_highest_present(coll));
 	last = es_head_last_allotted(&coll->head);
 	if (!es_head_in_use(&coll->head))
-		last = Max(last, highest_present(coll));
+		last = Max(last, es_collection_highest_present(coll));
 	return last;
 }
 

@@ -137,6 +137,9 @@ extern void es_collection_load_head(EsCollection *coll);
  */
 extern void es_collection_load_head_for_append(EsCollection *coll);
 
+/* The highest position in the segments, whoever can see its row; 0. */
+extern EsPosition es_collection_highest_present(const EsCollection *coll);
+
 /*
  * The last position handed out (after a restart, and on a standby: reserved).
  */

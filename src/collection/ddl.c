@@ -42,6 +42,7 @@
 #include "shmem.h"
 #include "spi.h"
 #include "storage/lmgr.h"
+#include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -160,7 +161,10 @@ creation_schema(text *name, char **relname)
 {
 	RangeVar   *target = makeRangeVarFromNameList(textToQualifiedNameList(name));
 	Oid			schema = RangeVarGetCreationNamespace(target);
+	AclResult	acl = es_schema_aclcheck(schema, GetUserId(), ACL_CREATE);
 
+	if (acl != ACLCHECK_OK)
+		aclcheck_error(acl, OBJECT_SCHEMA, get_namespace_name(schema));
 	if (isAnyTempNamespace(schema))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -210,6 +214,7 @@ es_create_collection(PG_FUNCTION_ARGS)
 	Oid			collection;
 
 	es_require_preloaded();
+	PreventCommandIfReadOnly("create_collection");
 	require_arg(fcinfo, 0, "name");
 	read_options(fcinfo, &options);
 	schema = creation_schema(PG_GETARG_TEXT_PP(0), &name);
@@ -304,6 +309,7 @@ es_set_option(PG_FUNCTION_ARGS)
 	Datum		values[2];
 	bool		isnull;
 
+	PreventCommandIfReadOnly("set_option");
 	require_arg(fcinfo, 0, "collection");
 	require_arg(fcinfo, 1, "option");
 	collection = PG_GETARG_OID(0);
@@ -338,6 +344,8 @@ es_drop_collection(PG_FUNCTION_ARGS)
 {
 	Oid			collection;
 
+	/* Asked for before the lock, which a standby would refuse in its own words. */
+	PreventCommandIfReadOnly("drop_collection");
 	require_arg(fcinfo, 0, "collection");
 	collection = PG_GETARG_OID(0);
 	if (es_collection_exists(collection))
@@ -380,6 +388,7 @@ es_truncate_before(PG_FUNCTION_ARGS)
 	EsRoleSwitch saved;
 
 	es_require_preloaded();
+	PreventCommandIfReadOnly("truncate_before");
 	require_arg(fcinfo, 0, "collection");
 	require_arg(fcinfo, 1, "before");
 	collection = PG_GETARG_OID(0);
@@ -427,7 +436,9 @@ es_append_only(PG_FUNCTION_ARGS)
 		verb = "TRUNCATE";
 	ereport(ERROR,
 			(errcode(ERRCODE_ES_APPEND_ONLY),
-			 errmsg("cannot %s collection \"%s\"", verb, RelationGetRelationName(rel)),
+			 errmsg("cannot %s %s \"%s\"", verb,
+					rel->rd_rel->relispartition ? "segment" : "collection",
+					RelationGetRelationName(rel)),
 			 errdetail("Events are appended and never changed."),
 			 errhint("Old events go by eventstore.truncate_before() or by retention."),
 			 errtable(rel)));

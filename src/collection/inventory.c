@@ -21,10 +21,12 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "shmem.h"
 #include "spi.h"
 #include "utils/acl.h"
 #include "utils/lsyscache.h"
 #include "utils/resowner.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 PG_FUNCTION_INFO_V1(es_collection_shown);
@@ -47,15 +49,27 @@ es_collection_shown(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(es_may_see(PG_GETARG_OID(0)));
 }
 
+/* Without shared memory the data tell. */
 static EsPosition
 current_head(Oid collection)
 {
 	EsCollection *coll = es_collection_open(collection, AccessShareLock);
 	EsView		view;
 
+	if (!es_preloaded())
+		return es_collection_head_in(coll, GetActiveSnapshot());
 	es_view_open(coll, &view);
 	es_view_close(&view);
 	return view.head;
+}
+
+/* What a broken collection says of itself. */
+static bool
+is_broken(int sqlstate)
+{
+	return sqlstate == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE ||
+		sqlstate == ERRCODE_ES_NOT_A_COLLECTION ||
+		sqlstate == ERRCODE_UNDEFINED_TABLE;
 }
 
 bool
@@ -63,7 +77,7 @@ es_try_head(Oid collection, EsPosition *head)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool found = false;
+	ErrorData  *volatile error = NULL;
 
 	/* A subtransaction, so that the error leaves nothing behind. */
 	BeginInternalSubTransaction(NULL);
@@ -71,27 +85,22 @@ es_try_head(Oid collection, EsPosition *head)
 	PG_TRY();
 	{
 		*head = current_head(collection);
-		found = true;
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
-		ErrorData  *error;
-
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
-		if (error->sqlerrcode != ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE &&
-			error->sqlerrcode != ERRCODE_ES_NOT_A_COLLECTION &&
-			error->sqlerrcode != ERRCODE_UNDEFINED_TABLE)
-			PG_RE_THROW();
 		FlushErrorState();
-		FreeErrorData(error);
 		RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
-	return found;
+
+	if (error != NULL && !is_broken(error->sqlerrcode))
+		ReThrowError(error);
+	return error == NULL;
 }
 
 Datum

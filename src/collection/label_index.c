@@ -66,6 +66,7 @@
 #include "optimizer/cost.h"
 #include "optimizer/optimizer.h"
 #include "storage/bufmgr.h"
+#include "storage/predicate.h"
 #include "utils/array.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
@@ -618,6 +619,8 @@ add_all_rows(IndexScanDesc scan, TIDBitmap *bitmap)
 	Relation	heap = table_open(scan->indexRelation->rd_index->indrelid, NoLock);
 	BlockNumber nblocks = RelationGetNumberOfBlocks(heap);
 
+	/* No leaf was looked at that could guard the gaps. */
+	PredicateLockRelation(heap, scan->xs_snapshot);
 	for (BlockNumber block = 0; block < nblocks; block++)
 		tbm_add_page(bitmap, block);
 	table_close(heap, NoLock);

@@ -90,23 +90,44 @@ run_ddl(const char *format,...)
 	pfree(sql.data);
 }
 
-bool
-es_layout_matches(Oid relid)
+/* The first attribute that is not as it should be, from 1; 0 where all are. */
+static int
+first_mismatch(TupleDesc desc)
 {
-	Relation	rel = relation_open(relid, NoLock);
-	TupleDesc	desc = RelationGetDescr(rel);
-	bool		matches = rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE &&
-		desc->natts >= ES_COLLECTION_NATTS;
-
-	for (int i = 0; i < ES_COLLECTION_NATTS && matches; i++)
+	for (int i = 0; i < ES_COLLECTION_NATTS; i++)
 	{
-		Form_pg_attribute att = TupleDescAttr(desc, i);
+		Form_pg_attribute att;
 
-		matches = !att->attisdropped && att->atttypid == columns[i].type &&
-			strcmp(NameStr(att->attname), columns[i].name) == 0;
+		if (i >= desc->natts)
+			return i + 1;
+		att = TupleDescAttr(desc, i);
+		if (att->attisdropped || att->atttypid != columns[i].type ||
+			strcmp(NameStr(att->attname), columns[i].name) != 0)
+			return i + 1;
 	}
-	relation_close(rel, NoLock);
-	return matches;
+	return 0;
+}
+
+bool
+es_layout_matches(Relation rel)
+{
+	return rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE &&
+		first_mismatch(RelationGetDescr(rel)) == 0;
+}
+
+void
+es_layout_check(Relation rel)
+{
+	int			att = first_mismatch(RelationGetDescr(rel));
+
+	if (att == 0)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("collection \"%s\" no longer has the columns of a collection",
+					RelationGetRelationName(rel)),
+			 errdetail("Column %d should be \"%s\" of type %s.", att,
+					   columns[att - 1].name, format_type_be(columns[att - 1].type))));
 }
 
 Oid

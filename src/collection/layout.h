@@ -9,6 +9,7 @@
 
 #include "collection/collection.h"
 #include "datatype/timestamp.h"
+#include "utils/relcache.h"
 
 #define ES_SEGMENT_SIZE_DEFAULT		INT64CONST(1000000)
 /* So that sums of a few hundred of them with a position stay far from overflow. */
@@ -61,6 +62,9 @@ extern bool es_layout_read(Oid collection, EsLayout *layout, EsPosition *first_p
 extern char *es_layout_default_channel(Oid collection);
 
 /* Has the relation the columns of a collection, in their places? */
-extern bool es_layout_matches(Oid relid);
+extern bool es_layout_matches(Relation rel);
+
+/* 55000, naming the first column that is not where C looks for it. */
+extern void es_layout_check(Relation rel);
 
 #endif							/* ES_LAYOUT_H */

@@ -22,6 +22,7 @@
  */
 #include "postgres.h"
 
+#include "access/relation.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "collection/collection.h"
@@ -29,10 +30,12 @@
 #include "collection/segment.h"
 #include "errors.h"
 #include "fmgr.h"
+#include "miscadmin.h"
 #include "position/position.h"
 #include "shmem.h"
 #include "spi.h"
 #include "storage/lmgr.h"
+#include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
@@ -118,27 +121,35 @@ rebuild_heads(Oid collection, const EsLayout *layout, EsPosition first)
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
 	es_spi_execute(psprintf("INSERT INTO %s AS h"
 							" (stream, version, first_position, last_position, first_at, last_at)"
-							" SELECT s.stream, s.version, s.first, s.last, f.created_at, l.created_at"
+							" SELECT s.stream, s.version,"
+							/* Where it began was truncated: all that is known is "before". */
+							" CASE WHEN s.from_version > 1 AND %d > 0 THEN " INT64_FORMAT
+							" ELSE s.first END, s.last, f.created_at, l.created_at"
 							" FROM (SELECT stream, pg_catalog.max(version) AS version,"
+							" pg_catalog.min(version) AS from_version,"
 							" pg_catalog.min(\"position\") AS first, pg_catalog.max(\"position\") AS last"
 							" FROM %s WHERE stream IS NOT NULL GROUP BY stream) s"
 							" JOIN %s f ON f.\"position\" = s.first"
 							" JOIN %s l ON l.\"position\" = s.last"
 							" ON CONFLICT (stream) DO UPDATE SET version = excluded.version,"
 							" last_position = excluded.last_position, last_at = excluded.last_at,"
-	/* A stream that began before the truncation keeps its beginning. */
+							/* One that is known to have begun before keeps that. */
 							" first_position = CASE WHEN h.first_position < " INT64_FORMAT
 							" THEN h.first_position ELSE excluded.first_position END,"
 							" first_at = CASE WHEN h.first_position < " INT64_FORMAT
 							" THEN h.first_at ELSE excluded.first_at END",
-							heads, events, events, events, first, first),
+							heads, first > 1, first - 1, events, events, events, first, first),
 				   0, NULL, NULL, NULL, false, SPI_OK_INSERT);
 }
 
 static void
 check_repairable(Oid collection)
 {
-	if (!es_layout_matches(collection))
+	Relation	rel = relation_open(collection, NoLock);
+	bool		matches = es_layout_matches(rel);
+
+	relation_close(rel, NoLock);
+	if (!matches)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_NOT_A_COLLECTION),
 				 errmsg("relation \"%s\" is not a collection", get_rel_name(collection)),
@@ -178,6 +189,7 @@ es_repair_collection(PG_FUNCTION_ARGS)
 	EsRoleSwitch saved;
 
 	es_require_preloaded();
+	PreventCommandIfReadOnly("repair_collection");
 	if (PG_ARGISNULL(0))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -285,11 +285,14 @@ es_retention_apply(Oid collection, const EsRetention *retention)
 	if (cand.nsegments < 2)
 		return;
 
+	/* Newer than the head: a segment below it must not look empty that is not. */
+	PushActiveSnapshot(GetLatestSnapshot());
 	es_role_assume(es_relation_owner(collection), &saved);
 	SPI_connect();
 	first = first_to_keep(&cand, retention);
 	SPI_finish();
 	es_role_restore(&saved);
+	PopActiveSnapshot();
 
 	if (first > coll->first_position)
 	{
@@ -439,11 +442,16 @@ is_due(const EsDisposal *disposal)
 		end <= coll->first_position;
 }
 
-/* True when it need not be dropped: it is gone, or not to go. */
+/* True when it need not be dropped: it is gone, or not to go, or not now. */
 static bool
 detach(const EsDisposal *disposal)
 {
 	begin_step();
+	if (!es_extension_pin())
+	{
+		end_step();
+		return true;
+	}
 	LockRelationOid(disposal->collection, ShareUpdateExclusiveLock);
 	if (get_rel_relkind(disposal->segment) == '\0' ||
 		(get_rel_relispartition(disposal->segment) && !is_due(disposal)))
@@ -472,6 +480,11 @@ drop(const EsDisposal *disposal)
 	char	   *sql;
 
 	begin_step();
+	if (!es_extension_pin())
+	{
+		end_step();
+		return;
+	}
 	LockRelationOid(disposal->segment, AccessExclusiveLock);
 	if (get_rel_relkind(disposal->segment) == RELKIND_RELATION &&
 		!get_rel_relispartition(disposal->segment))

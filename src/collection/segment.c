@@ -27,7 +27,8 @@
  *
  * A collection that was created in the current transaction is invisible to the
  * worker, and its appends to everybody else: there the appender makes the
- * segments himself and publishes at once.
+ * segments himself and publishes at once.  Should the subtransaction in which
+ * he does so abort, the published end goes back with the segments.
  *
  * Locks, in this order: the relation (ShareUpdateExclusive, which does not
  * stand against reads and appends), then the segments lock (Exclusive); both
@@ -170,6 +171,7 @@ es_segments_unlock(Oid collection, LOCKMODE mode)
 /*
  * From the shared entry, or from what that would be made of.  Does not make
  * one: a collection whose creation is rolled back must not leave it behind.
+ * Where nobody appends here, events may still come, by replication.
  */
 EsPosition
 es_segments_next_position(EsCollection *coll)
@@ -177,12 +179,14 @@ es_segments_next_position(EsCollection *coll)
 	EsHeadRef	ref = coll->head;
 	EsReservation res;
 
-	if (es_head_find(&ref))
+	if (es_head_find(&ref) && es_head_in_use(&ref))
 		return es_head_last_allotted(&ref) + 1;
+	if (coll->head.head != NULL || coll->behind)
+		return es_collection_last_allotted(coll) + 1;
 	res = es_reservation_read(coll->counter);
 	if (res.reserved != 0 && res.timeline != es_reservation_timeline())
 		return res.reserved + ES_POSITION_TIMELINE_JUMP + 1;
-	return res.reserved + 1;
+	return Max(res.reserved, es_collection_highest_present(coll)) + 1;
 }
 
 /* ---------------------------------------------------------------------------
@@ -340,7 +344,7 @@ is_whole(Oid collection)
 	return whole;
 }
 
-/* The end up to which there should be segments now. */
+/* The end up to which there should be segments, whatever appenders wait for. */
 static EsPosition
 target_end(const EsSegment *segments, int n, EsPosition end, EsPosition next, int64 size)
 {
@@ -355,34 +359,120 @@ target_end(const EsSegment *segments, int n, EsPosition end, EsPosition next, in
 	return end + size * Max(es_segments_ahead - beyond, 0);
 }
 
+/* The same for the moment when an appender has taken positions up to 'wanted'. */
+static EsPosition
+wanted_target(EsPosition end, EsPosition wanted, int64 size)
+{
+	if (wanted < end)
+		return end;
+	return end + size * ((wanted - end) / size + 1 + es_segments_ahead);
+}
+
 EsPosition
 es_segments_keep_ahead(Oid collection)
 {
 	EsCollection *coll;
 	EsHeadRef	ref;
 	EsSegment  *segments;
+	EsPosition	end;
 	EsPosition	target;
 	int			n;
 
-	LockRelationOid(collection, ShareUpdateExclusiveLock);
+	LockRelationOid(collection, AccessShareLock);
 	if (!es_collection_exists(collection) || !is_whole(collection))
 		return 0;
+	LockRelationOid(collection, ShareUpdateExclusiveLock);
 
 	/* Under this lock, what is listed may be published. */
 	es_segments_lock(collection, ExclusiveLock);
 	coll = es_collection_get(collection);
 	n = es_segments_list(collection, &segments);
-	target = target_end(segments, n, segments_end(coll, segments, n),
-						es_segments_next_position(coll), coll->segment_size);
+	end = segments_end(coll, segments, n);
+	target = target_end(segments, n, end, es_segments_next_position(coll),
+						coll->segment_size);
 	ref = coll->head;
-	if (es_head_find(&ref))
-		target = Max(target, es_head_wanted_end(&ref));
+	if (es_head_find(&ref) && es_head_wanted_end(&ref) != 0)
+		target = Max(target, wanted_target(end, es_head_wanted_end(&ref),
+										   coll->segment_size));
 	return es_segments_make(collection, target);
 }
 
 /* ---------------------------------------------------------------------------
  * Waiting for them
  * ------------------------------------------------------------------------- */
+
+/* What a subtransaction has published at once, and the end before that. */
+typedef struct Published
+{
+	EsHeadRef	head;
+	EsPosition	before;
+	SubTransactionId subid;
+} Published;
+
+static List *published = NIL;	/* of Published, in TopTransactionContext */
+
+static void
+settle_published(SubXactEvent event, SubTransactionId subid, SubTransactionId parent,
+				 void *arg)
+{
+	ListCell   *cell;
+
+	/* The newest come first, so the oldest end has the last word. */
+	foreach(cell, published)
+	{
+		Published  *entry = lfirst(cell);
+
+		if (entry->subid != subid)
+			continue;
+		if (event == SUBXACT_EVENT_COMMIT_SUB)
+			entry->subid = parent;
+		else if (event == SUBXACT_EVENT_ABORT_SUB)
+		{
+			es_head_lower_ready_end(&entry->head, entry->before);
+			entry->subid = InvalidSubTransactionId;
+		}
+	}
+}
+
+/* The list's memory goes with the transaction. */
+static void
+forget_published(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
+		published = NIL;
+}
+
+static void
+remember_published(const EsHeadRef *head, EsPosition before)
+{
+	static bool registered = false;
+	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+	Published  *entry = palloc(sizeof(Published));
+
+	if (!registered)
+	{
+		RegisterXactCallback(forget_published, NULL);
+		RegisterSubXactCallback(settle_published, NULL);
+		registered = true;
+	}
+	entry->head = *head;
+	entry->before = before;
+	entry->subid = GetCurrentSubTransactionId();
+	published = lcons(entry, published);
+	MemoryContextSwitchTo(old);
+}
+
+/* In a transaction that made the collection itself. */
+static void
+make_and_publish(EsCollection *coll, EsPosition wanted_end)
+{
+	EsPosition	end;
+
+	remember_published(&coll->head, es_head_ready_end(&coll->head));
+	end = es_segments_make(coll->relid, wanted_end);
+	CommandCounterIncrement();
+	es_head_set_ready_end(&coll->head, end);
+}
 
 /* Looks at how the relation stands to this transaction. */
 static void
@@ -460,12 +550,7 @@ es_segments_await(EsCollection *coll, EsPosition wanted_end)
 	examine_relation(coll->relid, &created_here, &locked_here);
 	es_head_count(&coll->head, ES_STAT_SEGMENT_WAITS, 1);
 	if (created_here)
-	{
-		EsPosition	end = es_segments_make(coll->relid, wanted_end);
-
-		CommandCounterIncrement();
-		es_head_set_ready_end(&coll->head, end);
-	}
+		make_and_publish(coll, wanted_end);
 	else
 	{
 		if (locked_here)

@@ -16,6 +16,7 @@ typedef struct EsMergeSource
 {
 	Oid			relid;
 	EsCollection *coll;
+	bool		row_security;
 	char	   *name;			/* schema-qualified */
 	char	   *short_name;		/* as regclass prints it */
 	EsPosition	head;			/* of this call's view */

@@ -28,23 +28,27 @@
  * what was read before.
  *
  * Memory: a sort that work_mem bounds, and that keeps only max_count rows where
- * there is a bound.  Time is that of reading the open window, for each call: many
- * rows a call are cheaper than few, and at the tail a window is short.
+ * there is a bound.  Time: without max_count, that of reading and sorting the
+ * window.  With it, the window is read in parts, those with the oldest events
+ * first, until there are enough rows and no other part can have an older one.
+ * Which part has what times the backend learns at its first call (time_map.c);
+ * from then on a page costs what it holds, as long as times mostly grow with
+ * positions.
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
-#include "catalog/pg_collation.h"
 #include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
 #include "feed/merge_cursor.h"
 #include "feed/read.h"
+#include "feed/time_map.h"
 #include "funcapi.h"
+#include "lib/binaryheap.h"
 #include "miscadmin.h"
 #include "spi.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -63,12 +67,38 @@
 #define RESULT_EVENT		3
 #define RESULT_NATTS		3
 
+/* Pages up to this are worth reading in parts; their times fit into memory. */
+#define PAGE_LIMIT			65536
+
+/* So many matches that knowing the times would have been cheaper than reading them. */
+#define MANY_MATCHES		65536
+
+/* A part of one collection's window: positions in (after, upto]. */
+typedef struct Part
+{
+	int			source;
+	EsPosition	after;
+	EsPosition	upto;
+	TimestampTz least;			/* no event there is older */
+} Part;
+
 typedef struct Merge
 {
 	EsMergeState state;
 	Snapshot	snapshot;		/* one for all, newer than each head */
 	EsReadArgs	filter;			/* query, since, until */
 	int64		remaining;		/* of max_count */
+	bool		paged;			/* remaining is small enough to read in parts */
+
+	/* One window's: */
+	int			nparts;
+	int			room;
+	Part	   *parts;
+	Tuplesortstate *sort;
+	int64		nread;			/* matching events */
+	binaryheap *oldest;			/* times of the oldest rows, as many as remain; or NULL */
+	EsPosition *begins;			/* per source, where the window will begin */
+
 	TupleDesc	sort_desc;
 	TupleDesc	event_desc;
 	ReturnSetInfo *result;
@@ -104,6 +134,7 @@ open_sources(ArrayType *collections, EsMergeState *state)
 					 errmsg("\"collections\" must not contain nulls")));
 		source->relid = DatumGetObjectId(relids[i]);
 		source->coll = es_read_open_collection(source->relid);
+		source->row_security = es_collection_row_security(source->coll);
 		source->name = es_relation_name(source->relid);
 		source->short_name =
 			DatumGetCString(DirectFunctionCall1(regclassout, relids[i]));
@@ -131,6 +162,8 @@ open_view(Merge *merge)
 		EsView		view;
 
 		es_view_open(state->sources[i].coll, &view);
+		if (state->sources[i].coll->head.head != NULL)
+			es_head_count(&state->sources[i].coll->head, ES_STAT_READS, 1);
 		state->sources[i].head = view.head;
 		if (merge->snapshot != NULL)
 			UnregisterSnapshot(merge->snapshot);
@@ -175,13 +208,17 @@ advance_windows(EsMergeState *state)
 	return any;
 }
 
-/* Does this call's view reach to the end of every window? */
+/* Does this call's view reach to the end of every window that is not read yet? */
 static bool
 view_reaches(const EsMergeState *state)
 {
 	for (int i = 0; i < state->nsources; i++)
-		if (state->sources[i].head < state->sources[i].high)
+	{
+		const EsMergeSource *source = &state->sources[i];
+
+		if (source->low < source->high && source->head < source->high)
 			return false;
+	}
 	return true;
 }
 
@@ -234,49 +271,205 @@ is_after_key(const EsMergeKey *key, TimestampTz created_at, int source,
 	return position > key->position;
 }
 
-/*
- * Puts what is left of one collection's window into the sort, and lets the
- * window begin where the first of it is.
- */
 static void
-sort_source(Merge *merge, int index, Tuplesortstate *sort, TupleTableSlot *row)
+sort_row(Merge *merge, int source, TupleTableSlot *event, TupleTableSlot *row)
 {
-	EsMergeSource *source = &merge->state.sources[index];
+	ExecClearTuple(row);
+	row->tts_values[SORT_CREATED_AT - 1] = event->tts_values[ES_ATT_CREATED_AT - 1];
+	row->tts_isnull[SORT_CREATED_AT - 1] = false;
+	row->tts_values[SORT_SOURCE - 1] = Int32GetDatum(source);
+	row->tts_isnull[SORT_SOURCE - 1] = false;
+	memcpy(&row->tts_values[SORT_EVENT - 1], event->tts_values,
+		   sizeof(Datum) * ES_EVENT_NATTS);
+	memcpy(&row->tts_isnull[SORT_EVENT - 1], event->tts_isnull,
+		   sizeof(bool) * ES_EVENT_NATTS);
+	ExecStoreVirtualTuple(row);
+	tuplesort_puttupleslot(merge->sort, row);
+}
+
+/* Keeps the times of as many rows as remain to be given out, the latest on top. */
+static void
+note_time(Merge *merge, TimestampTz created_at)
+{
+	binaryheap *oldest = merge->oldest;
+
+	if (oldest == NULL)
+		return;
+	if (oldest->bh_size < merge->remaining)
+		binaryheap_add(oldest, TimestampTzGetDatum(created_at));
+	else if (created_at < DatumGetTimestampTz(binaryheap_first(oldest)))
+		binaryheap_replace_first(oldest, TimestampTzGetDatum(created_at));
+}
+
+/* Are there enough rows already that nothing this young is asked for? */
+static bool
+is_enough(const Merge *merge, TimestampTz least)
+{
+	return merge->oldest != NULL && merge->oldest->bh_size >= merge->remaining &&
+		DatumGetTimestampTz(binaryheap_first(merge->oldest)) < least;
+}
+
+/* Puts what is left of a part into the sort. */
+static void
+sort_part(Merge *merge, const Part *part, TupleTableSlot *row)
+{
 	EsReadArgs	args = merge->filter;
-	EsView		view = {.head = source->high, .snapshot = merge->snapshot};
-	EsPosition	begin = source->high;
+	EsView		view = {.head = part->upto, .snapshot = merge->snapshot};
+	EsPosition *begin = &merge->begins[part->source];
 	EsRead	   *read;
 	TupleTableSlot *slot;
 
-	args.collection = source->relid;
-	args.after = source->low;
+	args.collection = merge->state.sources[part->source].relid;
+	args.after = part->after;
 	read = es_read_begin_in(&args, &view);
 	while ((slot = es_read_next(read)) != NULL)
 	{
 		TimestampTz created_at;
 		EsPosition	position;
 
+		merge->nread++;
 		slot_getsomeattrs(slot, ES_EVENT_NATTS);
 		created_at = DatumGetTimestampTz(slot->tts_values[ES_ATT_CREATED_AT - 1]);
 		position = DatumGetInt64(slot->tts_values[ES_ATT_POSITION - 1]);
-		if (!is_after_key(&merge->state.key, created_at, index, position))
+		if (!is_after_key(&merge->state.key, created_at, part->source, position))
 			continue;
-		begin = Min(begin, position - 1);
-
-		ExecClearTuple(row);
-		row->tts_values[SORT_CREATED_AT - 1] = TimestampTzGetDatum(created_at);
-		row->tts_isnull[SORT_CREATED_AT - 1] = false;
-		row->tts_values[SORT_SOURCE - 1] = Int32GetDatum(index);
-		row->tts_isnull[SORT_SOURCE - 1] = false;
-		memcpy(&row->tts_values[SORT_EVENT - 1], slot->tts_values,
-			   sizeof(Datum) * ES_EVENT_NATTS);
-		memcpy(&row->tts_isnull[SORT_EVENT - 1], slot->tts_isnull,
-			   sizeof(bool) * ES_EVENT_NATTS);
-		ExecStoreVirtualTuple(row);
-		tuplesort_puttupleslot(sort, row);
+		*begin = Min(*begin, position - 1);
+		if (is_enough(merge, created_at))
+			continue;
+		note_time(merge, created_at);
+		sort_row(merge, part->source, slot, row);
 	}
 	es_read_end(read);
-	source->low = begin;
+}
+
+/* ---------------------------------------------------------------------------
+ * The parts of a window
+ * ------------------------------------------------------------------------- */
+
+static void
+add_part(Merge *merge, int source, EsPosition after, EsPosition upto, TimestampTz least)
+{
+	Part	   *part;
+
+	if (after >= upto)
+		return;
+	if (merge->nparts == merge->room)
+	{
+		merge->room = Max(merge->room * 2, 64);
+		merge->parts = merge->parts == NULL ?
+			palloc(sizeof(Part) * merge->room) :
+			repalloc_huge(merge->parts, sizeof(Part) * (Size) merge->room);
+	}
+	part = &merge->parts[merge->nparts++];
+	part->source = source;
+	part->after = after;
+	part->upto = upto;
+	part->least = least;
+}
+
+/* Can an event of those times still be asked for? */
+static bool
+is_wanted(const Merge *merge, const EsTimeRun *run)
+{
+	const EsReadArgs *filter = &merge->filter;
+
+	return (!merge->state.key.valid || run->greatest >= merge->state.key.created_at) &&
+		(!filter->has_since || run->greatest >= filter->since) &&
+		(!filter->has_until || run->least < filter->until);
+}
+
+/* One collection's window in runs whose times are known, and the rest of it. */
+static void
+add_source(Merge *merge, int index)
+{
+	const EsMergeSource *source = &merge->state.sources[index];
+	EsPosition	reached = source->low;
+	const EsTimeRun *runs;
+	int			nruns = es_time_map_runs(source->coll, &runs);
+
+	if (!merge->paged || source->row_security ||
+		(nruns > 0 && runs[0].first > source->low + 1))
+		nruns = 0;
+	for (int i = 0; i < nruns && reached < source->high; i++)
+	{
+		if (runs[i].last <= reached)
+			continue;
+		if (is_wanted(merge, &runs[i]))
+			add_part(merge, index, reached, Min(runs[i].last, source->high),
+					 runs[i].least);
+		reached = Min(runs[i].last, source->high);
+	}
+	add_part(merge, index, reached, source->high, DT_NOBEGIN);
+}
+
+/* Learns the times of what the windows hold. */
+static void
+learn_times(Merge *merge)
+{
+	for (int i = 0; i < merge->state.nsources; i++)
+	{
+		EsMergeSource *source = &merge->state.sources[i];
+		EsView		view = {.head = source->high, .snapshot = merge->snapshot};
+
+		if (source->row_security)
+			continue;			/* it is read by queries, which a part each would multiply */
+		es_time_map_extend(source->coll, source->low, &view);
+	}
+}
+
+static int
+compare_parts(const void *a, const void *b)
+{
+	TimestampTz left = ((const Part *) a)->least;
+	TimestampTz right = ((const Part *) b)->least;
+
+	return left < right ? -1 : left > right;
+}
+
+static int
+compare_times(Datum a, Datum b, void *arg)
+{
+	TimestampTz left = DatumGetTimestampTz(a);
+	TimestampTz right = DatumGetTimestampTz(b);
+
+	return left < right ? -1 : left > right;
+}
+
+/*
+ * Sorts what is left of the window, or enough of it, and lets each collection's
+ * window begin where the first that is left lies.
+ */
+static void
+sort_window(Merge *merge)
+{
+	EsMergeState *state = &merge->state;
+	TupleTableSlot *row = MakeSingleTupleTableSlot(merge->sort_desc, &TTSOpsVirtual);
+	int			next;
+
+	merge->nparts = 0;
+	for (int i = 0; i < state->nsources; i++)
+	{
+		merge->begins[i] = state->sources[i].high;
+		add_source(merge, i);
+	}
+	if (merge->nparts > 1)
+		qsort(merge->parts, merge->nparts, sizeof(Part), compare_parts);
+	for (next = 0; next < merge->nparts; next++)
+	{
+		if (is_enough(merge, merge->parts[next].least))
+			break;
+		sort_part(merge, &merge->parts[next], row);
+	}
+	for (; next < merge->nparts; next++)
+	{
+		EsPosition *begin = &merge->begins[merge->parts[next].source];
+
+		*begin = Min(*begin, merge->parts[next].after);
+	}
+	for (int i = 0; i < state->nsources; i++)
+		state->sources[i].low = merge->begins[i];
+	ExecDropSingleTupleTableSlot(row);
+	tuplesort_performsort(merge->sort);
 }
 
 /* ---------------------------------------------------------------------------
@@ -308,28 +501,39 @@ put_row(Merge *merge, TupleTableSlot *row)
 	MemoryContextReset(merge->row_context);
 }
 
-/* Gives out the open window's rows beyond the key. */
+/*
+ * Gives out the open window's rows beyond the key.  To learn all times is to
+ * read everything once: for a query that few events match it is cheaper to read
+ * those, each time.  Where there turn out to be many, the next call will be glad
+ * of it.
+ */
 static void
 merge_window(Merge *merge)
 {
-	Tuplesortstate *sort = begin_sort(merge);
-	TupleTableSlot *row = MakeSingleTupleTableSlot(merge->sort_desc, &TTSOpsVirtual);
-	TupleTableSlot *sorted = MakeSingleTupleTableSlot(merge->sort_desc,
-													  &TTSOpsMinimalTuple);
+	TupleTableSlot *row = MakeSingleTupleTableSlot(merge->sort_desc,
+												   &TTSOpsMinimalTuple);
 
-	for (int i = 0; i < merge->state.nsources; i++)
-		sort_source(merge, i, sort, row);
-	tuplesort_performsort(sort);
+	merge->paged = merge->remaining <= PAGE_LIMIT;
+	merge->oldest = merge->paged ?
+		binaryheap_allocate((int) merge->remaining, compare_times, NULL) : NULL;
+	merge->nread = 0;
+	merge->sort = begin_sort(merge);
+	if (merge->paged && merge->filter.query == NULL)
+		learn_times(merge);
+	sort_window(merge);
+	if (merge->paged && merge->filter.query != NULL && merge->nread > MANY_MATCHES)
+		learn_times(merge);
 	while (merge->remaining > 0 &&
-		   tuplesort_gettupleslot(sort, true, false, sorted, NULL))
+		   tuplesort_gettupleslot(merge->sort, true, false, row, NULL))
 	{
 		CHECK_FOR_INTERRUPTS();
-		put_row(merge, sorted);
+		put_row(merge, row);
 		merge->remaining--;
 	}
-	ExecDropSingleTupleTableSlot(sorted);
 	ExecDropSingleTupleTableSlot(row);
-	tuplesort_end(sort);
+	tuplesort_end(merge->sort);
+	if (merge->oldest != NULL)
+		binaryheap_free(merge->oldest);
 }
 
 static void
@@ -387,6 +591,7 @@ es_read_merged(PG_FUNCTION_ARGS)
 
 		merge.event_desc = lookup_rowtype_tupdesc_copy(event->atttypid, -1);
 		merge.sort_desc = make_sort_desc(merge.event_desc);
+		merge.begins = palloc(sizeof(EsPosition) * merge.state.nsources);
 		merge.row_context = AllocSetContextCreate(CurrentMemoryContext,
 												  "eventstore merged row",
 												  ALLOCSET_DEFAULT_SIZES);

@@ -159,7 +159,10 @@ refuse_wait(const NullableDatum *value)
 			 errhint("Leave wait null, and call again later.")));
 }
 
-/* read(collection, after, max_count, types, tags, query, since, until, before, direction, wait) */
+/*
+ * read(collection, after, max_count, types, tags, query, since, until, before,
+ *		direction, wait)
+ */
 static void
 make_position_args(NullableDatum *values, EsReadArgs *args)
 {
@@ -174,7 +177,10 @@ make_position_args(NullableDatum *values, EsReadArgs *args)
 	refuse_wait(&values[10]);
 }
 
-/* read_stream(collection, stream, from_version, max_count, direction, to_version, types, wait) */
+/*
+ * read_stream(collection, stream, from_version, max_count, direction, to_version,
+ *		types, wait)
+ */
 static void
 make_stream_args(NullableDatum *values, EsReadArgs *args)
 {
@@ -457,12 +463,14 @@ es_read_begin_in(const EsReadArgs *args, const EsView *view)
 	return read;
 }
 
+/* A read in somebody else's view is a part of what he reads. */
 static void
 count_read(EsRead *read)
 {
 	if (read->coll->head.head != NULL)
 	{
-		es_head_count(&read->coll->head, ES_STAT_READS, 1);
+		if (read->own_view)
+			es_head_count(&read->coll->head, ES_STAT_READS, 1);
 		es_head_count(&read->coll->head, ES_STAT_EVENTS_READ, read->nread);
 	}
 	read->nread = 0;

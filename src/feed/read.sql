@@ -108,7 +108,7 @@ COMMENT ON FUNCTION eventstore.read_merged(regclass[], jsonb, bigint, text[], te
 after: the cursor of a row, to go on after exactly that row with nothing skipped or repeated, or positions, {"sales.orders": 42}, null and absent ones being the oldest.
 What is appended after the first call comes after all that was there, whatever its created_at.
 Filters as for read; keep them the same from call to call.
-Each call reads and sorts what is left, so ask for many rows.
+Without max_count everything is sorted. With one (up to 65536) a session''s first call reads everything once, to learn the times; from then on a page costs what it holds, where created_at mostly grows with the position.
 Errors: LG004, LG005 as for read, LG007 not a collection, 22023 bad argument or cursor, 22004 no collections, 42501 no SELECT right.';
 
 CREATE FUNCTION eventstore.verify(

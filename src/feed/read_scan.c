@@ -49,7 +49,6 @@
 #include "optimizer/optimizer.h"
 #include "optimizer/pathnode.h"
 #include "optimizer/paths.h"
-#include "optimizer/planmain.h"
 #include "optimizer/prep.h"
 #include "optimizer/restrictinfo.h"
 #include "spi.h"
@@ -474,12 +473,16 @@ fetch_event(ScanState *node)
 	return ExecStoreVirtualTuple(slot);
 }
 
-/* The planner hook steps back where a row could be rechecked. */
+/*
+ * Asked for while the executor rechecks a row of another table after a
+ * concurrent update.  A row of ours that would itself be rechecked has a row
+ * mark, and then there is no scan of ours; so this is a part of the query that
+ * is to run as always.
+ */
 static bool
 recheck_event(ScanState *node, TupleTableSlot *slot)
 {
-	elog(ERROR, "an event cannot be rechecked");
-	return false;
+	return !TupIsNull(fetch_event(node));
 }
 
 static TupleTableSlot *

@@ -17,8 +17,9 @@
  * the snapshot was taken (es_read_snapshot): there may be newer ones than it
  * knows of, and they hold nothing for it.
  *
- * A segment that retention drops in the middle of a walk is 55000; events that
- * were dropped before are LG005 where they were asked for by version.
+ * A segment that is missing, or that retention drops in the middle of a walk, is
+ * 55000; events that were dropped before are LG005 where they were asked for by
+ * version.
  */
 #include "postgres.h"
 
@@ -52,21 +53,41 @@ struct EsStreamWalk
 	bool		complete;		/* the last version was reached: look no further */
 };
 
+static void
+report_missing(const EsStreamWalk *walk, const EsCollection *coll, EsPosition position)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("a segment of collection \"%s\" is missing that stream \"%s\" may lie in",
+					get_rel_name(coll->relid), text_to_cstring(walk->stream)),
+			 errdetail("No segment holds position " INT64_FORMAT ".", position),
+			 errhint("Attach it again with ALTER TABLE ... ATTACH PARTITION, or give up what it held with eventstore.truncate_before().")));
+}
+
 /*
  * Copies the part of the collection's list (which may be rebuilt) that lies
- * between the stream's first event that is kept and its last.
+ * between the stream's first event that is kept and its last.  A hole there
+ * would be skipped events, so it is an error.
  */
 static void
 copy_segments(EsStreamWalk *walk, const EsCollection *coll, const EsStreamHead *head)
 {
-	EsPosition	first = Max(head->first_position, coll->first_position);
+	EsPosition	expected = Max(head->first_position, coll->first_position);
 	int			begin = 0;
 	int			end = coll->nsegments;
 
 	while (end > 0 && coll->segments[end - 1].first > head->last_position)
 		end--;
-	while (begin < end && coll->segments[begin].end <= first)
+	while (begin < end && coll->segments[begin].end <= expected)
 		begin++;
+	for (int i = begin; i < end; i++)
+	{
+		if (coll->segments[i].first > expected)
+			report_missing(walk, coll, expected);
+		expected = coll->segments[i].end;
+	}
+	if (expected <= head->last_position)
+		report_missing(walk, coll, expected);
 	walk->nsegments = end - begin;
 	walk->segments = palloc(sizeof(EsSegment) * Max(walk->nsegments, 1));
 	memcpy(walk->segments, &coll->segments[begin], sizeof(EsSegment) * walk->nsegments);

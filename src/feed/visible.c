@@ -21,7 +21,7 @@
 #include "compat.h"
 #include "executor/executor.h"
 #include "nodes/params.h"
-#include "parser/parser.h"
+#include "nodes/parsenodes.h"
 #include "tcop/dest.h"
 #include "tcop/tcopprot.h"
 #include "utils/memutils.h"
@@ -92,8 +92,12 @@ plan_query(const EsVisibleQuery *query, ParamListInfo params)
 		elog(ERROR, "a reading query was rewritten into %d queries",
 			 list_length(rewritten));
 
-	/* Rows are asked for one at a time, which no parallel plan can do. */
-	return pg_plan_query(linitial_node(Query, rewritten), query->sql, 0, params);
+	/*
+	 * Rows are asked for one at a time, maybe few of them: no parallel plan,
+	 * and rather an index in the order wanted than a sort of everything.
+	 */
+	return pg_plan_query(linitial_node(Query, rewritten), query->sql,
+						 CURSOR_OPT_FAST_PLAN, params);
 }
 
 EsVisible *

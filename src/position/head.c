@@ -759,6 +759,19 @@ es_head_set_ready_end(const EsHeadRef *ref, EsPosition end)
 	LWLockRelease(&head->lock);
 }
 
+/* In a subtransaction's abort: no error, whatever became of the entry. */
+void
+es_head_lower_ready_end(const EsHeadRef *ref, EsPosition end)
+{
+	EsHead	   *head = ref->head;
+
+	LWLockAcquire(&head->lock, LW_EXCLUSIVE);
+	if (head->relid == ref->relid && head->incarnation == ref->incarnation &&
+		head->dbid == MyDatabaseId && end < head->ready_end)
+		head->ready_end = end;
+	LWLockRelease(&head->lock);
+}
+
 EsPosition
 es_head_wanted_end(const EsHeadRef *ref)
 {

@@ -116,6 +116,12 @@ extern bool es_head_in_use(const EsHeadRef *ref);
 extern EsPosition es_head_ready_end(const EsHeadRef *ref);
 extern void es_head_set_ready_end(const EsHeadRef *ref, EsPosition end);
 
+/*
+ * Takes back what a subtransaction that aborts has published for a collection
+ * of its own transaction, which nobody else can have used.  Raises no error.
+ */
+extern void es_head_lower_ready_end(const EsHeadRef *ref, EsPosition end);
+
 /* How far appenders that wait for a segment want to get (exclusive); 0 = none wait. */
 extern EsPosition es_head_wanted_end(const EsHeadRef *ref);
 extern void es_head_want_end(const EsHeadRef *ref, EsPosition end);

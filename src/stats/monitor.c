@@ -27,6 +27,7 @@
 #include "position/position.h"
 #include "shmem.h"
 #include "spi.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -323,6 +324,7 @@ diagnose_segments(FunctionCallInfo fcinfo, const Listed *entry, const char *name
 {
 	EsPosition	hole = find_hole(entry, segments, n);
 	Oid			owner = es_relation_owner(entry->collection);
+	Oid			schema = get_rel_namespace(entry->collection);
 
 	diagnose_collection(fcinfo, name, "segments without a gap", hole == 0,
 						psprintf("No segment holds position " INT64_FORMAT ". Attach it again with ALTER TABLE ... ATTACH PARTITION, or give up what it held with eventstore.truncate_before().",
@@ -331,10 +333,10 @@ diagnose_segments(FunctionCallInfo fcinfo, const Listed *entry, const char *name
 						!has_pending_detach(entry->collection),
 						"A transaction that used the collection before is still open: see pg_stat_activity and pg_locks. The worker goes on when it ends.");
 	diagnose_collection(fcinfo, name, "owner may create segments",
-						es_schema_aclcheck(get_rel_namespace(entry->collection), owner,
-										   ACL_CREATE) == ACLCHECK_OK,
-						psprintf("GRANT CREATE ON SCHEMA %s TO its owner %s.",
-								 quote_identifier(get_namespace_name(get_rel_namespace(entry->collection))),
+						es_schema_aclcheck(schema, owner, ACL_CREATE) == ACLCHECK_OK &&
+						es_schema_aclcheck(schema, owner, ACL_USAGE) == ACLCHECK_OK,
+						psprintf("GRANT CREATE, USAGE ON SCHEMA %s TO %s;",
+								 quote_identifier(get_namespace_name(schema)),
 								 quote_identifier(GetUserNameFromId(owner, false))));
 	if (es_preloaded() && !RecoveryInProgress())
 	{
@@ -380,6 +382,11 @@ es_doctor(PG_FUNCTION_ARGS)
 	diagnose_server(fcinfo);
 	n = list_collections(&list);
 	for (int i = 0; i < n; i++)
-		diagnose_one(fcinfo, &list[i]);
+	{
+		/* While we look nothing is detached; it may have been dropped before. */
+		LockRelationOid(list[i].collection, AccessShareLock);
+		if (get_rel_relkind(list[i].collection) == RELKIND_PARTITIONED_TABLE)
+			diagnose_one(fcinfo, &list[i]);
+	}
 	PG_RETURN_NULL();
 }

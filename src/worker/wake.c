@@ -623,11 +623,13 @@ time_until_due(const WorkerSlot *slot, EsWorkerState state, TimestampTz now)
 	return TimestampDifferenceMilliseconds(now, Max(due, slot->held_until));
 }
 
+/* Of two that are due, the one whose appenders have asked goes first. */
 Oid
 es_worker_due(TimestampTz now, long *wait_ms)
 {
-	Oid			result = InvalidOid;
+	WorkerSlot *chosen = NULL;
 	bool		starting = false;
+	Oid			result;
 
 	LWLockAcquire(control->lock, LW_SHARED);
 	for (int i = 0; i < SLOT_COUNT; i++)
@@ -640,14 +642,16 @@ es_worker_due(TimestampTz now, long *wait_ms)
 		if (state == ES_WORKER_STARTING &&
 			!TimestampDifferenceExceeds(slot->started, now, START_PATIENCE_MS))
 			starting = true;
-		if (until == 0 && !OidIsValid(result))
-			result = pg_atomic_read_u32(&slot->database);
-		else if (until > 0)
+		if (until > 0)
 			*wait_ms = Min(*wait_ms, until);
+		else if (until == 0 && (chosen == NULL || (pg_atomic_read_u32(&chosen->pending) == 0 &&
+												   pg_atomic_read_u32(&slot->pending) != 0)))
+			chosen = slot;
 	}
+	result = chosen != NULL ? pg_atomic_read_u32(&chosen->database) : InvalidOid;
 	LWLockRelease(control->lock);
 
-	if (starting && OidIsValid(result))
+	if (starting && chosen != NULL)
 	{
 		*wait_ms = Min(*wait_ms, START_PATIENCE_MS);
 		result = InvalidOid;

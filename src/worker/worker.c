@@ -16,8 +16,8 @@
  *		and waits a fraction of a second at most (lock_timeout).
  *	4.	Holders: transactions that hold a head back for too long.
  *
- * Steps 1 and 3 are done when somebody asks (ES_WAKE_MAINTENANCE) and every
- * maintenance_interval; steps 2 and 4 as long as heads move.
+ * All are done when somebody asks (ES_WAKE_MAINTENANCE) and every
+ * maintenance_interval; as long as heads move also steps 1, 2 and 4.
  *
  * Each step of each collection is a transaction of its own.  Its failure (an
  * owner without rights on his schema, a lock that is not to be had) is logged
@@ -62,12 +62,24 @@
  * what takes longer (a dump) is better left alone and tried again.
  */
 #define LOCK_TIMEOUT			"500ms"
+/*
+ * Disposal waits for open transactions, which may be waiting for us to make a
+ * segment: nothing but this ends that.
+ */
+#define DISPOSAL_LOCK_TIMEOUT	"100ms"
+/* How often in a row that may happen before it is logged. */
+#define LOCK_PATIENCE			5
+
+/* How often a collection that is not appended to is looked at. */
+#define RECHECK_MS				(60 * 1000)
 
 /* The pause after a failed step doubles from the first to the last value. */
 #define PAUSE_FIRST_MS			500
 #define PAUSE_LAST_MS			(5 * 60 * 1000)
-/* While appenders wait it grows no further than this. */
+/* While appenders wait it grows no further than this ... */
 #define PAUSE_URGENT_MS			2000
+/* ... and while segments wait to be dropped, no further than this. */
+#define PAUSE_DISPOSAL_MS		(10 * 1000)
 
 typedef enum Step
 {
@@ -95,7 +107,8 @@ typedef struct Work
 {
 	Oid			relid;			/* hash key */
 	bool		listed;			/* in the catalog, at this survey */
-	bool		checked;		/* its segments were looked at since we started */
+	bool		checked;		/* its segments were looked at since we started ... */
+	TimestampTz checked_at;		/* ... at this time the last time */
 	int64		segment_size;
 	EsRetention retention;		/* 'age' points to 'age' */
 	Interval	age;
@@ -120,13 +133,24 @@ static TimestampTz next_retry = 0;
  * Transactions and failures
  * ------------------------------------------------------------------------- */
 
-static void
+static void commit_work(void);
+
+/*
+ * False, without a transaction, where the extension is going: the next survey
+ * will tell.  A DROP that is not through yet must not be in our way, nor we in
+ * its.
+ */
+static bool
 begin_work(const char *activity)
 {
 	pgstat_report_activity(STATE_RUNNING, activity);
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
+	if (es_extension_pin())
+		return true;
+	commit_work();
+	return false;
 }
 
 static void
@@ -153,6 +177,8 @@ note_failure(Work *work, Step step, int sqlstate)
 
 	if (step == STEP_SEGMENTS)
 		limit_ms = PAUSE_URGENT_MS;
+	else if (step == STEP_DISPOSAL)
+		limit_ms = PAUSE_DISPOSAL_MS;
 	for (int i = 0; i < failure->times && pause_ms < limit_ms; i++)
 		pause_ms *= 2;
 	failure->times++;
@@ -173,6 +199,18 @@ is_paused(const Work *work, Step step, TimestampTz now)
 	if (next_retry == 0 || retry_at < next_retry)
 		next_retry = retry_at;
 	return true;
+}
+
+/*
+ * Once until it changes.  A lock that is not to be had is no news while it may
+ * still come; that others use what is to be dropped, never.
+ */
+static bool
+is_news(const Failure *failure, Step step, int sqlstate)
+{
+	if (sqlstate == ERRCODE_LOCK_NOT_AVAILABLE)
+		return step != STEP_DISPOSAL && failure->times == LOCK_PATIENCE;
+	return sqlstate != failure->sqlstate;
 }
 
 /*
@@ -197,7 +235,7 @@ run_step(Work *work, Step step, StepFunction function, void *arg)
 
 		HOLD_INTERRUPTS();
 		errcontext("%s of eventstore collection with OID %u", step_names[step], work->relid);
-		if (sqlstate != work->failures[step].sqlstate)
+		if (is_news(&work->failures[step], step, sqlstate))
 			EmitErrorReport();
 		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(cycle_context);
@@ -285,16 +323,24 @@ forget_unlisted(void)
 	}
 }
 
+static bool
+is_extension_present(void)
+{
+	bool		present;
+
+	StartTransactionCommand();
+	present = OidIsValid(es_extension_schema());
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(cycle_context);
+	return present;
+}
+
 /* False where the extension is not there (any more). */
 static bool
 survey_collections(void)
 {
-	begin_work("eventstore: reading the list of collections");
-	if (!OidIsValid(es_extension_schema()))
-	{
-		commit_work();
-		return false;
-	}
+	if (!begin_work("eventstore: reading the list of collections"))
+		return is_extension_present();
 	SPI_connect();
 	es_spi_execute("SELECT c.collection::pg_catalog.oid, c.incarnation, c.segment_size,"
 				   " c.retain_events, c.retain_for, c.retain_bytes, t.head"
@@ -320,10 +366,15 @@ has_enough_segments(Work *work)
 	EsPosition	ready;
 	EsPosition	next;
 
-	if (!work->checked || !es_head_find(&work->head))
-		return work->checked;
-	if (es_head_wanted_end(&work->head) != 0)
+	if (!work->checked || !es_head_find(&work->head) ||
+		es_head_wanted_end(&work->head) != 0)
 		return false;
+
+	/* Nobody appends here, but events may come by replication. */
+	if (!es_head_in_use(&work->head))
+		return !TimestampDifferenceExceeds(work->checked_at, GetCurrentTimestamp(),
+										   RECHECK_MS);
+
 	ready = es_head_ready_end(&work->head);
 	next = es_head_last_allotted(&work->head) + 1;
 	/* Boundaries are regular, so this many positions hold that many segments. */
@@ -339,7 +390,8 @@ make_segments(Work *work, void *arg)
 	if (has_enough_segments(work))
 		return;
 
-	begin_work("eventstore: making segments");
+	if (!begin_work("eventstore: making segments"))
+		return;
 	LockRelationOid(work->relid, AccessShareLock);
 	if (!work->checked && es_collection_exists(work->relid))
 		es_collection_load_head(es_collection_get(work->relid));
@@ -350,6 +402,22 @@ make_segments(Work *work, void *arg)
 	if (end > 0 && es_head_find(&work->head))
 		es_head_set_ready_end(&work->head, end);
 	work->checked = end > 0;
+	work->checked_at = GetCurrentTimestamp();
+}
+
+/* For those that were looked at before: mostly a glance at shared memory. */
+static void
+keep_segments(List *list)
+{
+	ListCell   *cell;
+
+	foreach(cell, list)
+	{
+		Work	   *work = lfirst(cell);
+
+		if (work->checked && work->head.head != NULL)
+			run_step(work, STEP_SEGMENTS, make_segments, NULL);
+	}
 }
 
 /* ---------------------------------------------------------------------------
@@ -397,7 +465,8 @@ write_ticks(List *due)
 	Oid			types[] = {OIDOID, INT8OID};
 	ListCell   *cell;
 
-	begin_work("eventstore: noting heads");
+	if (!begin_work("eventstore: noting heads"))
+		return;
 	SPI_connect();
 	foreach(cell, due)
 	{
@@ -417,15 +486,20 @@ write_ticks(List *due)
 	es_worker_count(ES_WORKER_TICKS, list_length(due));
 }
 
-/* True while it has to be done again after tick_delay. */
+/*
+ * True while it has to be done again after tick_delay.  Where heads move,
+ * segments get used up.
+ */
 static bool
 tick(void)
 {
 	HeadPass	pass = {false, NIL};
+	List	   *list = list_works();
 	ListCell   *cell;
 
-	foreach(cell, list_works())
+	foreach(cell, list)
 		run_step(lfirst(cell), STEP_HEAD, look_at_head, &pass);
+	keep_segments(list);
 	if (pass.due != NIL)
 		write_ticks(pass.due);
 	return pass.busy;
@@ -441,13 +515,21 @@ apply_retention(Work *work, void *arg)
 	if (work->retention.events > 0 || work->retention.age != NULL ||
 		work->retention.bytes > 0)
 	{
-		begin_work("eventstore: applying retention");
+		if (!begin_work("eventstore: applying retention"))
+			return;
 		es_retention_apply(work->relid, &work->retention);
 		commit_work();
 	}
-	begin_work("eventstore: applying retention");
+	if (!begin_work("eventstore: applying retention"))
+		return;
 	es_retention_condemn(work->relid);
 	commit_work();
+}
+
+static void
+set_lock_timeout(const char *value)
+{
+	SetConfigOption("lock_timeout", value, PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 static void
@@ -462,22 +544,27 @@ dispose(Work *work, void *arg)
 
 /* True where an appender called, so that the rest has to wait. */
 static bool
-dispose_all(void)
+dispose_all(List *list)
 {
 	EsDisposal *disposals;
 	int			n;
 
-	begin_work("eventstore: dropping segments");
+	if (!begin_work("eventstore: dropping segments"))
+		return false;
 	MemoryContextSwitchTo(cycle_context);
 	n = es_retention_list(&disposals);
 	commit_work();
 
 	for (int i = 0; i < n; i++)
 	{
-		if (es_worker_pending(ES_WAKE_MAINTENANCE | ES_WAKE_STOP) != 0)
+		/* One each time at least, or those who call often would stop it. */
+		if (i > 0 && es_worker_pending(ES_WAKE_MAINTENANCE | ES_WAKE_STOP) != 0)
 			return true;
 		CHECK_FOR_INTERRUPTS();
+		keep_segments(list);
+		set_lock_timeout(DISPOSAL_LOCK_TIMEOUT);
 		run_step(find_work(disposals[i].collection), STEP_DISPOSAL, dispose, &disposals[i]);
+		set_lock_timeout(LOCK_TIMEOUT);
 	}
 	return false;
 }
@@ -604,7 +691,7 @@ maintain(bool *again)
 		run_step(lfirst(cell), STEP_SEGMENTS, make_segments, NULL);
 	foreach(cell, list)
 		run_step(lfirst(cell), STEP_RETENTION, apply_retention, NULL);
-	*again = dispose_all();
+	*again = dispose_all(list);
 	return true;
 }
 
@@ -674,6 +761,8 @@ work_for_ever(void)
 		if (!busy && es_worker_take(ES_WAKE_ACTIVITY) != 0)
 			busy = tick();
 		check_holders();
+		if (next_retry != 0)
+			due = Min(due, next_retry);
 
 		MemoryContextReset(cycle_context);
 		sleep_worker(due, busy);
@@ -730,7 +819,7 @@ es_worker_main(Datum arg)
 	MemoryContextSwitchTo(cycle_context);
 
 	/* What was asked before is what the first pass does anyway. */
-	es_worker_take(ES_WAKE_MAINTENANCE);
+	es_worker_take(ES_WAKE_MAINTENANCE | ES_WAKE_ACTIVITY);
 	if (survey_collections())
 	{
 		es_worker_set_running();
