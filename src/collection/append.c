@@ -589,6 +589,8 @@ typedef struct SegmentWriter
 static void
 open_writer(SegmentWriter *writer, Relation rel, int nslots)
 {
+	TupleDesc	desc;
+
 	writer->rel = rel;
 	writer->estate = CreateExecutorState();
 	writer->rri = makeNode(ResultRelInfo);
@@ -596,8 +598,10 @@ open_writer(SegmentWriter *writer, Relation rel, int nslots)
 	ExecOpenIndices(writer->rri, false);
 	writer->nslots = Min(nslots, WRITE_CHUNK);
 	writer->slots = palloc(sizeof(TupleTableSlot *) * writer->nslots);
+	/* A copy is not reference-counted, which a thousand slots would feel. */
+	desc = CreateTupleDescCopy(RelationGetDescr(rel));
 	for (int i = 0; i < writer->nslots; i++)
-		writer->slots[i] = table_slot_create(rel, NULL);
+		writer->slots[i] = MakeSingleTupleTableSlot(desc, table_slot_callbacks(rel));
 }
 
 static void

@@ -257,19 +257,16 @@ es_heads_peek(const EsCollection *coll, const text *stream, Snapshot snapshot,
 }
 
 static bool
-find_committed(EsHeads *heads, const text *stream, ItemPointer tid)
+find_committed(EsHeads *heads, const text *stream, Snapshot snapshot, ItemPointer tid)
 {
-	Snapshot	snapshot;
 	bool		found;
 
 	if (recall_own_row(heads, stream, tid))
 		return true;
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	found = find_row(heads->rel, heads->index, stream, snapshot, heads->slot);
 	if (found)
 		*tid = heads->slot->tts_tid;
 	ExecClearTuple(heads->slot);
-	UnregisterSnapshot(snapshot);
 	return found;
 }
 
@@ -293,16 +290,14 @@ is_row_of(TupleTableSlot *slot, const text *stream)
  * went away meanwhile (its inserter aborted): look again.
  */
 static bool
-lock_row(EsHeads *heads, EsStreamHead *head, ItemPointer tid)
+lock_row(EsHeads *heads, EsStreamHead *head, Snapshot snapshot, ItemPointer tid)
 {
 	TM_FailureData failure;
 	TM_Result	result;
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 
 	result = table_tuple_lock(heads->rel, tid, snapshot, heads->slot,
 							  GetCurrentCommandId(false), LockTupleNoKeyExclusive,
 							  LockWaitBlock, TUPLE_LOCK_FLAG_FIND_LAST_VERSION, &failure);
-	UnregisterSnapshot(snapshot);
 	switch (result)
 	{
 		case TM_Ok:
@@ -392,18 +387,32 @@ await_inserter(EsHeads *heads, const text *stream)
 		XactLockTableWait(xid, NULL, NULL, XLTW_None);
 }
 
+/* Locks the row that is there; false where there is none, or it just went. */
+static bool
+lock_committed(EsHeads *heads, EsStreamHead *head, bool *found)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	ItemPointerData tid;
+	bool		locked;
+
+	*found = find_committed(heads, head->stream, snapshot, &tid);
+	locked = *found && lock_row(heads, head, snapshot, &tid);
+	UnregisterSnapshot(snapshot);
+	return locked;
+}
+
 void
 es_heads_lock(EsHeads *heads, EsStreamHead *head)
 {
 	for (;;)
 	{
-		ItemPointerData tid;
+		bool		found;
 
 		CHECK_FOR_INTERRUPTS();
-		if (find_committed(heads, head->stream, &tid))
+		if (lock_committed(heads, head, &found))
+			return;
+		if (found)
 		{
-			if (lock_row(heads, head, &tid))
-				return;
 			forget_own_rows();
 			continue;
 		}

@@ -1,0 +1,215 @@
+// eventstore from JavaScript, with node-postgres.
+//
+// Each function below is one thing that an application does.  The connection's
+// parameters come from PGHOST and the like.
+'use strict';
+
+const assert = require('node:assert').strict;
+const { randomUUID } = require('node:crypto');
+const { Client, types } = require('pg');
+
+const ORDERS = 'orders_node';
+const VERSION_CONFLICT = 'LG001';
+const CONDITION_FAILED = 'LG002';
+
+// Positions and versions are bigint, which node-postgres gives as text otherwise.
+types.setTypeParser(types.builtins.INT8, BigInt);
+
+async function connect() {
+	const client = new Client();
+	await client.connect();
+	return client;
+}
+
+// One event; returns position, version and id.
+async function append(client, type, data, { tags = [], stream, expectedVersion, id } = {}) {
+	const { rows } = await client.query(
+		`SELECT position, version, id FROM eventstore.append($1, $2, data => $3, tags => $4,
+		     stream => $5, expected_version => $6, id => $7)`,
+		[ORDERS, type, data, tags, stream, expectedVersion, id]);
+	return rows[0];
+}
+
+// Several; node-postgres would make an SQL array of a JavaScript one, so it is made JSON here.
+async function appendBatch(client, events) {
+	const { rows } = await client.query(
+		'SELECT position, version, id FROM eventstore.append_batch($1, $2)',
+		[ORDERS, JSON.stringify(events)]);
+	return rows;
+}
+
+async function readStream(client, stream, { fromVersion, maxCount, direction = 'forward' } = {}) {
+	const { rows } = await client.query(
+		`SELECT * FROM eventstore.read_stream($1, $2, from_version => $3, max_count => $4,
+		     direction => $5)`,
+		[ORDERS, stream, fromVersion, maxCount, direction]);
+	return rows;
+}
+
+// Reads the stream, decides, appends; again when another was quicker.  How often it tried.
+async function appendRetrying(client, stream, decide) {
+	for (let attempt = 1; attempt < 10; attempt++) {
+		const events = await readStream(client, stream);
+		const { type, data } = await decide(events);
+		try {
+			await append(client, type, data, { stream, expectedVersion: events.length });
+			return attempt;
+		} catch (error) {
+			if (error.code !== VERSION_CONFLICT) throw error;
+		}
+	}
+	throw new Error(`stream ${stream} is never at rest`);
+}
+
+// All events up to the head of this moment, page by page.
+async function* readPages(client, page, after = null) {
+	const head = (await client.query('SELECT eventstore.head($1)', [ORDERS])).rows[0].head;
+	for (;;) {
+		const { rows } = await client.query(
+			'SELECT * FROM eventstore.read($1, after => $2, max_count => $3)',
+			[ORDERS, after, page]);
+		yield* rows;
+		if (rows.length < page) return;
+		after = rows.at(-1).position;
+		if (after >= head) return;
+	}
+}
+
+// ---- the tests: each is a name and what must hold --------------------------------
+
+const tests = {
+	async 'append with named arguments'(client) {
+		const id = randomUUID();
+		const options = { tags: ['customer:7', 'country:de'], stream: 'order-1', expectedVersion: 0, id };
+		const first = await append(client, 'order.placed', { total: 12.5 }, options);
+		assert.equal(first.version, 1n);
+		assert.equal(first.id, id);
+		assert.deepEqual(await append(client, 'order.placed', { total: 12.5 }, options), first);
+		const [event] = await readStream(client, 'order-1');
+		assert.deepEqual(event.data, { total: 12.5 });
+		assert.deepEqual(event.tags, ['customer:7', 'country:de']);
+	},
+
+	async 'append batch of json'(client) {
+		const events = Array.from({ length: 30 }, (_, i) => ({
+			type: 'order.placed', stream: `batch-${i % 3}`, data: { i, text: 'naïve ☃' },
+			tags: ['customer:8'], expected_version: Math.floor(i / 3),
+		}));
+		const rows = await appendBatch(client, events);
+		rows.forEach((row, i) => {
+			assert.equal(row.position, rows[0].position + BigInt(i));
+			assert.equal(row.version, BigInt(Math.floor(i / 3) + 1));
+		});
+		assert.deepEqual((await readStream(client, 'batch-1'))[0].data, { i: 1, text: 'naïve ☃' });
+	},
+
+	async 'conflict is read again and retried'(client) {
+		await append(client, 'order.placed', {}, { stream: 'order-2' });
+		let disturbed = false;
+		const attempts = await appendRetrying(client, 'order-2', async (events) => {
+			if (!disturbed) {
+				disturbed = true;
+				const other = await connect();
+				await append(other, 'order.changed', {}, { stream: 'order-2' });
+				await other.end();
+			}
+			return { type: 'order.paid', data: { after: events.length } };
+		});
+		assert.equal(attempts, 2);
+		assert.deepEqual((await readStream(client, 'order-2')).map((event) => event.type),
+			['order.placed', 'order.changed', 'order.paid']);
+	},
+
+	async 'conflict tells the versions'(client) {
+		await assert.rejects(
+			append(client, 'order.paid', {}, { stream: 'order-2', expectedVersion: 1 }),
+			{ code: VERSION_CONFLICT, detail: 'Stream "order-2": expected version 1, actual version 3.' });
+	},
+
+	async 'fail_if refuses the second'(client) {
+		const query = JSON.stringify([{ types: ['voucher.used'], tags: ['voucher:SPRING'] }]);
+		const use = async (after) => (await client.query(
+			`SELECT position FROM eventstore.append($1, 'voucher.used', tags => $2,
+			     fail_if => $3, after => $4)`,
+			[ORDERS, ['voucher:SPRING'], query, after])).rows[0].position;
+		const used = await use(0);
+		await assert.rejects(use(0),
+			{ code: CONDITION_FAILED, detail: `The event at position ${used} matches.` });
+		await use(used);
+	},
+
+	async 'pages give every event once'(client) {
+		const whole = (await client.query('SELECT * FROM eventstore.read($1)', [ORDERS])).rows;
+		assert.ok(whole.length > 30);
+		const paged = [];
+		for await (const event of readPages(client, 7)) paged.push(event);
+		assert.deepEqual(paged, whole);
+	},
+
+	async 'streams are read in both directions'(client) {
+		const versions = async (options) =>
+			(await readStream(client, 'batch-0', options)).map((event) => event.version);
+		assert.deepEqual(await versions({ fromVersion: 3, maxCount: 4 }), [3n, 4n, 5n, 6n]);
+		assert.deepEqual(await versions({ direction: 'backward', maxCount: 2 }), [10n, 9n]);
+	},
+
+	async 'peek of an unknown stream is null'(client) {
+		const peek = async (stream) =>
+			(await client.query('SELECT * FROM eventstore.peek($1, $2)', [ORDERS, stream])).rows[0];
+		assert.equal((await peek('nobody')).position, null);
+		assert.equal((await peek('order-2')).type, 'order.paid');
+	},
+
+	async 'insert appends and returns'(client) {
+		const { rows: [row] } = await client.query(
+			`INSERT INTO ${ORDERS} (type, stream, tags, data) VALUES ($1, $2, $3, $4)
+			 RETURNING position, version`,
+			['order.shipped', 'order-2', ['customer:7'], { with: 'post' }]);
+		assert.equal(row.version, 4n);
+		const { rows: [{ head }] } = await client.query('SELECT eventstore.head($1)', [ORDERS]);
+		assert.equal(head, row.position);
+	},
+
+	async 'prepared statements are used again'(client) {
+		for (let i = 0; i < 50; i++) {
+			const appended = await client.query({
+				name: 'append-counted',
+				text: "SELECT version FROM eventstore.append($1, 'order.counted', $2, stream => $3)",
+				values: [ORDERS, { i }, 'counted'],
+			});
+			assert.equal(appended.rows[0].version, BigInt(i + 1));
+			const read = await client.query({
+				name: 'read-counted',
+				text: 'SELECT data FROM eventstore.read_stream($1, $2, from_version => $3)',
+				values: [ORDERS, 'counted', i + 1],
+			});
+			assert.deepEqual(read.rows, [{ data: { i } }]);
+		}
+	},
+
+	async 'transaction rolls back'(client) {
+		await client.query('BEGIN');
+		await append(client, 'order.placed', {}, { stream: 'rolled-back' });
+		await client.query('ROLLBACK');
+		assert.deepEqual(await readStream(client, 'rolled-back'), []);
+	},
+};
+
+async function main() {
+	const client = await connect();
+	await client.query('SELECT eventstore.create_collection($1)', [ORDERS]);
+	console.log(`1..${Object.keys(tests).length}`);
+	for (const [name, test] of Object.entries(tests)) {
+		try {
+			await test(client);
+			console.log(`ok ${name}`);
+		} catch (error) {
+			process.exitCode = 1;
+			console.log(`not ok ${name}\n${error.stack}`);
+		}
+	}
+	await client.query('SELECT eventstore.drop_collection($1)', [ORDERS]);
+	await client.end();
+}
+
+main();

@@ -1,0 +1,360 @@
+// eventstore from Go, with pgx.
+//
+// Each function below is one thing that an application does.  The connection's
+// parameters come from PGHOST and the like.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+)
+
+const (
+	orders          = "orders_pgx"
+	versionConflict = "LG001"
+	conditionFailed = "LG002"
+)
+
+// Event has the columns that these examples look at.
+type Event struct {
+	Position int64          `db:"position"`
+	Stream   *string        `db:"stream"`
+	Version  *int64         `db:"version"`
+	Type     string         `db:"type"`
+	Tags     []string       `db:"tags"`
+	Data     map[string]any `db:"data"`
+}
+
+const eventColumns = "position, stream, version, type, tags, data"
+
+// Appended is what an append returns.
+type Appended struct {
+	Position int64
+	Version  *int64
+	ID       pgtype.UUID
+}
+
+func appendEvent(ctx context.Context, conn *pgx.Conn, eventType string, data any, named pgx.NamedArgs) (Appended, error) {
+	args := pgx.NamedArgs{"collection": orders, "type": eventType, "data": data, "tags": []string{},
+		"stream": nil, "expected_version": nil, "id": nil}
+	for name, value := range named {
+		args[name] = value
+	}
+	rows, _ := conn.Query(ctx, `SELECT position, version, id FROM eventstore.append(@collection, @type,
+		data => @data, tags => @tags, stream => @stream, expected_version => @expected_version,
+		id => @id)`, args)
+	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Appended])
+}
+
+func appendBatch(ctx context.Context, conn *pgx.Conn, events []map[string]any) ([]Appended, error) {
+	rows, _ := conn.Query(ctx, "SELECT position, version, id FROM eventstore.append_batch($1, $2)", orders, events)
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[Appended])
+}
+
+func collectEvents(ctx context.Context, conn *pgx.Conn, from string, args ...any) ([]Event, error) {
+	rows, _ := conn.Query(ctx, "SELECT "+eventColumns+" FROM "+from, args...)
+	return pgx.CollectRows(rows, pgx.RowToStructByName[Event])
+}
+
+func readStream(ctx context.Context, conn *pgx.Conn, stream string) ([]Event, error) {
+	return collectEvents(ctx, conn, "eventstore.read_stream($1, $2)", orders, stream)
+}
+
+// is tells whether PostgreSQL raised an error with this SQLSTATE.
+func is(err error, sqlstate string) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == sqlstate
+}
+
+func detail(err error) string {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return pgErr.Detail
+	}
+	return ""
+}
+
+// appendRetrying reads the stream, decides, appends; again when another was
+// quicker.  It returns how often it tried.
+func appendRetrying(ctx context.Context, conn *pgx.Conn, stream string, decide func([]Event) (string, any)) (int, error) {
+	for attempt := 1; attempt < 10; attempt++ {
+		events, err := readStream(ctx, conn, stream)
+		if err != nil {
+			return attempt, err
+		}
+		eventType, data := decide(events)
+		_, err = appendEvent(ctx, conn, eventType, data,
+			pgx.NamedArgs{"stream": stream, "expected_version": len(events)})
+		if err == nil || !is(err, versionConflict) {
+			return attempt, err
+		}
+	}
+	return 0, fmt.Errorf("stream %s is never at rest", stream)
+}
+
+// readPages gives all events up to the head of this moment, page by page.
+func readPages(ctx context.Context, conn *pgx.Conn, page int, handle func(Event)) error {
+	var head int64
+	if err := conn.QueryRow(ctx, "SELECT eventstore.head($1)", orders).Scan(&head); err != nil {
+		return err
+	}
+	var after *int64
+	for {
+		events, err := collectEvents(ctx, conn, "eventstore.read($1, after => $2, max_count => $3)",
+			orders, after, page)
+		if err != nil {
+			return err
+		}
+		for _, event := range events {
+			handle(event)
+		}
+		if len(events) < page {
+			return nil
+		}
+		after = &events[len(events)-1].Position
+		if *after >= head {
+			return nil
+		}
+	}
+}
+
+// ---- the tests: each is a name and what must hold ----------------------------------
+
+func check(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
+
+func equal(got, want any) {
+	if !reflect.DeepEqual(got, want) {
+		panic(fmt.Errorf("got %v, want %v", got, want))
+	}
+}
+
+func versions(events []Event) []int64 {
+	found := []int64{}
+	for _, event := range events {
+		found = append(found, *event.Version)
+	}
+	return found
+}
+
+func appendWithNamedArguments(ctx context.Context, conn *pgx.Conn) {
+	args := pgx.NamedArgs{"tags": []string{"customer:7", "country:de"}, "stream": "order-1",
+		"expected_version": 0, "id": "0196b2a4-0000-7000-8000-000000000001"}
+	data := map[string]any{"total": 12.5}
+	first, err := appendEvent(ctx, conn, "order.placed", data, args)
+	check(err)
+	equal(*first.Version, int64(1))
+	again, err := appendEvent(ctx, conn, "order.placed", data, args)
+	check(err)
+	equal(again, first)
+	events, err := readStream(ctx, conn, "order-1")
+	check(err)
+	equal(events[0].Data, data)
+	equal(events[0].Tags, []string{"customer:7", "country:de"})
+}
+
+func appendBatchOfJSON(ctx context.Context, conn *pgx.Conn) {
+	var events []map[string]any
+	for i := 0; i < 30; i++ {
+		events = append(events, map[string]any{"type": "order.placed", "stream": fmt.Sprintf("batch-%d", i%3),
+			"data": map[string]any{"i": i, "text": "naïve ☃"}, "tags": []string{"customer:8"},
+			"expected_version": i / 3})
+	}
+	rows, err := appendBatch(ctx, conn, events)
+	check(err)
+	equal(len(rows), 30)
+	for i, row := range rows {
+		equal(row.Position, rows[0].Position+int64(i))
+		equal(*row.Version, int64(i/3+1))
+	}
+	read, err := readStream(ctx, conn, "batch-1")
+	check(err)
+	equal(read[0].Data, map[string]any{"i": 1.0, "text": "naïve ☃"})
+}
+
+func conflictIsReadAgainAndRetried(ctx context.Context, conn *pgx.Conn) {
+	_, err := appendEvent(ctx, conn, "order.placed", nil, pgx.NamedArgs{"stream": "order-2"})
+	check(err)
+	disturbed := false
+	attempts, err := appendRetrying(ctx, conn, "order-2", func(events []Event) (string, any) {
+		if !disturbed {
+			disturbed = true
+			other, err := pgx.Connect(ctx, "")
+			check(err)
+			_, err = appendEvent(ctx, other, "order.changed", nil, pgx.NamedArgs{"stream": "order-2"})
+			check(err)
+			check(other.Close(ctx))
+		}
+		return "order.paid", map[string]any{"after": len(events)}
+	})
+	check(err)
+	equal(attempts, 2)
+	events, err := readStream(ctx, conn, "order-2")
+	check(err)
+	equal([]string{events[0].Type, events[1].Type, events[2].Type},
+		[]string{"order.placed", "order.changed", "order.paid"})
+}
+
+func conflictTellsTheVersions(ctx context.Context, conn *pgx.Conn) {
+	_, err := appendEvent(ctx, conn, "order.paid", nil,
+		pgx.NamedArgs{"stream": "order-2", "expected_version": 1})
+	equal(is(err, versionConflict), true)
+	equal(detail(err), `Stream "order-2": expected version 1, actual version 3.`)
+}
+
+func failIfRefusesTheSecond(ctx context.Context, conn *pgx.Conn) {
+	query := []map[string]any{{"types": []string{"voucher.used"}, "tags": []string{"voucher:SPRING"}}}
+	use := func(after int64) (position int64, err error) {
+		err = conn.QueryRow(ctx, `SELECT position FROM eventstore.append($1, 'voucher.used', tags => $2,
+			fail_if => $3, after => $4)`, orders, []string{"voucher:SPRING"}, query, after).Scan(&position)
+		return position, err
+	}
+	used, err := use(0)
+	check(err)
+	_, err = use(0)
+	equal(is(err, conditionFailed), true)
+	equal(detail(err), fmt.Sprintf("The event at position %d matches.", used))
+	_, err = use(used)
+	check(err)
+}
+
+func pagesGiveEveryEventOnce(ctx context.Context, conn *pgx.Conn) {
+	whole, err := collectEvents(ctx, conn, "eventstore.read($1)", orders)
+	check(err)
+	var paged []Event
+	check(readPages(ctx, conn, 7, func(event Event) { paged = append(paged, event) }))
+	equal(len(whole) > 30, true)
+	equal(paged, whole)
+}
+
+func streamsAreReadInBothDirections(ctx context.Context, conn *pgx.Conn) {
+	forward, err := collectEvents(ctx, conn,
+		"eventstore.read_stream($1, $2, from_version => 3, max_count => 4)", orders, "batch-0")
+	check(err)
+	equal(versions(forward), []int64{3, 4, 5, 6})
+	backward, err := collectEvents(ctx, conn,
+		"eventstore.read_stream($1, $2, direction => 'backward', max_count => 2)", orders, "batch-0")
+	check(err)
+	equal(versions(backward), []int64{10, 9})
+}
+
+func peekOfAnUnknownStreamIsNull(ctx context.Context, conn *pgx.Conn) {
+	peek := func(stream string) (eventType *string) {
+		check(conn.QueryRow(ctx, "SELECT type FROM eventstore.peek($1, $2)", orders, stream).Scan(&eventType))
+		return eventType
+	}
+	equal(peek("nobody") == nil, true)
+	equal(*peek("order-2"), "order.paid")
+}
+
+func insertAppendsAndReturns(ctx context.Context, conn *pgx.Conn) {
+	var position, version, head int64
+	check(conn.QueryRow(ctx, "INSERT INTO "+orders+` (type, stream, tags, data) VALUES ($1, $2, $3, $4)
+		RETURNING position, version`, "order.shipped", "order-2", []string{"customer:7"},
+		map[string]any{"with": "post"}).Scan(&position, &version))
+	equal(version, int64(4))
+	check(conn.QueryRow(ctx, "SELECT eventstore.head($1)", orders).Scan(&head))
+	equal(head, position)
+}
+
+// pgx prepares every statement that it sees and keeps it; here by name as well.
+func preparedStatementsAreUsedAgain(ctx context.Context, conn *pgx.Conn) {
+	_, err := conn.Prepare(ctx, "append_counted",
+		"SELECT version FROM eventstore.append($1, 'order.counted', $2, stream => $3)")
+	check(err)
+	for i := 0; i < 50; i++ {
+		var version int64
+		var data map[string]any
+		check(conn.QueryRow(ctx, "append_counted", orders, map[string]any{"i": i}, "counted").Scan(&version))
+		equal(version, int64(i+1))
+		check(conn.QueryRow(ctx, "SELECT data FROM eventstore.read_stream($1, $2, from_version => $3)",
+			orders, "counted", i+1).Scan(&data))
+		equal(data, map[string]any{"i": float64(i)})
+	}
+}
+
+func transactionRollsBack(ctx context.Context, conn *pgx.Conn) {
+	tx, err := conn.Begin(ctx)
+	check(err)
+	_, err = appendEvent(ctx, tx.Conn(), "order.placed", nil, pgx.NamedArgs{"stream": "rolled-back"})
+	check(err)
+	check(tx.Rollback(ctx))
+	events, err := readStream(ctx, conn, "rolled-back")
+	check(err)
+	equal(len(events), 0)
+}
+
+func copyAppends(ctx context.Context, conn *pgx.Conn) {
+	n, err := conn.CopyFrom(ctx, pgx.Identifier{orders}, []string{"type", "data", "tags", "stream"},
+		pgx.CopyFromSlice(500, func(i int) ([]any, error) {
+			return []any{"order.imported", map[string]any{"i": i}, []string{"customer:9"},
+				fmt.Sprintf("imported-%d", i%5)}, nil
+		}))
+	check(err)
+	equal(n, int64(500))
+	events, err := readStream(ctx, conn, "imported-4")
+	check(err)
+	equal(len(events), 100)
+	for i, version := range versions(events) {
+		equal(version, int64(i+1))
+	}
+}
+
+var tests = []struct {
+	name string
+	run  func(context.Context, *pgx.Conn)
+}{
+	{"append with named arguments", appendWithNamedArguments},
+	{"append batch of json", appendBatchOfJSON},
+	{"conflict is read again and retried", conflictIsReadAgainAndRetried},
+	{"conflict tells the versions", conflictTellsTheVersions},
+	{"fail_if refuses the second", failIfRefusesTheSecond},
+	{"pages give every event once", pagesGiveEveryEventOnce},
+	{"streams are read in both directions", streamsAreReadInBothDirections},
+	{"peek of an unknown stream is null", peekOfAnUnknownStreamIsNull},
+	{"insert appends and returns", insertAppendsAndReturns},
+	{"prepared statements are used again", preparedStatementsAreUsedAgain},
+	{"transaction rolls back", transactionRollsBack},
+	{"copy appends", copyAppends},
+}
+
+// failure runs a test and returns what it panicked with; nil when it passes.
+func failure(ctx context.Context, conn *pgx.Conn, test func(context.Context, *pgx.Conn)) (reason any) {
+	defer func() { reason = recover() }()
+	test(ctx, conn)
+	return nil
+}
+
+func main() {
+	ctx := context.Background()
+	conn, err := pgx.Connect(ctx, "")
+	check(err)
+	_, err = conn.Exec(ctx, "SELECT eventstore.create_collection($1)", orders)
+	check(err)
+	fmt.Printf("1..%d\n", len(tests))
+	failed := 0
+	for _, test := range tests {
+		if reason := failure(ctx, conn, test.run); reason != nil {
+			failed++
+			fmt.Printf("not ok %s\n%v\n", test.name, reason)
+		} else {
+			fmt.Printf("ok %s\n", test.name)
+		}
+	}
+	_, err = conn.Exec(ctx, "SELECT eventstore.drop_collection($1)", orders)
+	check(err)
+	check(conn.Close(ctx))
+	if failed > 0 {
+		os.Exit(1)
+	}
+}

@@ -1,0 +1,221 @@
+"""eventstore from Python, with psycopg 3.
+
+Each function below is one thing that an application does.  The connection's
+parameters come from PGHOST and the like.
+"""
+import sys
+import uuid
+
+import psycopg
+from psycopg import errors, sql
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+ORDERS = "orders_psycopg"
+
+# psycopg knows the standard SQLSTATEs as classes; those of eventstore go by their code.
+VERSION_CONFLICT = "LG001"
+CONDITION_FAILED = "LG002"
+
+
+def append(conn, event_type, data, *, tags=(), stream=None, expected_version=None, event_id=None):
+    """One event; returns position, version and id."""
+    return conn.execute(
+        """SELECT position, version, id FROM eventstore.append(%(collection)s, %(type)s,
+               data => %(data)s, tags => %(tags)s, stream => %(stream)s,
+               expected_version => %(expected_version)s, id => %(id)s)""",
+        {"collection": ORDERS, "type": event_type, "data": Jsonb(data), "tags": list(tags),
+         "stream": stream, "expected_version": expected_version, "id": event_id},
+    ).fetchone()
+
+
+def read_stream(conn, stream, **options):
+    arguments = sql.SQL("").join(
+        sql.SQL(", {} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in options)
+    return conn.execute(
+        sql.SQL("SELECT * FROM eventstore.read_stream(%(collection)s, %(stream)s{})").format(arguments),
+        {"collection": ORDERS, "stream": stream, **options},
+    ).fetchall()
+
+
+def append_retrying(conn, stream, decide):
+    """Reads the stream, decides, appends; again when another was quicker.  How often it tried."""
+    for attempt in range(1, 10):
+        events = read_stream(conn, stream)
+        event_type, data = decide(events)
+        try:
+            append(conn, event_type, data, stream=stream, expected_version=len(events))
+            return attempt
+        except errors.DatabaseError as error:
+            if error.sqlstate != VERSION_CONFLICT:
+                raise
+    raise RuntimeError(f"stream {stream} is never at rest")
+
+
+def read_pages(conn, page, after=None):
+    """All events up to the head of this moment, page by page."""
+    head = conn.execute("SELECT eventstore.head(%s)", (ORDERS,)).fetchone()["head"]
+    while True:
+        events = conn.execute(
+            "SELECT * FROM eventstore.read(%s, after => %s, max_count => %s)",
+            (ORDERS, after, page)).fetchall()
+        yield from events
+        if len(events) < page:
+            return
+        after = events[-1]["position"]
+        if after >= head:
+            return
+
+
+# ---- the tests: each is a name and what must hold --------------------------------
+
+
+def append_with_named_arguments(conn):
+    event_id = uuid.uuid4()
+    first = append(conn, "order.placed", {"total": 12.5}, tags=["customer:7", "country:de"],
+                   stream="order-1", expected_version=0, event_id=event_id)
+    assert first["version"] == 1 and first["id"] == event_id, first
+    again = append(conn, "order.placed", {"total": 12.5}, tags=["customer:7", "country:de"],
+                   stream="order-1", expected_version=0, event_id=event_id)
+    assert again == first, (first, again)
+    event = read_stream(conn, "order-1")[0]
+    assert event["data"] == {"total": 12.5}, event
+    assert event["tags"] == ["customer:7", "country:de"], event
+
+
+def append_batch_of_json(conn):
+    events = [{"type": "order.placed", "stream": f"batch-{i % 3}", "data": {"i": i, "text": "naïve ☃"},
+               "tags": ["customer:8"], "expected_version": i // 3} for i in range(30)]
+    rows = conn.execute("SELECT * FROM eventstore.append_batch(%s, %s)", (ORDERS, Jsonb(events))).fetchall()
+    positions = [row["position"] for row in rows]
+    assert positions == list(range(positions[0], positions[0] + 30)), positions
+    assert [row["version"] for row in rows] == [i // 3 + 1 for i in range(30)]
+    assert read_stream(conn, "batch-1")[0]["data"] == {"i": 1, "text": "naïve ☃"}
+
+
+def conflict_is_read_again_and_retried(conn):
+    append(conn, "order.placed", {}, stream="order-2")
+    disturbed = []
+
+    def decide(events):
+        if not disturbed:
+            with psycopg.connect(autocommit=True, row_factory=dict_row) as other:
+                disturbed.append(append(other, "order.changed", {}, stream="order-2"))
+        return "order.paid", {"after": len(events)}
+
+    assert append_retrying(conn, "order-2", decide) == 2
+    assert [event["type"] for event in read_stream(conn, "order-2")] == [
+        "order.placed", "order.changed", "order.paid"]
+
+
+def conflict_tells_the_versions(conn):
+    try:
+        append(conn, "order.paid", {}, stream="order-2", expected_version=1)
+    except errors.DatabaseError as error:
+        assert error.sqlstate == VERSION_CONFLICT, error.sqlstate
+        assert error.diag.message_detail == 'Stream "order-2": expected version 1, actual version 3.'
+    else:
+        raise AssertionError("no conflict")
+
+
+def fail_if_refuses_the_second(conn):
+    use = """SELECT position FROM eventstore.append(%(c)s, 'voucher.used', tags => %(tags)s,
+                 fail_if => %(query)s, after => %(after)s)"""
+    arguments = {"c": ORDERS, "tags": ["voucher:SPRING"], "after": 0,
+                 "query": Jsonb([{"types": ["voucher.used"], "tags": ["voucher:SPRING"]}])}
+    used = conn.execute(use, arguments).fetchone()["position"]
+    try:
+        conn.execute(use, arguments)
+    except errors.DatabaseError as error:
+        assert error.sqlstate == CONDITION_FAILED, error.sqlstate
+        assert error.diag.message_detail == f"The event at position {used} matches."
+    else:
+        raise AssertionError("it was used twice")
+    conn.execute(use, {**arguments, "after": used})
+
+
+def pages_give_every_event_once(conn):
+    whole = conn.execute("SELECT * FROM eventstore.read(%s)", (ORDERS,)).fetchall()
+    assert len(whole) > 30
+    assert list(read_pages(conn, 7)) == whole
+
+
+def streams_are_read_in_both_directions(conn):
+    forward = read_stream(conn, "batch-0", from_version=3, max_count=4)
+    assert [event["version"] for event in forward] == [3, 4, 5, 6]
+    backward = read_stream(conn, "batch-0", direction="backward", max_count=2)
+    assert [event["version"] for event in backward] == [10, 9]
+
+
+def peek_of_an_unknown_stream_is_null(conn):
+    peek = "SELECT * FROM eventstore.peek(%s, %s)"
+    assert conn.execute(peek, (ORDERS, "nobody")).fetchone()["position"] is None
+    assert conn.execute(peek, (ORDERS, "order-2")).fetchone()["type"] == "order.paid"
+
+
+def insert_appends_and_returns(conn):
+    row = conn.execute(
+        sql.SQL("INSERT INTO {} (type, stream, tags, data) VALUES (%s, %s, %s, %s) "
+                "RETURNING position, version").format(sql.Identifier(ORDERS)),
+        ("order.shipped", "order-2", ["customer:7"], Jsonb({"with": "post"}))).fetchone()
+    assert row["version"] == 4, row
+    assert conn.execute("SELECT eventstore.head(%s)", (ORDERS,)).fetchone()["head"] == row["position"]
+
+
+def prepared_statements_are_used_again(conn):
+    for i in range(50):
+        row = conn.execute(
+            "SELECT version FROM eventstore.append(%s, 'order.counted', %s, stream => %s)",
+            (ORDERS, Jsonb({"i": i}), "counted"), prepare=True).fetchone()
+        assert row["version"] == i + 1, row
+        event = conn.execute(
+            "SELECT data FROM eventstore.read_stream(%s, %s, from_version => %s)",
+            (ORDERS, "counted", i + 1), prepare=True).fetchone()
+        assert event["data"] == {"i": i}, event
+
+
+def transaction_rolls_back(conn):
+    try:
+        with conn.transaction():
+            append(conn, "order.placed", {}, stream="rolled-back")
+            raise KeyError("the application gave up")
+    except KeyError:
+        pass
+    assert read_stream(conn, "rolled-back") == []
+
+
+def copy_appends(conn):
+    statement = sql.SQL("COPY {} (type, data, tags, stream) FROM STDIN").format(sql.Identifier(ORDERS))
+    with conn.cursor().copy(statement) as copy:
+        for i in range(500):
+            copy.write_row(("order.imported", Jsonb({"i": i}), ["customer:9"], f"imported-{i % 5}"))
+    versions = [event["version"] for event in read_stream(conn, "imported-4")]
+    assert versions == list(range(1, 101)), versions
+
+
+TESTS = [
+    append_with_named_arguments, append_batch_of_json, conflict_is_read_again_and_retried,
+    conflict_tells_the_versions, fail_if_refuses_the_second, pages_give_every_event_once,
+    streams_are_read_in_both_directions, peek_of_an_unknown_stream_is_null,
+    insert_appends_and_returns, prepared_statements_are_used_again, transaction_rolls_back, copy_appends,
+]
+
+
+def main():
+    failed = 0
+    print(f"1..{len(TESTS)}")
+    with psycopg.connect(autocommit=True, row_factory=dict_row) as conn:
+        conn.execute("SELECT eventstore.create_collection(%s)", (ORDERS,))
+        for test in TESTS:
+            name = test.__name__.replace("_", " ")
+            try:
+                test(conn)
+                print(f"ok {name}")
+            except Exception as error:
+                failed += 1
+                print(f"not ok {name}\n{type(error).__name__}: {error}")
+        conn.execute("SELECT eventstore.drop_collection(%s)", (ORDERS,))
+    sys.exit(failed > 0)
+
+
+main()
