@@ -451,6 +451,8 @@ check_condition(AppendRun *run)
 	pg_uuid_t	id;
 	bool		repeated;
 
+	/* Rows that the statement around us has written so far count too. */
+	CommandCounterIncrement();
 	AcceptInvalidationMessages();
 	es_collection_get(run->coll->relid);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());

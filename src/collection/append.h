@@ -36,6 +36,13 @@ extern void es_append_run(EsAppend *append);
 extern void es_insert_expect(const EsCollection *coll, const EsEvent *event, EsPosition safe);
 extern void es_insert_expect_none(void);
 
+/*
+ * The lowest position that this backend has handed out to a row that is not
+ * written yet: whoever reads in between (a trigger of the user's) must not be
+ * led past it.  PG_INT64_MAX where there is none.
+ */
+extern EsPosition es_insert_lowest_pending(const EsCollection *coll);
+
 /* Hooks for what only the executor knows; from _PG_init. */
 extern void es_append_install_hooks(void);
 

@@ -39,6 +39,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
+#include "collection/append.h"
 #include "collection/layout.h"
 #include "collection/segment.h"
 #include "compat.h"
@@ -659,7 +660,8 @@ es_collection_last_allotted(EsCollection *coll)
 void
 es_collection_check_cursor(EsCollection *coll, EsPosition after)
 {
-	EsPosition	last;
+	/* First, since it may learn of a truncation. */
+	EsPosition	last = es_collection_last_allotted(coll);
 
 	if (after < coll->first_position - 1)
 		ereport(ERROR,
@@ -669,7 +671,6 @@ es_collection_check_cursor(EsCollection *coll, EsPosition after)
 				 errdetail("Requested " INT64_FORMAT ", first kept " INT64_FORMAT ".",
 						   after, coll->first_position),
 				 errhint("Read from the oldest that is kept with a null position.")));
-	last = es_collection_last_allotted(coll);
 	if (after > last)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_CURSOR_AHEAD),
@@ -716,7 +717,14 @@ es_view_open(EsCollection *coll, EsView *view)
 
 	view->head = head;
 	if (data)
+	{
 		view->head = Max(head, es_collection_head_in(coll, view->snapshot));
+
+		/* The tick may speak of a segment that we had not heard of before. */
+		AcceptInvalidationMessages();
+		es_collection_get(coll->relid);
+	}
+	view->head = Min(view->head, es_insert_lowest_pending(coll) - 1);
 }
 
 void

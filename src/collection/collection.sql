@@ -51,7 +51,7 @@ CREATE FUNCTION eventstore.repair_collection(collection regclass) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_repair_collection';
 COMMENT ON FUNCTION eventstore.repair_collection(regclass) IS
-'Makes heads, counter, segments, and whatever else is missing of a collection again from its events: after a restore of the table alone, on a former subscriber, after DROP EXTENSION. For its owner. Appends wait meanwhile. Options that are lost are the defaults again.
+'Makes heads, counter, segments, and whatever else is missing of a collection again from its events: after a restore of the table alone, on a former subscriber, after DROP EXTENSION. For its owner. Appends and reads wait meanwhile. Options that are lost are the defaults again.
 Errors: LG007 the table does not have the columns of a collection; 42501 not the owner; 25001 not at READ COMMITTED; LG006.';
 
 CREATE FUNCTION eventstore.truncate_before(collection regclass, before bigint) RETURNS bigint

@@ -141,6 +141,17 @@ es_insert_expect_none(void)
 	clear_handed();
 }
 
+EsPosition
+es_insert_lowest_pending(const EsCollection *coll)
+{
+	EsPosition	lowest = PG_INT64_MAX;
+
+	for (int i = 0; i < nhanded; i++)
+		if (handed[i].collection == coll->relid && handed[i].position > 0)
+			lowest = Min(lowest, handed[i].position);
+	return lowest;
+}
+
 static bool
 matches_handed(int i, Oid collection, EsPosition position)
 {

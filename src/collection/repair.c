@@ -9,16 +9,17 @@
  * that is empty or missing.  repair_collection makes all of that again, from
  * the events, in one transaction that nobody can append beside:
  *
- *	1.	ShareRowExclusiveLock on the collection: waits for open appends, and
- *		keeps new ones and the worker out.
+ *	1.	AccessExclusiveLock on the collection: waits for open appends, and keeps
+ *		new ones, the worker and readers out (who would use the shared entry
+ *		that is about to become obsolete).
  *	2.	What the table lacks (layout.c), then the catalog row.
  *	3.	The counter is raised to the highest position there is.
  *	4.	Heads.  A stream with events gets what these say.  One without keeps
  *		its row where its last event was truncated (versions go on), else the
  *		row is about events that are not there, and goes.
  *	5.	Segments to append to.
- *	6.	At commit the shared entry is forgotten; the next one who needs it reads
- *		all this from the tables.
+ *	6.	The catalog row gets a new incarnation, which the shared entry does not
+ *		have; so the next one who needs an entry makes one from the tables.
  */
 #include "postgres.h"
 
@@ -66,7 +67,8 @@ update_row(Oid collection, const EsLayout *layout)
 	EsRoleSwitch saved;
 
 	es_role_assume(es_extension_owner(), &saved);
-	es_spi_execute("UPDATE eventstore.collection_catalog SET heads = $2, counter = $3"
+	es_spi_execute("UPDATE eventstore.collection_catalog SET heads = $2, counter = $3,"
+				   " incarnation = pg_catalog.nextval('eventstore.incarnation_seq')"
 				   " WHERE collection = $1",
 				   3, types, values, NULL, false, SPI_OK_UPDATE);
 	es_role_restore(&saved);
@@ -196,7 +198,7 @@ es_repair_collection(PG_FUNCTION_ARGS)
 				 errmsg("argument \"%s\" must not be null", "collection")));
 	collection = PG_GETARG_OID(0);
 	es_collection_check_owner(collection);
-	LockRelationOid(collection, ShareRowExclusiveLock);
+	LockRelationOid(collection, AccessExclusiveLock);
 	check_repairable(collection);
 
 	es_role_assume(es_relation_owner(collection), &saved);
@@ -208,9 +210,8 @@ es_repair_collection(PG_FUNCTION_ARGS)
 	SPI_finish();
 	es_role_restore(&saved);
 
-	es_head_forget_at_commit(collection);
 	es_segments_keep_ahead(collection);
-	/* The shared entry that is to be forgotten may know of a lower position. */
+	/* The shared entry, obsolete now, may know of a lower position. */
 	es_segments_make(collection, es_reservation_read(layout.counter).reserved + 2);
 	es_wake_maintenance_at_commit();
 	PG_RETURN_VOID();

@@ -184,9 +184,7 @@ es_segments_next_position(EsCollection *coll)
 	if (coll->head.head != NULL || coll->behind)
 		return es_collection_last_allotted(coll) + 1;
 	res = es_reservation_read(coll->counter);
-	if (res.reserved != 0 && res.timeline != es_reservation_timeline())
-		return res.reserved + ES_POSITION_TIMELINE_JUMP + 1;
-	return Max(res.reserved, es_collection_highest_present(coll)) + 1;
+	return es_reservation_next(&res);
 }
 
 /* ---------------------------------------------------------------------------

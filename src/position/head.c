@@ -162,6 +162,7 @@ struct EsHead
 	bool		in_use;			/* a position was handed out since the start */
 	dsa_pointer list_first[LIST_COUNT];
 	dsa_pointer list_last[LIST_COUNT];
+	dsa_pointer self;			/* constant */
 	dsa_pointer next_free;		/* when free: guarded by the control's lock */
 	pg_atomic_uint64 stats[ES_STAT_COUNT];
 };
@@ -356,47 +357,75 @@ free_conditions(dsa_pointer ptr)
 	}
 }
 
+/* Lays the memory of an entry aside for another. */
+static void
+recycle_head(EsHead *head)
+{
+	LWLockAcquire(&control->lock, LW_EXCLUSIVE);
+	head->next_free = control->first_free;
+	control->first_free = head->self;
+	LWLockRelease(&control->lock);
+}
+
+/* Under its lock: belongs to no collection and is on nobody's mind any more. */
+static bool
+is_deserted(const EsHead *head)
+{
+	return !OidIsValid(head->relid) && !DsaPointerIsValid(head->list_first[LIST_OPEN]);
+}
+
+/*
+ * An entry that was taken out of the table.  A transaction gives its heavyweight
+ * locks back before it leaves our lists, so the one who dropped the collection
+ * may come here first; then the last one to leave recycles.
+ */
+static void
+retire_head(EsHead *head)
+{
+	bool		deserted;
+
+	LWLockAcquire(&head->lock, LW_EXCLUSIVE);
+	head->relid = InvalidOid;
+	deserted = is_deserted(head);
+	LWLockRelease(&head->lock);
+	if (deserted)
+		recycle_head(head);
+}
+
 static void
 release_open(LocalOpen *local)
 {
 	EsHead	   *head = local->head;
 	EsOpen	   *open = local->open;
 	dsa_pointer conditions;
+	bool		deserted;
 
 	LWLockAcquire(&head->lock, LW_EXCLUSIVE);
 	list_remove(head, LIST_OPEN, open);
 	if (open->first != 0)
 		list_remove(head, LIST_IN_FLIGHT, open);
 	conditions = open->conditions;
+	deserted = is_deserted(head);
 	LWLockRelease(&head->lock);
 
+	if (deserted)
+		recycle_head(head);
 	free_conditions(conditions);
 	dsa_free(area, local->open_ptr);
 }
 
-/* Takes the entry out of the table and lays its memory aside for another. */
 static void
 forget_entry(Oid relid)
 {
 	HeadKey		key = {MyDatabaseId, relid};
 	HeadEntry  *entry = dshash_find(table, &key, true);
 	dsa_pointer ptr;
-	EsHead	   *head;
 
 	if (entry == NULL)
 		return;
 	ptr = entry->head;
 	dshash_delete_entry(table, entry);
-
-	head = head_at(ptr);
-	LWLockAcquire(&head->lock, LW_EXCLUSIVE);
-	head->relid = InvalidOid;
-	LWLockRelease(&head->lock);
-
-	LWLockAcquire(&control->lock, LW_EXCLUSIVE);
-	head->next_free = control->first_free;
-	control->first_free = ptr;
-	LWLockRelease(&control->lock);
+	retire_head(head_at(ptr));
 }
 
 /*
@@ -541,7 +570,10 @@ es_head_attach(void)
  * Entries
  * ------------------------------------------------------------------------- */
 
-/* Locks the entry and makes sure that it is still that of the collection. */
+/*
+ * Locks the entry and makes sure that it is still that of the collection.  If
+ * not, the handle forgets it, so that the next one to use it looks it up anew.
+ */
 static EsHead *
 lock_head(const EsHeadRef *ref, LWLockMode mode)
 {
@@ -553,6 +585,7 @@ lock_head(const EsHeadRef *ref, LWLockMode mode)
 				 head->dbid != MyDatabaseId))
 	{
 		LWLockRelease(&head->lock);
+		((EsHeadRef *) ref)->head = NULL;
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("collection with OID %u was dropped or repaired meanwhile",
@@ -594,20 +627,6 @@ take_free_head(void)
 	return ptr;
 }
 
-/*
- * The next position is the first one that is not reserved; on a timeline that
- * did not make the reservation it is far beyond that (position.c tells why).
- */
-static EsPosition
-first_unused(const EsHeadOrigin *origin)
-{
-	EsReservation res = es_reservation_read(origin->counter);
-
-	if (res.reserved == 0 || res.timeline == es_reservation_timeline())
-		return res.reserved + 1;
-	return res.reserved + ES_POSITION_TIMELINE_JUMP + 1;
-}
-
 static void
 init_head(EsHead *head, const EsHeadRef *ref, const EsHeadOrigin *origin, EsPosition next)
 {
@@ -641,6 +660,7 @@ new_head(void)
 
 		ptr = dsa_allocate0(area, sizeof(EsHead));
 		head = head_at(ptr);
+		head->self = ptr;
 		LWLockInitialize(&head->lock, head_tranche());
 		for (int i = 0; i < ES_STAT_COUNT; i++)
 			pg_atomic_init_u64(&head->stats[i], 0);
@@ -652,41 +672,47 @@ new_head(void)
  * All catalog access comes before the table is touched: two backends may read
  * the counter at once, the one that inserts first wins, and what the other
  * read is not used.
+ *
+ * An entry of another incarnation is one that a repair has made obsolete, or
+ * that was made in a transaction which then aborted: the caller holds a lock on
+ * the collection, so the incarnation that he has read is the one that counts.
  */
 void
 es_head_make(EsHeadRef *ref, const EsHeadOrigin *origin)
 {
 	HeadKey		key = {MyDatabaseId, ref->relid};
-	EsPosition	next;
+	EsReservation reservation = es_reservation_read(origin->counter);
+	EsPosition	next = es_reservation_next(&reservation);
 	HeadEntry  *entry;
-	dsa_pointer ptr;
-	EsHead	   *head;
+	EsHead	   *made;
+	EsHead	   *unused = NULL;
 	bool		found;
 
 	es_head_attach();
-	next = first_unused(origin);
-	ptr = new_head();
+	made = head_at(new_head());
 
 	entry = dshash_find_or_insert(table, &key, &found);
-	if (!found)
+	if (found)
+		unused = head_at(entry->head);
+	if (found && unused->incarnation == ref->incarnation)
 	{
-		entry->head = ptr;
-		head = head_at(ptr);
-		LWLockAcquire(&head->lock, LW_EXCLUSIVE);
-		init_head(head, ref, origin, next);
-		LWLockRelease(&head->lock);
-		ptr = InvalidDsaPointer;
+		ref->head = unused;
+		unused = made;
 	}
-	ref->head = head_at(entry->head);
+	else
+	{
+		LWLockAcquire(&made->lock, LW_EXCLUSIVE);
+		init_head(made, ref, origin, next);
+		LWLockRelease(&made->lock);
+		entry->head = made->self;
+		ref->head = made;
+	}
 	dshash_release_lock(table, entry);
 
-	if (DsaPointerIsValid(ptr))
-	{
-		LWLockAcquire(&control->lock, LW_EXCLUSIVE);
-		head_at(ptr)->next_free = control->first_free;
-		control->first_free = ptr;
-		LWLockRelease(&control->lock);
-	}
+	if (unused == made)
+		recycle_head(made);
+	else if (unused != NULL)
+		retire_head(unused);
 }
 
 void

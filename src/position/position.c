@@ -21,8 +21,12 @@
  *
  * After a failover or a point-in-time recovery the replayed reservation may
  * lie below positions that were handed out and lost with the old primary, and
- * a consumer may come back with one of those as its cursor.  head.c sees the
- * other timeline and jumps far beyond them.
+ * a consumer may come back with one of those as its cursor.  So on another
+ * timeline the next position jumps far beyond them, by 2^32 for each timeline
+ * in between: two servers that were promoted one after the other from the same
+ * old reservation do not land on the same positions.  (Two that take the same
+ * timeline without knowing of each other would; PostgreSQL's own archive rules
+ * forbid that.)
  *
  * A sequence that was never called (is_called false) has reserved nothing.
  */
@@ -91,10 +95,21 @@ es_reservation_read(Oid counter)
 	return res;
 }
 
-uint32
-es_reservation_timeline(void)
+static int64
+current_timeline(void)
 {
-	return (uint32) (GetWALInsertionTimeLine() & TIMELINE_MASK);
+	return (int64) GetWALInsertionTimeLine() & TIMELINE_MASK;
+}
+
+EsPosition
+es_reservation_next(const EsReservation *reservation)
+{
+	int64		timelines;
+
+	if (reservation->reserved == 0)
+		return 1;
+	timelines = (current_timeline() - (int64) reservation->timeline) & TIMELINE_MASK;
+	return reservation->reserved + timelines * ES_POSITION_TIMELINE_JUMP + 1;
 }
 
 /*
@@ -129,9 +144,7 @@ es_reservation_extend(Oid counter, EsPosition upto)
 	EsPosition	reserved;
 
 	Assert(upto > 0);
-	reserved = (upto + TIMELINE_MASK) & ~TIMELINE_MASK;
-	if (reserved < have.reserved)
-		reserved = have.reserved;
-	write_counter(counter, reserved | es_reservation_timeline());
+	reserved = (Max(upto, es_reservation_next(&have) - 1) + TIMELINE_MASK) & ~TIMELINE_MASK;
+	write_counter(counter, reserved | current_timeline());
 	return reserved;
 }

@@ -12,7 +12,7 @@ typedef int64 EsPosition;		/* from 1; 0 = before the first */
 /* The reservation's granule; a power of two, since the low bits hold the timeline. */
 #define ES_POSITION_BLOCK		4096
 
-/* How far the next position jumps on a new timeline. */
+/* How far the next position jumps for each timeline since the reservation. */
 #define ES_POSITION_TIMELINE_JUMP	(INT64CONST(1) << 32)
 
 /* What the counter (a sequence) says: see position.c for its encoding. */
@@ -30,11 +30,15 @@ extern EsReservation es_reservation_read(Oid counter);
 /*
  * Makes it durable that positions up to 'upto' (rounded up to a block) may be
  * used, and returns the rounded value.  The record has been flushed when this
- * returns.  Never lowers the counter.  Not to be called with an LWLock held.
+ * returns.  Never lowers the counter, nor undoes the jump that a new timeline
+ * asks for.  Two callers have to exclude each other; not with an LWLock held.
  */
 extern EsPosition es_reservation_extend(Oid counter, EsPosition upto);
 
-/* The current timeline, as kept in a reservation.  Not in recovery. */
-extern uint32 es_reservation_timeline(void);
+/*
+ * The first position that nobody can have used: the one after the reservation,
+ * or far beyond it where the timeline is another.  Not in recovery.
+ */
+extern EsPosition es_reservation_next(const EsReservation *reservation);
 
 #endif							/* ES_POSITION_H */
