@@ -49,7 +49,6 @@
 #include "partitioning/partbounds.h"
 #include "partitioning/partdesc.h"
 #include "rewrite/prs2lock.h"
-#include "shmem.h"
 #include "spi.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
@@ -536,7 +535,7 @@ es_collection_load_head(EsCollection *coll)
 {
 	EsHeadOrigin origin;
 
-	if (coll->head.head != NULL || RecoveryInProgress() || !es_preloaded())
+	if (coll->head.head != NULL || RecoveryInProgress())
 		return;
 	if (es_head_find(&coll->head))
 		return;

@@ -31,14 +31,14 @@ COMMENT ON FUNCTION eventstore.create_collection(text, bigint, bigint, interval,
 'Creates a collection: an append-only, partitioned table that the caller owns, named like "orders" or "sales.orders" (without a schema: in the first of the search_path).
 segment_size: positions in a segment. retain_events, retain_for, retain_bytes: how much is kept at least (null: everything); what is older goes by whole segments. notify: head, events, streams or none. channel: for LISTEN, at most 63 bytes (null: schema.name).
 Touches: the new table, its heads table and its counter, eventstore.collection_catalog.
-Errors: 42P07 the name is taken; 42501 no right to CREATE in the schema; 22023 a bad value; 3F000; LG006.';
+Errors: 42P07 the name is taken; 42501 no right to CREATE in the schema; 22023 a bad value, 22004 no name; 3F000; LG006.';
 
 CREATE FUNCTION eventstore.set_option(collection regclass, option text, value text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_set_option';
 COMMENT ON FUNCTION eventstore.set_option(regclass, text, text) IS
 'Sets an option of a collection, or resets it with null: segment_size (positions, of segments yet to be made), retain_events, retain_for (interval), retain_bytes (bytes), notify, channel, heartbeat (interval). For its owner.
-Errors: 22023 unknown option or bad value; 42501 not the owner, or notify "events" or "streams" while row-level security is enabled; LG007.';
+Errors: 22023 unknown option or bad value; 22004 no collection or option; 42501 not the owner, or notify "events" or "streams" while row-level security is enabled; LG007.';
 
 CREATE FUNCTION eventstore.drop_collection(collection regclass) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -59,7 +59,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_truncate_before';
 COMMENT ON FUNCTION eventstore.truncate_before(regclass, bigint) IS
 'Lets go of the segments that lie wholly below position "before", and returns the start of the oldest one left. Never that of the next position. For readers they are gone at commit; a worker drops them soon after, without blocking appends. For its owner.
-Errors: 22023 null or negative; 42501 not the owner; LG006, LG007.';
+Errors: 22004 null, 22023 negative; 42501 not the owner; LG006, LG007.';
 
 CREATE FUNCTION eventstore.append_only() RETURNS trigger
 LANGUAGE c VOLATILE PARALLEL UNSAFE

@@ -178,7 +178,7 @@ require_arg(FunctionCallInfo fcinfo, int n, const char *name)
 {
 	if (PG_ARGISNULL(n))
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("argument \"%s\" must not be null", name)));
 }
 
@@ -348,8 +348,10 @@ es_drop_collection(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("drop_collection");
 	require_arg(fcinfo, 0, "collection");
 	collection = PG_GETARG_OID(0);
-	if (es_collection_exists(collection))
-		es_collection_check_owner(collection);
+	/* What is none is not locked against everybody, whoever asks. */
+	if (!es_collection_exists(collection))
+		es_collection_open(collection, AccessShareLock);
+	es_collection_check_owner(collection);
 	/* The strongest lock first: two who upgrade it would wait for each other. */
 	es_collection_open(collection, AccessExclusiveLock);
 	es_collection_check_owner(collection);

@@ -185,7 +185,10 @@ es_match_begin(EsCollection *coll, const EsQuery *query, EsPosition after,
 	match->low = Max(Max(after, coll->first_position - 1), 0) + 1;
 	match->high = Min(before, PG_INT64_MAX - 1) - 1;
 	if (after >= PG_INT64_MAX - 1)
+	{
+		match->low = 1;
 		match->high = 0;
+	}
 	if (match->low <= match->high)
 		copy_segments(match, coll);
 	if (!match->forward)

@@ -147,9 +147,14 @@ rebuild_heads(Oid collection, const EsLayout *layout, EsPosition first)
 static void
 check_repairable(Oid collection)
 {
-	Relation	rel = relation_open(collection, NoLock);
-	bool		matches = es_layout_matches(rel);
+	Relation	rel = try_relation_open(collection, NoLock);
+	bool		matches;
 
+	if (rel == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation with OID %u does not exist", collection)));
+	matches = es_layout_matches(rel);
 	relation_close(rel, NoLock);
 	if (!matches)
 		ereport(ERROR,
@@ -194,7 +199,7 @@ es_repair_collection(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("repair_collection");
 	if (PG_ARGISNULL(0))
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("argument \"%s\" must not be null", "collection")));
 	collection = PG_GETARG_OID(0);
 	es_collection_check_owner(collection);

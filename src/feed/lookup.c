@@ -35,6 +35,7 @@ struct EsLookup
 	ScanKeyData keys[ES_LOOKUP_MAX_KEYS];
 };
 
+const EsIndexShape es_index_of_positions = {1, {ES_ATT_POSITION}};
 const EsIndexShape es_index_of_versions = {2, {ES_ATT_STREAM, ES_ATT_VERSION}};
 const EsIndexShape es_index_of_streams = {1, {ES_HEADS_STREAM}};
 

@@ -29,6 +29,7 @@ typedef struct EsIndexShape
 	AttrNumber	columns[2];
 } EsIndexShape;
 
+extern const EsIndexShape es_index_of_positions;	/* a segment's (position) */
 extern const EsIndexShape es_index_of_versions; /* a segment's (stream, version) */
 extern const EsIndexShape es_index_of_streams;	/* a heads table's (stream) */
 

@@ -22,7 +22,7 @@
  * nested loop that reads the collection again for each row sees one state.
  *
  * Everything is released by the resource owner after an error: snapshot, pins,
- * relations.  A read writes nothing, not even hint bits of its own making, and
+ * relations.  A read needs no transaction id and writes nothing of its own, so it
  * works on a standby.
  */
 #include "postgres.h"

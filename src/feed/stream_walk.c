@@ -8,6 +8,8 @@
  *		those two positions are of interest, and each is walked by its index on
  *		(stream, version), one after the other.  A stream of ten events opens
  *		one segment, most of the time.
+ *		Where only the last event is asked for, its position is known and the
+ *		primary key leads to it.
  *	3.	A version to start from lies in one segment, found by bisection: the
  *		last version in a segment says whether to look at older or newer ones.
  *		Segments without an event of the stream cost a probe each.
@@ -51,6 +53,7 @@ struct EsStreamWalk
 	int			current;
 	EsLookup   *lookup;			/* in segments[current]; NULL: not begun */
 	bool		complete;		/* the last version was reached: look no further */
+	EsPosition	only;			/* where the one event wanted is; 0: not known */
 };
 
 static void
@@ -94,11 +97,12 @@ copy_segments(EsStreamWalk *walk, const EsCollection *coll, const EsStreamHead *
 }
 
 static EsLookup *
-begin_lookup(const EsStreamWalk *walk, const EsSegment *segment, const ScanKeyData *keys,
-			 int nkeys, ScanDirection direction)
+begin_lookup(const EsStreamWalk *walk, const EsSegment *segment,
+			 const EsIndexShape *shape, const ScanKeyData *keys, int nkeys,
+			 ScanDirection direction)
 {
-	EsLookup   *lookup = es_lookup_begin(segment->relid, &es_index_of_versions, keys,
-										 nkeys, direction, walk->snapshot);
+	EsLookup   *lookup = es_lookup_begin(segment->relid, shape, keys, nkeys, direction,
+										 walk->snapshot);
 
 	if (lookup == NULL)
 		ereport(ERROR,
@@ -121,7 +125,8 @@ probe_segment(const EsStreamWalk *walk, int segment, ScanDirection direction,
 	TupleTableSlot *slot;
 
 	es_lookup_text_key(&key, VERSIONS_STREAM, BTEqualStrategyNumber, walk->stream);
-	lookup = begin_lookup(walk, &walk->segments[segment], &key, 1, direction);
+	lookup = begin_lookup(walk, &walk->segments[segment], &es_index_of_versions, &key, 1,
+						  direction);
 	slot = es_lookup_next(lookup);
 	if (slot != NULL)
 	{
@@ -160,9 +165,10 @@ find_segment(const EsStreamWalk *walk, int64 version)
 	return low;
 }
 
-int64
-es_stream_first_kept(const EsCollection *coll, const text *stream,
-					 const EsStreamHead *head, Snapshot snapshot)
+/* The version of the oldest event that is kept; one more than the last for none. */
+static int64
+find_first_kept(const EsCollection *coll, const text *stream, const EsStreamHead *head,
+				Snapshot snapshot)
 {
 	EsStreamWalk walk = {.stream = stream, .snapshot = snapshot};
 	int64		version = head->version + 1;
@@ -185,7 +191,7 @@ es_stream_check_kept(const EsCollection *coll, const EsReadArgs *args,
 
 	if (!args->has_from || args->from_version > head->version)
 		return;
-	first_kept = es_stream_first_kept(coll, args->stream, head, snapshot);
+	first_kept = find_first_kept(coll, args->stream, head, snapshot);
 	if (args->from_version >= first_kept)
 		return;
 
@@ -248,7 +254,12 @@ es_stream_walk_begin(const EsCollection *coll, const EsReadArgs *args, Snapshot 
 	if (start == 1 || walk->nsegments == 0)
 		walk->current = 0;
 	else if (start == head.version)
+	{
 		walk->current = walk->nsegments - 1;
+		if (!ScanDirectionIsForward(walk->direction) && args->max_count == 1 &&
+			walk->query == NULL)
+			walk->only = head.last_position;
+	}
 	else
 		walk->current = find_segment(walk, start);
 	return walk;
@@ -259,11 +270,18 @@ begin_segment(EsStreamWalk *walk)
 {
 	ScanKeyData keys[3];
 
+	if (walk->only != 0)
+	{
+		es_lookup_int_key(&keys[0], 1, BTEqualStrategyNumber, walk->only);
+		walk->lookup = begin_lookup(walk, &walk->segments[walk->current],
+									&es_index_of_positions, keys, 1, walk->direction);
+		return;
+	}
 	es_lookup_text_key(&keys[0], VERSIONS_STREAM, BTEqualStrategyNumber, walk->stream);
 	es_lookup_int_key(&keys[1], VERSIONS_VERSION, BTGreaterEqualStrategyNumber, walk->low);
 	es_lookup_int_key(&keys[2], VERSIONS_VERSION, BTLessEqualStrategyNumber, walk->high);
-	walk->lookup = begin_lookup(walk, &walk->segments[walk->current], keys, 3,
-								walk->direction);
+	walk->lookup = begin_lookup(walk, &walk->segments[walk->current],
+								&es_index_of_versions, keys, 3, walk->direction);
 }
 
 /* Is its type one of those asked for?  The only filter that a stream knows. */

@@ -14,10 +14,6 @@
 
 typedef struct EsStreamWalk EsStreamWalk;
 
-/* The version of the oldest event that is kept; one more than the last for none. */
-extern int64 es_stream_first_kept(const EsCollection *coll, const text *stream,
-								  const EsStreamHead *head, Snapshot snapshot);
-
 /* LG005 for a stream, where 'from_version' lies before the first kept. */
 extern void es_stream_check_kept(const EsCollection *coll, const EsReadArgs *args,
 								 const EsStreamHead *head, Snapshot snapshot);

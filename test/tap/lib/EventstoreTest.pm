@@ -1,0 +1,114 @@
+# What the TAP tests share: servers with the extension, and the questions that
+# every one of them asks at its end.
+package EventstoreTest;
+
+use strict;
+use warnings;
+
+use Exporter 'import';
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+use EventstoreTest::Session;
+
+our @EXPORT = qw(
+  new_server
+  configure
+  session
+  sqlstate_of
+  positions
+  is_clean
+  await_true
+  await_gone
+);
+
+# What every server here has.  Statements are not logged: some tests send many.
+my @settings = (
+	"shared_preload_libraries = 'eventstore'",
+	"log_statement = none",
+	"deadlock_timeout = 100ms",
+	"max_connections = 50",
+	"timezone = 'UTC'");
+
+# configure($node, @lines): a later line overrides.
+sub configure
+{
+	my ($node, @lines) = @_;
+
+	$node->append_conf('postgresql.conf', join("\n", @lines) . "\n");
+	return;
+}
+
+# new_server($name, streaming => 1 | 'logical', settings => [lines], extension => 0):
+# started, with the extension in database postgres.
+sub new_server
+{
+	my ($name, %options) = @_;
+	my $node = PostgreSQL::Test::Cluster->new($name);
+
+	$node->init(allows_streaming => $options{streaming} // 0, extra => ['--no-locale', '-E', 'UTF8']);
+	configure($node, @settings, @{ $options{settings} // [] });
+	$node->start;
+	$node->safe_psql('postgres', 'CREATE EXTENSION eventstore') if $options{extension} // 1;
+	return $node;
+}
+
+sub session
+{
+	my ($node, %options) = @_;
+	return EventstoreTest::Session->new($node, %options);
+}
+
+# The state of the last of some statements, in a session of their own.
+sub sqlstate_of
+{
+	my ($node, $sql, %options) = @_;
+	my $session = session($node, %options);
+	my $state   = $session->try($sql);
+
+	note("$state $session->{message}") if $state ne '00000';
+	$session->quit;
+	return $state;
+}
+
+# The positions that a query gives, as an array.
+sub positions
+{
+	my ($node, $sql, $dbname) = @_;
+	return split /\n/, $node->safe_psql($dbname // 'postgres', $sql);
+}
+
+# Versions dense, heads right, checksums right: nothing that verify() finds.
+sub is_clean
+{
+	my ($node, $collection, $name, $dbname) = @_;
+
+	is( $node->safe_psql(
+			$dbname // 'postgres',
+			"SELECT position, stream, version, problem FROM eventstore.verify('$collection') LIMIT 10"),
+		'',
+		$name // "$collection: verify finds nothing");
+	return;
+}
+
+# A condition that becomes true by itself, or the test ends.
+sub await_true
+{
+	my ($node, $sql, $dbname) = @_;
+
+	$node->poll_query_until($dbname // 'postgres', $sql)
+	  or BAIL_OUT("never became true: $sql");
+	return;
+}
+
+# Until a relation (a segment that was let go) is gone.
+sub await_gone
+{
+	my ($node, $relation, $dbname) = @_;
+
+	await_true($node, "SELECT to_regclass('$relation') IS NULL", $dbname);
+	return;
+}
+
+1;

@@ -1,0 +1,53 @@
+# Fewer processes than the extension needs: appends go on as long as there are
+# segments, then say what is missing; doctor() says it before.
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+
+use EventstoreTest;
+use Test::More;
+
+# Room for the launcher of this extension and that of logical replication.
+my $node = new_server('slots',
+	settings => [ 'max_worker_processes = 2', 'eventstore.segment_timeout = 300ms' ]);
+my $batch = q{SELECT count(*) FROM eventstore.append_batch('c', (SELECT jsonb_agg('{"type": "x"}'::jsonb) FROM generate_series(1, 50)))};
+
+$node->safe_psql('postgres', "SELECT eventstore.create_collection('c', segment_size => 100)");
+await_true($node, "SELECT count(*) > 0 FROM eventstore.doctor() WHERE NOT ok AND advice LIKE '%max_worker_processes%'");
+pass('doctor() names max_worker_processes');
+
+my $done = 0;
+while ((my $state = sqlstate_of($node, $batch)) eq '00000' || $done == 0)
+{
+	$done++;
+	BAIL_OUT("appends never ended: $state") if $done > 100;
+}
+cmp_ok($done, '>=', 4, 'appends go on within the segments that are ready');
+my ($result, $stdout, $stderr) = $node->psql('postgres', "\\set VERBOSITY verbose\n$batch");
+like($stderr, qr/55000/, 'then they are refused');
+like($stderr, qr/max_worker_processes|doctor/, 'with a hint');
+is(sqlstate_of($node, "INSERT INTO c (type) SELECT 'x' FROM generate_series(1, 1000)"), '55000', 'as is an INSERT');
+is($node->safe_psql('postgres', "SELECT count(*) FROM eventstore.read('c')"), 50 * $done, 'what is there can be read');
+is_clean($node, 'c');
+is($node->safe_psql('postgres', "SELECT eventstore.create_collection('d'); SELECT position FROM eventstore.append('d', 'x')"), "d\n1", 'a new collection has its first segments');
+
+# A second database is no worse off for the one worker that there is room for.
+configure($node, 'max_worker_processes = 3');
+$node->restart;
+is($node->safe_psql('postgres', $batch), 50, 'with room for a worker they go on');
+$node->safe_psql('postgres', 'CREATE DATABASE other TEMPLATE template0');
+$node->safe_psql('other', "CREATE EXTENSION eventstore; SELECT eventstore.create_collection('c', segment_size => 100)");
+is($node->safe_psql('other', $batch), 50, 'appends in a database that gets no worker');
+await_true($node, "SELECT count(*) > 0 FROM eventstore.doctor() WHERE NOT ok AND advice LIKE '%max_worker_processes%'", 'other');
+pass('doctor() says so there');
+
+configure($node, 'max_worker_processes = 8');
+$node->restart;
+is($node->safe_psql('other', "SELECT count(*) FROM generate_series(1, 20) i, LATERAL ($batch) b"), 20, 'with room for both all goes on');
+await_true($node, "SELECT count(*) = 0 FROM eventstore.doctor() WHERE NOT ok AND advice LIKE '%max_worker_processes%'", 'other');
+is_clean($node, 'c', 'the other database is consistent', 'other');
+
+$node->stop;
+done_testing();
