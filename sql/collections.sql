@@ -289,6 +289,25 @@ SELECT count(*) > 0 AS found FROM eventstore.verify('again');
 SELECT eventstore.repair_collection('again');
 SELECT * FROM eventstore.verify('again');
 SELECT version FROM eventstore.append('again', 'x', stream => 's');
+-- in a transaction that appends, before and after, and taken back or not
+BEGIN;
+SELECT version FROM eventstore.append('again', 'x', stream => 's', expected_version => 4);
+SELECT eventstore.repair_collection('again');
+SELECT version FROM eventstore.append('again', 'x', stream => 's', expected_version => 5);
+SELECT count(*) FROM eventstore.read_stream('again', 's');
+ROLLBACK;
+SELECT version FROM eventstore.append('again', 'x', stream => 's', expected_version => 4);
+BEGIN;
+SELECT eventstore.repair_collection('again');
+SAVEPOINT a;
+SELECT version FROM eventstore.append('again', 'x', stream => 's', expected_version => 5);
+ROLLBACK TO a;
+SELECT version FROM eventstore.append('again', 'x', stream => 's', expected_version => 5);
+COMMIT;
+SELECT version FROM eventstore.append('again', 'x', stream => 's', expected_version => 6);
+SELECT count(*) = (SELECT count(*) FROM again) AS all_read FROM eventstore.read('again');
+SELECT * FROM eventstore.verify('again');
+SELECT count(*) FROM eventstore.holders;
 SELECT eventstore.repair_collection('pg_class');
 \echo :LAST_ERROR_SQLSTATE
 SELECT eventstore.repair_collection(null);

@@ -34,7 +34,10 @@ extern void es_append_run(EsAppend *append);
 
 /* Rows of INSERT and COPY, and of the append functions' general way (insert.c). */
 extern void es_insert_expect(const EsCollection *coll, const EsEvent *event, EsPosition safe);
-extern void es_insert_expect_none(void);
+
+/* What is expected beyond the mark is expected no longer (an outer statement's is). */
+extern int	es_insert_mark(void);
+extern void es_insert_forget_from(int mark);
 
 /*
  * The lowest position that this backend has handed out to a row that is not

@@ -382,6 +382,7 @@ es_collection_segment_plain(EsCollection *coll, Relation segment)
 		{
 			if (coll->segments[i].plain >= 0)
 				return coll->segments[i].plain;
+			es_layout_check(segment);
 			plain = segment->rd_rel->relkind == RELKIND_RELATION && is_plain(segment);
 			coll->segments[i].plain = plain;
 			return plain;
@@ -469,6 +470,7 @@ highest_key(Oid segment)
 	Oid			pk = RelationGetPrimaryKeyIndex(rel);
 	EsPosition	highest = 0;
 
+	es_layout_check(rel);
 	if (OidIsValid(pk))
 	{
 		Relation	index = index_open(pk, AccessShareLock);
@@ -596,6 +598,7 @@ newest_safe_head(Oid segment, Snapshot snapshot)
 	Oid			pk = RelationGetPrimaryKeyIndex(rel);
 	EsPosition	safe = -1;
 
+	es_layout_check(rel);
 	if (OidIsValid(pk))
 	{
 		Relation	index = index_open(pk, AccessShareLock);

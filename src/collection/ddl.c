@@ -98,6 +98,7 @@ static Interval *
 check_interval(const char *option, Interval *value)
 {
 	Interval	zero = {0};
+	MemoryContext context = CurrentMemoryContext;
 
 	if (DatumGetInt32(DirectFunctionCall2(interval_cmp, IntervalPGetDatum(value),
 										  IntervalPGetDatum(&zero))) <= 0)
@@ -105,6 +106,23 @@ check_interval(const char *option, Interval *value)
 						  DatumGetCString(DirectFunctionCall1(interval_out,
 															  IntervalPGetDatum(value))),
 						  "It must be longer than nothing; null means no limit.");
+	/* Retention will take it off the clock: arithmetic, which leaves nothing behind. */
+	PG_TRY();
+	{
+		DirectFunctionCall2(timestamptz_mi_interval,
+							TimestampTzGetDatum(GetCurrentTimestamp()),
+							IntervalPGetDatum(value));
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		report_bad_option(option,
+						  DatumGetCString(DirectFunctionCall1(interval_out,
+															  IntervalPGetDatum(value))),
+						  "It reaches back beyond the times that PostgreSQL knows.");
+	}
+	PG_END_TRY();
 	return value;
 }
 

@@ -39,16 +39,22 @@ PG_FUNCTION_INFO_V1(es_uuid_v7);
 void
 es_tags_begin(EsTagWalk *walk, ArrayType *tags)
 {
-	walk->left = ArrayGetNItems(ARR_NDIM(tags), ARR_DIMS(tags));
+	walk->index = 0;
+	walk->count = ArrayGetNItems(ARR_NDIM(tags), ARR_DIMS(tags));
 	walk->next = ARR_DATA_PTR(tags);
+	walk->present = ARR_NULLBITMAP(tags);
 }
 
 bool
 es_tags_next(EsTagWalk *walk, const char **tag, int *length)
 {
-	if (walk->left == 0)
+	/* Nulls are refused, but rows that come by replication pass no trigger. */
+	while (walk->present != NULL && walk->index < walk->count &&
+		   (walk->present[walk->index / 8] & (1 << (walk->index % 8))) == 0)
+		walk->index++;
+	if (walk->index >= walk->count)
 		return false;
-	walk->left--;
+	walk->index++;
 	*tag = VARDATA_ANY(walk->next);
 	*length = VARSIZE_ANY_EXHDR(walk->next);
 	walk->next = att_addlength_pointer(walk->next, -1, walk->next);
@@ -349,10 +355,12 @@ json_version(const JsonbValue *value, int index)
 											 DirectFunctionCall2(numeric_trunc, number,
 																 Int32GetDatum(0)))))
 		{
-			int64		version = DatumGetInt64(DirectFunctionCall1(numeric_int8, number));
+			Datum		limit = DirectFunctionCall1(int8_numeric, Int64GetDatum(PG_INT64_MAX));
 
-			if (version >= 0)
-				return version;
+			if (DatumGetBool(DirectFunctionCall2(numeric_le, number, limit)) &&
+				DatumGetBool(DirectFunctionCall2(numeric_ge, number,
+												 DirectFunctionCall1(int8_numeric, Int64GetDatum(0)))))
+				return DatumGetInt64(DirectFunctionCall1(numeric_int8, number));
 		}
 	}
 	report_bad_field("expected_version", index, "a whole number that is not negative");

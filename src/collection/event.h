@@ -42,7 +42,9 @@ typedef struct EsEvent
 typedef struct EsTagWalk
 {
 	char	   *next;
-	int			left;
+	int			index;
+	int			count;
+	const bits8 *present;		/* NULL where there are no nulls, as there should be */
 } EsTagWalk;
 
 extern void es_tags_begin(EsTagWalk *walk, ArrayType *tags);

@@ -32,6 +32,7 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "collection/layout.h"
 #include "common/hashfn.h"
 #include "compat.h"
 #include "executor/executor.h"
@@ -171,6 +172,7 @@ es_heads_begin(const EsCollection *coll)
 	EsHeads    *heads = palloc(sizeof(EsHeads));
 
 	heads->rel = table_open(coll->heads, RowExclusiveLock);
+	es_layout_check_heads(heads->rel);
 	heads->index = index_open(RelationGetPrimaryKeyIndex(heads->rel), RowExclusiveLock);
 	heads->slot = table_slot_create(heads->rel, NULL);
 	heads->new_slot = table_slot_create(heads->rel, NULL);
@@ -244,10 +246,14 @@ es_heads_peek(const EsCollection *coll, const text *stream, Snapshot snapshot,
 			  EsStreamHead *head)
 {
 	Relation	rel = table_open(coll->heads, AccessShareLock);
-	Relation	index = index_open(RelationGetPrimaryKeyIndex(rel), AccessShareLock);
-	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	bool		found = find_row(rel, index, stream, snapshot, slot);
+	Relation	index;
+	TupleTableSlot *slot;
+	bool		found;
 
+	es_layout_check_heads(rel);
+	index = index_open(RelationGetPrimaryKeyIndex(rel), AccessShareLock);
+	slot = table_slot_create(rel, NULL);
+	found = find_row(rel, index, stream, snapshot, slot);
 	if (found)
 		read_head(head, slot);
 	ExecDropSingleTupleTableSlot(slot);
@@ -306,6 +312,12 @@ lock_row(EsHeads *heads, EsStreamHead *head, Snapshot snapshot, ItemPointer tid)
 		case TM_Deleted:
 		case TM_Updated:
 			return false;
+		case TM_Invisible:
+		case TM_SelfModified:
+			/* A place we remember, that a statement (of a repair) has left since. */
+			if (own_rows != NULL)
+				return false;
+			/* FALLTHROUGH */
 		default:
 			elog(ERROR, "unexpected result %d of locking a row of \"%s\"", (int) result,
 				 RelationGetRelationName(heads->rel));

@@ -43,6 +43,7 @@
 #include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "collection/heads.h"
+#include "collection/layout.h"
 #include "commands/trigger.h"
 #include "compat.h"
 #include "errors.h"
@@ -68,6 +69,7 @@ typedef struct HandedOut
 	EsPosition	position;
 	EsPosition	safe;
 	const EsEvent *event;		/* of an append function; NULL from the default */
+	SubTransactionId subid;		/* it goes when this one aborts, or one around it */
 } HandedOut;
 
 static HandedOut *handed = NULL;	/* TopMemoryContext */
@@ -105,8 +107,12 @@ static void
 clear_at_subabort(SubXactEvent event, SubTransactionId subid,
 				  SubTransactionId parent, void *arg)
 {
-	if (event == SUBXACT_EVENT_ABORT_SUB)
-		clear_handed();
+	if (event != SUBXACT_EVENT_ABORT_SUB)
+		return;
+	/* Subtransactions within it have greater numbers; what is outside stays. */
+	while (nhanded > 0 && handed[nhanded - 1].subid >= subid)
+		nhanded--;
+	handed_next = Min(handed_next, nhanded);
 }
 
 static void
@@ -126,6 +132,7 @@ hand_out(Oid collection, EsPosition position, EsPosition safe, const EsEvent *ev
 	handed[nhanded].position = position;
 	handed[nhanded].safe = safe;
 	handed[nhanded].event = event;
+	handed[nhanded].subid = GetCurrentSubTransactionId();
 	nhanded++;
 }
 
@@ -135,10 +142,17 @@ es_insert_expect(const EsCollection *coll, const EsEvent *event, EsPosition safe
 	hand_out(coll->relid, event->position, safe, event);
 }
 
-void
-es_insert_expect_none(void)
+int
+es_insert_mark(void)
 {
-	clear_handed();
+	return nhanded;
+}
+
+void
+es_insert_forget_from(int mark)
+{
+	nhanded = Min(nhanded, mark);
+	handed_next = Min(handed_next, nhanded);
 }
 
 EsPosition
@@ -523,6 +537,7 @@ read_row(InsertRow *row, TriggerData *trigdata)
 				 errmsg("relation \"%s\" is not a segment of a collection",
 						RelationGetRelationName(trigdata->tg_relation))));
 	row->coll = es_collection_open(relid, RowExclusiveLock);
+	es_layout_check(trigdata->tg_relation);
 	row->desc = RelationGetDescr(trigdata->tg_relation);
 	row->values = palloc(sizeof(Datum) * row->desc->natts);
 	row->nulls = palloc(sizeof(bool) * row->desc->natts);

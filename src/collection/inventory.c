@@ -25,6 +25,7 @@
 #include "spi.h"
 #include "utils/acl.h"
 #include "utils/lsyscache.h"
+#include "utils/rls.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -126,6 +127,9 @@ es_collection_events(PG_FUNCTION_ARGS)
 
 	if (get_rel_relkind(collection) == '\0' ||
 		pg_class_aclcheck(collection, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
+		PG_RETURN_NULL();
+	/* Its policies are code that whoever looks at a view did not choose to run. */
+	if (check_enable_rls(collection, InvalidOid, true) == RLS_ENABLED)
 		PG_RETURN_NULL();
 	SPI_connect();
 	es_spi_execute(psprintf("SELECT pg_catalog.count(*) FROM %s"

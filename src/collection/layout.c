@@ -20,6 +20,8 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_collation.h"
+#include "catalog/pg_am.h"
 #include "collection/layout.h"
 
 #include "access/genam.h"
@@ -108,6 +110,53 @@ first_mismatch(TupleDesc desc)
 	return 0;
 }
 
+/* C reads and writes heads tables by attribute number and by their primary key. */
+static bool
+has_shape_of_heads(Relation rel)
+{
+	static const struct
+	{
+		const char *name;
+		Oid			type;
+	}			heads_columns[ES_HEADS_NATTS] = {
+		{"stream", TEXTOID}, {"version", INT8OID}, {"first_position", INT8OID},
+		{"last_position", INT8OID}, {"first_at", TIMESTAMPTZOID}, {"last_at", TIMESTAMPTZOID}
+	};
+	TupleDesc	desc = RelationGetDescr(rel);
+	Oid			pk = RelationGetPrimaryKeyIndex(rel);
+	Relation	index;
+	bool		matches;
+
+	if (desc->natts < ES_HEADS_NATTS || !OidIsValid(pk))
+		return false;
+	for (int i = 0; i < ES_HEADS_NATTS; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		if (att->attisdropped || att->atttypid != heads_columns[i].type ||
+			strcmp(NameStr(att->attname), heads_columns[i].name) != 0)
+			return false;
+	}
+	index = index_open(pk, AccessShareLock);
+	matches = index->rd_rel->relam == BTREE_AM_OID &&
+		index->rd_index->indnkeyatts == 1 && index->rd_index->indkey.values[0] == ES_HEADS_STREAM &&
+		index->rd_indcollation[0] == C_COLLATION_OID;
+	index_close(index, AccessShareLock);
+	return matches;
+}
+
+void
+es_layout_check_heads(Relation rel)
+{
+	if (has_shape_of_heads(rel))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("table \"%s\" no longer has the columns and the primary key of a heads table",
+					RelationGetRelationName(rel)),
+			 errhint("Give them back, or drop it and call eventstore.repair_collection() as the owner of the collection.")));
+}
+
 bool
 es_layout_matches(Relation rel)
 {
@@ -124,7 +173,8 @@ es_layout_check(Relation rel)
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("collection \"%s\" no longer has the columns of a collection",
+			 errmsg("%s \"%s\" does not have the columns of a collection in their order",
+					rel->rd_rel->relispartition ? "segment" : "collection",
 					RelationGetRelationName(rel)),
 			 errdetail("Column %d should be \"%s\" of type %s.", att,
 					   columns[att - 1].name, format_type_be(columns[att - 1].type))));
@@ -251,10 +301,8 @@ is_heads_table(Oid relid)
 	if (get_rel_relkind(relid) != RELKIND_RELATION)
 		return false;
 	rel = relation_open(relid, AccessShareLock);
-	matches = RelationGetDescr(rel)->natts == ES_HEADS_NATTS &&
-		strcmp(NameStr(TupleDescAttr(RelationGetDescr(rel), ES_HEADS_LAST_AT - 1)->attname),
-			   "last_at") == 0 &&
-		OidIsValid(RelationGetPrimaryKeyIndex(rel));
+	matches = has_shape_of_heads(rel) && !rel->rd_rel->relispartition &&
+		!rel->rd_rel->relrowsecurity && rel->trigdesc == NULL && rel->rd_rules == NULL;
 	relation_close(rel, AccessShareLock);
 	return matches;
 }
@@ -266,7 +314,10 @@ find_heads(Oid collection)
 	char	   *name = makeObjectName(get_rel_name(collection), NULL, "heads");
 	Oid			relid = get_relname_relid(name, get_rel_namespace(collection));
 
-	return OidIsValid(relid) && is_heads_table(relid) ? relid : InvalidOid;
+	/* Another role's table of that name is not ours to write, nor to trust. */
+	return OidIsValid(relid) &&
+		es_relation_owner(relid) == es_relation_owner(collection) &&
+		is_heads_table(relid) ? relid : InvalidOid;
 }
 
 /*

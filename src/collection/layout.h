@@ -67,4 +67,7 @@ extern bool es_layout_matches(Relation rel);
 /* 55000, naming the first column that is not where C looks for it. */
 extern void es_layout_check(Relation rel);
 
+/* 55000 where a heads table has been altered so that C cannot use it. */
+extern void es_layout_check_heads(Relation rel);
+
 #endif							/* ES_LAYOUT_H */

@@ -38,6 +38,7 @@
 #include "access/tableam.h"
 #include "catalog/pg_am.h"
 #include "collection/label_index.h"
+#include "collection/layout.h"
 #include "collection/match.h"
 #include "compat.h"
 #include "errors.h"
@@ -201,32 +202,6 @@ es_match_begin(EsCollection *coll, const EsQuery *query, EsPosition after,
  * Opening a segment
  * ------------------------------------------------------------------------- */
 
-/* Attaching takes a table of any column order; C reads by number. */
-static void
-check_columns(const EsMatch *match, Relation segment)
-{
-	Relation	parent = table_open(match->collection, NoLock);
-	TupleDesc	expected = RelationGetDescr(parent);
-	TupleDesc	desc = RelationGetDescr(segment);
-
-	for (int i = 0; i < ES_COLLECTION_NATTS; i++)
-	{
-		Form_pg_attribute att = i < desc->natts ? TupleDescAttr(desc, i) : NULL;
-		Form_pg_attribute model = TupleDescAttr(expected, i);
-
-		if (att == NULL || att->attisdropped || att->atttypid != model->atttypid ||
-			strcmp(NameStr(att->attname), NameStr(model->attname)) != 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("segment \"%s\" does not have the columns of collection \"%s\" in their order",
-							RelationGetRelationName(segment),
-							RelationGetRelationName(parent)),
-					 errdetail("Column %d should be \"%s\" of type %s.", i + 1,
-							   NameStr(model->attname), format_type_be(model->atttypid))));
-	}
-	table_close(parent, NoLock);
-}
-
 /*
  * Opens the relation of a segment.  One that is gone was dropped by retention
  * after our list was made, or taken away by hand.
@@ -239,7 +214,8 @@ open_segment(const EsMatch *match, const EsSegment *segment)
 
 	if (rel != NULL)
 	{
-		check_columns(match, rel);
+		/* Attaching takes a table of any column order; C reads by number. */
+		es_layout_check(rel);
 		return rel;
 	}
 	coll = es_collection_get(match->collection);

@@ -205,6 +205,8 @@ es_repair_collection(PG_FUNCTION_ARGS)
 	es_collection_check_owner(collection);
 	LockRelationOid(collection, AccessExclusiveLock);
 	check_repairable(collection);
+	/* It may have changed hands while we waited for the lock. */
+	es_collection_check_owner(collection);
 
 	es_role_assume(es_relation_owner(collection), &saved);
 	/* Rather an error than a repair from what the policies let through. */

@@ -59,11 +59,12 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-/* How many events a segment has that will not change any more. */
+/* What a segment has that will not change any more. */
 typedef struct CountEntry
 {
 	Oid			segment;		/* hash key */
 	int64		events;
+	TimestampTz newest;			/* the latest finite created_at, in whatever position */
 } CountEntry;
 
 /* In the worker's memory; a segment's OID is not soon used again. */
@@ -118,8 +119,8 @@ count_events(Oid segment)
 }
 
 /* The same for one that will not change, which is counted once. */
-static int64
-settled_events(Oid segment)
+static const CountEntry *
+settled(Oid segment)
 {
 	CountEntry *entry;
 
@@ -137,11 +138,16 @@ settled_events(Oid segment)
 	if (entry == NULL)
 	{
 		int64		events = count_events(segment);
+		TimestampTz newest = query_segment(segment,
+										   "SELECT pg_catalog.max(created_at)"
+										   " FILTER (WHERE pg_catalog.isfinite(created_at)) FROM %s",
+										   DT_NOBEGIN);
 
 		entry = hash_search(counts, &segment, HASH_ENTER, NULL);
 		entry->events = events;
+		entry->newest = newest;
 	}
-	return entry->events;
+	return entry;
 }
 
 /*
@@ -157,7 +163,7 @@ excess_by_events(const Candidates *cand, int64 retain, int64 newest)
 	{
 		if (kept >= retain)
 			return i + 1;
-		kept += settled_events(cand->segments[i].relid);
+		kept += settled(cand->segments[i].relid)->events;
 	}
 	return 0;
 }
@@ -189,12 +195,11 @@ limit_by_age(const Candidates *cand, Interval *age)
 													IntervalPGetDatum(age)));
 	while (n < cand->nsegments - 1)
 	{
-		/* Without any event left, it is old enough. */
-		TimestampTz newest = query_segment(cand->segments[n].relid,
-										   "SELECT created_at FROM %s ORDER BY \"position\" DESC LIMIT 1",
-										   DT_NOBEGIN);
-
-		if (newest >= limit)
+		/*
+		 * Callers may give any time to an event, so all of the segment's count.
+		 * Without any event it is old enough.
+		 */
+		if (settled(cand->segments[n].relid)->newest >= limit)
 			break;
 		n++;
 	}

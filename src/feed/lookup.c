@@ -19,6 +19,7 @@
 #include "catalog/pg_collation.h"
 #include "catalog/pg_index.h"
 #include "collection/collection.h"
+#include "collection/layout.h"
 #include "compat.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
@@ -85,7 +86,7 @@ open_index(Relation rel, const EsIndexShape *shape)
 
 	if (found == NULL)
 		ereport(ERROR,
-				(errcode(ERRCODE_INDEX_CORRUPTED),
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"%s\" has lost an index that eventstore made",
 						RelationGetRelationName(rel)),
 				 errdetail("No valid B-tree index is on column \"%s\"%s alone.",
@@ -105,6 +106,10 @@ es_lookup_begin(Oid relid, const EsIndexShape *shape, const ScanKeyData *keys, i
 	if (rel == NULL)
 		return NULL;
 	Assert(nkeys <= ES_LOOKUP_MAX_KEYS);
+	if (rel->rd_rel->relispartition)
+		es_layout_check(rel);
+	else
+		es_layout_check_heads(rel);
 	lookup = palloc(sizeof(EsLookup));
 	lookup->rel = rel;
 	lookup->index = open_index(rel, shape);

@@ -99,7 +99,8 @@ time_from_unix(int64 unix_us)
 
 	if (unix_us == DT_NOBEGIN || unix_us == DT_NOEND)
 		return unix_us;
-	if (pg_sub_s64_overflow(unix_us, UNIX_EPOCH_OFFSET_US, &time))
+	time = (int64) ((uint64) unix_us - (uint64) UNIX_EPOCH_OFFSET_US);
+	if (!IS_VALID_TIMESTAMP(time))
 		report_malformed("The time in \"after\" is out of range.");
 	return time;
 }
@@ -107,7 +108,9 @@ time_from_unix(int64 unix_us)
 static int64
 time_to_unix(TimestampTz time)
 {
-	return TIMESTAMP_NOT_FINITE(time) ? time : time + UNIX_EPOCH_OFFSET_US;
+	/* The last thirty years of the calendar wrap around, and back. */
+	return TIMESTAMP_NOT_FINITE(time) ? time :
+		(int64) ((uint64) time + (uint64) UNIX_EPOCH_OFFSET_US);
 }
 
 /* The elements of an array of exactly n; else an error. */

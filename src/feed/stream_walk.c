@@ -290,12 +290,16 @@ is_wanted(const EsQuery *query, TupleTableSlot *slot)
 {
 	const EsQueryItem *item;
 	bool		isnull;
+	Datum		value;
 	text	   *type;
 
 	if (query == NULL || query->everything)
 		return true;
 	item = &query->items[0];
-	type = DatumGetTextPP(slot_getattr(slot, ES_ATT_TYPE, &isnull));
+	value = slot_getattr(slot, ES_ATT_TYPE, &isnull);
+	if (isnull)
+		return false;
+	type = DatumGetTextPP(value);
 	for (int i = 0; i < item->ntypes; i++)
 		if (VARSIZE_ANY_EXHDR(type) == VARSIZE_ANY_EXHDR(item->types[i]) &&
 			memcmp(VARDATA_ANY(type), VARDATA_ANY(item->types[i]),
