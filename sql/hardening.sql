@@ -92,3 +92,53 @@ SELECT * FROM eventstore.append('h2', 'x', stream => 's');
 
 DROP TABLE h, h2, h3;
 DROP FUNCTION catches, passes_on, looks, checks;
+
+-- a trigger of the collection's own that appends to the very stream
+SELECT eventstore.create_collection('h4', segment_size => 3);
+CREATE FUNCTION echoes() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	IF NEW.type <> 'echo' THEN
+		PERFORM eventstore.append(TG_ARGV[0]::regclass, 'echo', stream => NEW.stream);
+	END IF;
+	RETURN NEW;
+END $$;
+CREATE TRIGGER echoes BEFORE INSERT ON h4 FOR EACH ROW EXECUTE FUNCTION echoes('h4');
+SELECT position, version FROM eventstore.append_batch('h4', '[{"type": "a", "stream": "s"}, {"type": "b", "stream": "s"}]');
+SELECT position, version, type FROM eventstore.read_stream('h4', 's');
+SELECT * FROM eventstore.verify('h4');
+DROP TRIGGER echoes ON h4;
+
+-- one segment of several has a trigger: a batch that reaches it fires it
+CREATE FUNCTION marks() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	NEW.metadata := '{"marked": true}';
+	RETURN NEW;
+END $$;
+CREATE TRIGGER marks BEFORE INSERT ON h4_7 FOR EACH ROW EXECUTE FUNCTION marks();
+SELECT count(*) FROM eventstore.append_batch('h4', '[{"type": "c"}, {"type": "c"}, {"type": "c"}, {"type": "c"}]');
+SELECT position > 6 AS in_the_third, metadata FROM eventstore.read('h4', types => '{c}');
+
+-- created, appended to and rolled back, again and again
+DO $$
+BEGIN
+	FOR i IN 1..50 LOOP
+		BEGIN
+			PERFORM eventstore.create_collection('h5');
+			PERFORM eventstore.append('h5', 'x', stream => 's');
+			RAISE EXCEPTION 'back';
+		EXCEPTION WHEN raise_exception THEN
+			NULL;
+		END;
+	END LOOP;
+END $$;
+SELECT eventstore.create_collection('h5');
+SELECT position, version FROM eventstore.append('h5', 'x', stream => 's');
+
+-- nothing of an INSERT without rows is left behind by PREPARE TRANSACTION
+BEGIN;
+INSERT INTO h5 (type) SELECT 'x' WHERE false;
+PREPARE TRANSACTION 'h';
+ROLLBACK PREPARED 'h';
+INSERT INTO h5 (type) VALUES ('y') RETURNING position;
+DROP TABLE h4, h5;
+DROP FUNCTION echoes, marks;

@@ -11,9 +11,9 @@
  *	4.	check versions against the locked rows
  *	5.	check the condition with a snapshot taken after all locks
  *	6.	allot positions; make or await a segment where they do not fit
- *	7.	write the rows: past the executor where nothing of the user's needs it,
+ *	7.	write the streams' new last versions
+ *	8.	write the rows: past the executor where nothing of the user's needs it,
  *		else as an INSERT
- *	8.	write the streams' new last versions
  *
  * Nothing is spent before step 6, so an append that is refused by its own
  * checks leaves no gap.  Nothing is visible before the transaction commits;
@@ -125,7 +125,7 @@ lock_streams(AppendRun *run)
 	for (int i = 0; i < run->nstreams; i++)
 		es_heads_lock(run->heads, &run->streams[i]);
 
-	/* What was inserted as a placeholder is to be updated in step 8. */
+	/* What was inserted as a placeholder is to be updated in step 7. */
 	CommandCounterIncrement();
 }
 
@@ -736,6 +736,8 @@ write_by_sql(AppendRun *run)
 				   "SELECT position, stream, version, id, type, tags, data, body, metadata, created_at "
 				   "FROM pg_catalog.unnest($1)",
 				   es_collection_name(run->coll));
+	/* The executor routes by the partitions that this backend knows of. */
+	AcceptInvalidationMessages();
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	es_spi_execute(sql, 1, &array_type, &array, NULL, false, SPI_OK_INSERT);
@@ -750,17 +752,38 @@ write_by_sql(AppendRun *run)
 	es_insert_forget_from(mark);
 }
 
-/*
- * Past the executor as long as each segment allows it.  Positions grow, so a
- * segment takes a run of events.
- */
+/* Does every segment that the batch goes to allow it? */
+static bool
+may_write_past_executor(AppendRun *run)
+{
+	EsAppend   *append = run->append;
+	EsPosition	position = append->events[0].position;
+	EsPosition	last = position + append->nevents - 1;
+
+	if (!run->coll->plain || es_collection_row_security(run->coll))
+		return false;
+	while (position <= last)
+	{
+		EsSegment	segment = segment_for(run, position);
+		Relation	rel = table_open(segment.relid, RowExclusiveLock);
+		bool		plain = es_collection_segment_plain(run->coll, rel);
+
+		table_close(rel, NoLock);
+		if (!plain)
+			return false;
+		position = segment.end;
+	}
+	return true;
+}
+
+/* Positions grow, so a segment takes a run of events. */
 static void
 write_events(AppendRun *run)
 {
 	EsAppend   *append = run->append;
 	int			start = 0;
 
-	if (!run->coll->plain || es_collection_row_security(run->coll))
+	if (!may_write_past_executor(run))
 	{
 		write_by_sql(run);
 		return;
@@ -772,12 +795,6 @@ write_events(AppendRun *run)
 		int			n = (int) Min((int64) (append->nevents - start),
 								  segment.end - append->events[start].position);
 
-		if (start == 0 && !es_collection_segment_plain(run->coll, rel))
-		{
-			table_close(rel, NoLock);
-			write_by_sql(run);
-			return;
-		}
 		start += write_segment(run, rel, start, n);
 	}
 }
@@ -798,8 +815,10 @@ run_steps(AppendRun *run)
 	if (append->fail_if != NULL && check_condition(run))
 		return;
 	allot_positions(run);
-	write_events(run);
+	/* Before the rows: a trigger of theirs may append to the same streams. */
 	save_streams(run);
+	CommandCounterIncrement();
+	write_events(run);
 
 	es_head_count(&run->coll->head, ES_STAT_APPENDS, 1);
 	es_head_count(&run->coll->head, ES_STAT_EVENTS, append->nevents);

@@ -295,7 +295,10 @@ load_collection(EsCollection *coll)
 		load_segments(coll, rel);
 		coll->plain = is_plain(rel);
 		if (coll->head.incarnation != incarnation)
+		{
 			coll->head.head = NULL;
+			coll->behind = false;
+		}
 	}
 	PG_CATCH();
 	{
@@ -466,11 +469,14 @@ es_collection_segment(const EsCollection *coll, EsPosition position)
 static EsPosition
 highest_key(Oid segment)
 {
-	Relation	rel = table_open(segment, AccessShareLock);
-	Oid			pk = RelationGetPrimaryKeyIndex(rel);
+	Relation	rel = try_table_open(segment, AccessShareLock);
 	EsPosition	highest = 0;
+	Oid			pk;
 
+	if (rel == NULL)
+		return 0;				/* dropped by retention, after our list was made */
 	es_layout_check(rel);
+	pk = RelationGetPrimaryKeyIndex(rel);
 	if (OidIsValid(pk))
 	{
 		Relation	index = index_open(pk, AccessShareLock);
@@ -521,11 +527,16 @@ segments_end(const EsCollection *coll)
 static bool
 find_origin(EsCollection *coll, EsHeadOrigin *origin)
 {
+	Relation	rel;
+
 	es_segments_lock(coll->relid, ShareLock);
 	es_segments_unlock(coll->relid, ShareLock);
 	AcceptInvalidationMessages();
 	es_collection_get(coll->relid);
 
+	rel = relation_open(coll->relid, NoLock);
+	origin->created_in = rel->rd_createSubid;
+	relation_close(rel, NoLock);
 	origin->counter = coll->counter;
 	origin->ready_end = segments_end(coll);
 	origin->last_present = es_collection_highest_present(coll);
@@ -540,7 +551,10 @@ es_collection_load_head(EsCollection *coll)
 	if (coll->head.head != NULL || RecoveryInProgress())
 		return;
 	if (es_head_find(&coll->head))
+	{
+		coll->behind = false;	/* repaired, if it was */
 		return;
+	}
 	coll->behind = !find_origin(coll, &origin);
 	if (!coll->behind)
 		es_head_make(&coll->head, &origin);
@@ -549,14 +563,17 @@ es_collection_load_head(EsCollection *coll)
 void
 es_collection_load_head_for_append(EsCollection *coll)
 {
+	bool		behind;
+
 	PreventCommandDuringRecovery("append");
 	es_collection_load_head(coll);
+	behind = coll->behind;
 
 	/* Rows that came by replication after the entry was made do not register. */
 	if (coll->head.head != NULL && !es_head_in_use(&coll->head) &&
 		es_collection_highest_present(coll) > es_head_last_allotted(&coll->head))
-		coll->behind = true;
-	if (coll->behind)
+		behind = true;
+	if (behind)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("collection \"%s\" has events that its counter does not know of",
@@ -566,8 +583,8 @@ es_collection_load_head_for_append(EsCollection *coll)
 }
 
 /* The tick that this snapshot sees; 0. */
-static EsPosition
-tick_in(Oid collection, Snapshot snapshot)
+EsPosition
+es_collection_tick(Oid collection, Snapshot snapshot)
 {
 	Relation	rel = table_open(es_extension_relation("tick"), AccessShareLock);
 	Oid			pk = RelationGetPrimaryKeyIndex(rel);
@@ -594,11 +611,14 @@ tick_in(Oid collection, Snapshot snapshot)
 static EsPosition
 newest_safe_head(Oid segment, Snapshot snapshot)
 {
-	Relation	rel = table_open(segment, AccessShareLock);
-	Oid			pk = RelationGetPrimaryKeyIndex(rel);
+	Relation	rel = try_table_open(segment, AccessShareLock);
 	EsPosition	safe = -1;
+	Oid			pk;
 
+	if (rel == NULL)
+		return -1;
 	es_layout_check(rel);
+	pk = RelationGetPrimaryKeyIndex(rel);
 	if (OidIsValid(pk))
 	{
 		Relation	index = index_open(pk, AccessShareLock);
@@ -641,7 +661,7 @@ es_collection_head_in(EsCollection *coll, Snapshot snapshot)
 	for (int i = n - 1; i >= 0 && safe < 0; i--)
 		safe = newest_safe_head(relids[i], snapshot);
 	pfree(relids);
-	return Max(safe, tick_in(coll->relid, snapshot));
+	return Max(safe, es_collection_tick(coll->relid, snapshot));
 }
 
 EsPosition

@@ -159,6 +159,9 @@ extern void es_view_close(EsView *view);
 /* The head that travels with the data, for a given snapshot (design 5.3). */
 extern EsPosition es_collection_head_in(EsCollection *coll, Snapshot snapshot);
 
+/* The tick that the snapshot sees; 0 without one. */
+extern EsPosition es_collection_tick(Oid collection, Snapshot snapshot);
+
 extern const char *es_collection_name(const EsCollection *coll);
 
 /* True where the user's triggers, rules or columns need the executor's full insert. */

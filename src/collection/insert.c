@@ -55,6 +55,7 @@
 #include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -96,7 +97,8 @@ clear_handed(void)
 static void
 clear_at_end(XactEvent event, void *arg)
 {
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
+		event == XACT_EVENT_PREPARE)
 	{
 		clear_handed();
 		targets = NIL;
@@ -234,12 +236,37 @@ note_target(Oid relid)
 	MemoryContextSwitchTo(old);
 }
 
+/*
+ * The executor routes by the list of partitions that this backend has, and a
+ * lock that is held already brings no news of it.  Positions may be handed out
+ * in segments made since.
+ */
+static void
+accept_new_segments(PlannedStmt *stmt)
+{
+	ListCell   *lc;
+
+	if (stmt->commandType != CMD_INSERT && stmt->commandType != CMD_MERGE)
+		return;
+	foreach(lc, stmt->resultRelations)
+	{
+		RangeTblEntry *rte = rt_fetch(lfirst_int(lc), stmt->rtable);
+
+		if (rte->relkind == RELKIND_PARTITIONED_TABLE && es_collection_exists(rte->relid))
+		{
+			AcceptInvalidationMessages();
+			return;
+		}
+	}
+}
+
 static void
 note_insert_targets(QueryDesc *query, int eflags)
 {
 	PlannedStmt *stmt = query->plannedstmt;
 	ListCell   *lc;
 
+	accept_new_segments(stmt);
 	if (previous_executor_start)
 		previous_executor_start(query, eflags);
 	else

@@ -220,11 +220,14 @@ make_counter(Oid collection)
 	Oid			schema = get_rel_namespace(collection);
 	char	   *name = ChooseRelationName(get_rel_name(collection), NULL, "position",
 										  schema, false);
+	Oid			counter;
 
 	run_ddl("CREATE SEQUENCE %s AS pg_catalog.int8 MINVALUE 0 START 0 OWNED BY %s.\"position\"",
 			quote_qualified_identifier(get_namespace_name(schema), name),
 			es_relation_name(collection));
-	return get_relname_relid(name, schema);
+	counter = get_relname_relid(name, schema);
+	es_reservation_start(counter);
+	return counter;
 }
 
 static bool

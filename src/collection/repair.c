@@ -41,6 +41,7 @@
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
 #include "worker/wake.h"
 
 PG_FUNCTION_INFO_V1(es_repair_collection);
@@ -106,6 +107,8 @@ raise_counter(Oid collection, const EsLayout *layout)
 	/* A truncated stream's last position was handed out, too. */
 	highest = Max(highest, query_number(psprintf("SELECT pg_catalog.max(last_position) FROM %s",
 												 heads)));
+	/* And a head that was noted has been shown to readers. */
+	highest = Max(highest, es_collection_tick(collection, GetActiveSnapshot()));
 	if (highest > es_reservation_read(layout->counter).reserved)
 		es_reservation_extend(layout->counter, highest);
 }
@@ -205,6 +208,11 @@ es_repair_collection(PG_FUNCTION_ARGS)
 	es_collection_check_owner(collection);
 	LockRelationOid(collection, AccessExclusiveLock);
 	check_repairable(collection);
+	if (es_head_joined(collection))
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("cannot repair collection \"%s\" in a transaction that has appended to it",
+						get_rel_name(collection))));
 	/* It may have changed hands while we waited for the lock. */
 	es_collection_check_owner(collection);
 

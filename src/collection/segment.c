@@ -436,7 +436,8 @@ settle_published(SubXactEvent event, SubTransactionId subid, SubTransactionId pa
 static void
 forget_published(XactEvent event, void *arg)
 {
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
+		event == XACT_EVENT_PREPARE)
 		published = NIL;
 }
 

@@ -50,8 +50,8 @@
  * PREPARE TRANSACTION would end the transaction for us but not for others,
  * and is refused.
  *
- * Memory: the entries live in a DSA area that begins in the main shared
- * memory segment; a dshash table leads from (database, relation) to an EsHead,
+ * Memory: the entries live in a DSA area of fixed size in the main shared
+ * memory segment, so that all of it is mapped in every process; a dshash table leads from (database, relation) to an EsHead,
  * whose memory is recycled but never returned, so that a stale pointer is
  * harmless: each use compares the identity under the lock.
  *
@@ -98,10 +98,12 @@
 #define RESERVE_AHEAD		(4 * ES_POSITION_BLOCK)
 
 /*
- * Initial size of the area, inside the main segment: room for thousands of
- * collections and open transactions before a DSM segment is needed.
+ * The area's size, all of it inside the main segment: tens of thousands of
+ * collections in use (300 bytes each), and for each backend a hundred that one
+ * transaction appends to (700 bytes each), with room for their conditions.
  */
-#define AREA_INITIAL_SIZE	((Size) 4 * 1024 * 1024)
+#define AREA_BASE_SIZE			((Size) 8 * 1024 * 1024)
+#define AREA_SIZE_PER_BACKEND	((Size) 96 * 1024)
 
 /* Class of our advisory locks; PostgreSQL's own functions use 1 and 2. */
 #define ADVISORY_CLASS_RESERVE	17
@@ -196,11 +198,19 @@ typedef struct LocalOpen
 	dsa_pointer open_ptr;
 } LocalOpen;
 
-/* An entry to be forgotten if this (sub)transaction commits. */
+/* When an entry is to be forgotten, seen from the (sub)transaction that asks. */
+typedef enum ForgetWhen
+{
+	FORGET_AT_COMMIT,			/* it dropped the collection */
+	FORGET_AT_ABORT,			/* it created it */
+	FORGET_AT_END				/* it created it and has aborted already */
+} ForgetWhen;
+
 typedef struct PendingForget
 {
 	Oid			relid;
 	SubTransactionId subid;
+	ForgetWhen	when;
 } PendingForget;
 
 static HeadControl *control = NULL;
@@ -223,10 +233,16 @@ static dshash_parameters table_parameters = {
  * Shared memory
  * ------------------------------------------------------------------------- */
 
+static Size
+area_size(void)
+{
+	return add_size(AREA_BASE_SIZE, mul_size(AREA_SIZE_PER_BACKEND, MaxBackends));
+}
+
 Size
 es_head_shmem_size(void)
 {
-	return add_size(MAXALIGN(sizeof(HeadControl)), AREA_INITIAL_SIZE);
+	return add_size(MAXALIGN(sizeof(HeadControl)), area_size());
 }
 
 static char *
@@ -256,14 +272,16 @@ es_head_shmem_init(void)
 	LWLockInitialize(&control->lock, head_tranche());
 	control->first_free = InvalidDsaPointer;
 
-	/* The postmaster must not make DSM segments, so the limit holds while it builds. */
-	creating = dsa_create_in_place(area_place(), AREA_INITIAL_SIZE, head_tranche(), NULL);
+	/*
+	 * The limit stays: beyond it an append fails cleanly when it begins, where
+	 * a DSM segment could fail to be mapped in the midst of a commit.
+	 */
+	creating = dsa_create_in_place(area_place(), area_size(), head_tranche(), NULL);
 	dsa_pin(creating);
-	dsa_set_size_limit(creating, AREA_INITIAL_SIZE);
+	dsa_set_size_limit(creating, area_size());
 	table_parameters.tranche_id = head_tranche();
 	creating_table = dshash_create(creating, &table_parameters, NULL);
 	control->table = dshash_get_hash_table_handle(creating_table);
-	dsa_set_size_limit(creating, (size_t) -1);
 	dshash_detach(creating_table);
 	dsa_detach(creating);
 }
@@ -448,7 +466,8 @@ release_at_end(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void 
 		while (nforgets > 0)
 		{
 			nforgets--;
-			if (isCommit)
+			if (forgets[nforgets].when == FORGET_AT_END ||
+				(forgets[nforgets].when == FORGET_AT_COMMIT) == isCommit)
 				forget_entry(forgets[nforgets].relid);
 		}
 	}
@@ -515,8 +534,11 @@ settle_forgets(bool commit, SubTransactionId subid, SubTransactionId parent)
 	{
 		if (forgets[i].subid == subid)
 		{
-			if (!commit)
+			if (!commit && forgets[i].when == FORGET_AT_COMMIT)
 				continue;
+			/* Its memory is in use until the transaction has left the lists. */
+			if (!commit)
+				forgets[i].when = FORGET_AT_END;
 			forgets[i].subid = parent;
 		}
 		forgets[kept++] = forgets[i];
@@ -668,6 +690,20 @@ new_head(void)
 	return ptr;
 }
 
+static void
+forget_later(Oid relid, SubTransactionId subid, ForgetWhen when)
+{
+	if (nforgets == forgets_size)
+	{
+		forgets_size *= 2;
+		forgets = repalloc(forgets, sizeof(PendingForget) * forgets_size);
+	}
+	forgets[nforgets].relid = relid;
+	forgets[nforgets].subid = subid;
+	forgets[nforgets].when = when;
+	nforgets++;
+}
+
 /*
  * All catalog access comes before the table is touched: two backends may read
  * the counter at once, the one that inserts first wins, and what the other
@@ -709,6 +745,8 @@ es_head_make(EsHeadRef *ref, const EsHeadOrigin *origin)
 	}
 	dshash_release_lock(table, entry);
 
+	if (ref->head == made && origin->created_in != InvalidSubTransactionId)
+		forget_later(ref->relid, origin->created_in, FORGET_AT_ABORT);
 	if (unused == made)
 		recycle_head(made);
 	else if (unused != NULL)
@@ -719,14 +757,7 @@ void
 es_head_forget_at_commit(Oid relid)
 {
 	es_head_attach();
-	if (nforgets == forgets_size)
-	{
-		forgets_size *= 2;
-		forgets = repalloc(forgets, sizeof(PendingForget) * forgets_size);
-	}
-	forgets[nforgets].relid = relid;
-	forgets[nforgets].subid = GetCurrentSubTransactionId();
-	nforgets++;
+	forget_later(relid, GetCurrentSubTransactionId(), FORGET_AT_COMMIT);
 }
 
 /* ---------------------------------------------------------------------------
@@ -826,6 +857,15 @@ es_head_last_conditional(const EsHeadRef *ref)
 
 	LWLockRelease(&head->lock);
 	return result;
+}
+
+bool
+es_head_joined(Oid relid)
+{
+	for (int i = 0; i < nlocal_opens; i++)
+		if (local_opens[i].head->relid == relid)
+			return true;
+	return false;
 }
 
 bool

@@ -35,6 +35,7 @@ typedef struct EsHeadOrigin
 	Oid			counter;		/* the sequence with the reservation */
 	EsPosition	ready_end;		/* the end (exclusive) of the last segment */
 	EsPosition	last_present;	/* the highest position in the table, dead rows included; 0 */
+	SubTransactionId created_in;	/* where this transaction made the table; else invalid */
 } EsHeadOrigin;
 
 /*
@@ -145,10 +146,13 @@ extern bool es_head_allot(const EsHeadRef *ref, int64 n, bool conditional,
 /* The last position taken by a conditional append since the start; 0 = none. */
 extern EsPosition es_head_last_conditional(const EsHeadRef *ref);
 
+/* True where this transaction has appended to the collection, or announced to. */
+extern bool es_head_joined(Oid relid);
+
 /* True while this transaction has positions in flight in any collection. */
 extern bool es_head_holding(void);
 
-/* At the commit of a drop (or abort of a create): the entry is free again. */
+/* At the commit of a drop: the entry is free again. */
 extern void es_head_forget_at_commit(Oid relid);
 
 extern void es_head_count(const EsHeadRef *ref, EsHeadStat stat, uint64 n);

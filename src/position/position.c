@@ -28,7 +28,8 @@
  * timeline without knowing of each other would; PostgreSQL's own archive rules
  * forbid that.)
  *
- * A sequence that was never called (is_called false) has reserved nothing.
+ * A new counter is written at once, with nothing reserved: it must know its
+ * timeline.  One that was never called (is_called false) has reserved nothing.
  */
 #include "postgres.h"
 
@@ -74,7 +75,7 @@ EsReservation
 es_reservation_read(Oid counter)
 {
 	Relation	rel = relation_open(counter, AccessShareLock);
-	EsReservation res = {0, 0};
+	EsReservation res = {0, 0, false};
 	int64		value;
 	bool		is_called;
 
@@ -87,6 +88,7 @@ es_reservation_read(Oid counter)
 	read_counter_row(rel, &value, &is_called);
 	relation_close(rel, AccessShareLock);
 
+	res.started = is_called;
 	if (is_called)
 	{
 		res.reserved = value & ~TIMELINE_MASK;
@@ -106,7 +108,7 @@ es_reservation_next(const EsReservation *reservation)
 {
 	int64		timelines;
 
-	if (reservation->reserved == 0)
+	if (!reservation->started)
 		return 1;
 	timelines = (current_timeline() - (int64) reservation->timeline) & TIMELINE_MASK;
 	return reservation->reserved + timelines * ES_POSITION_TIMELINE_JUMP + 1;
@@ -135,6 +137,12 @@ write_counter(Oid counter, int64 value)
 	SetUserIdAndSecContext(user, context);
 
 	XLogFlush(XactLastRecEnd);
+}
+
+void
+es_reservation_start(Oid counter)
+{
+	write_counter(counter, current_timeline());
 }
 
 EsPosition

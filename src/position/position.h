@@ -20,12 +20,16 @@ typedef struct EsReservation
 {
 	EsPosition	reserved;		/* every position up to here may have been used */
 	uint32		timeline;		/* the timeline that reserved, modulo ES_POSITION_BLOCK */
+	bool		started;		/* false: a counter that was never written */
 } EsReservation;
 
 /*
  * Reads the counter.  Takes AccessShareLock on it; no rights are checked.
  */
 extern EsReservation es_reservation_read(Oid counter);
+
+/* Writes a new counter: nothing is reserved, on this timeline. */
+extern void es_reservation_start(Oid counter);
 
 /*
  * Makes it durable that positions up to 'upto' (rounded up to a block) may be
