@@ -48,4 +48,6 @@ foreach my $collection ('a', 'b')
 
 $copy->stop;
 $node->stop;
+no_crash($copy);
+no_crash($node);
 done_testing();

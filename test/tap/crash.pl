@@ -147,4 +147,5 @@ foreach my $line (@lines)
 }
 
 $node->stop;
+no_crash($node);
 done_testing();

@@ -94,4 +94,5 @@ $node->safe_psql('one', 'DROP EXTENSION eventstore CASCADE');
 await_worker('one', 0);
 
 $node->stop;
+no_crash($node);
 done_testing();

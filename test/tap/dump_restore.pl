@@ -154,4 +154,5 @@ cmp_ok($node->safe_psql('filled', "SELECT position FROM eventstore.append('sales
 is_clean($node, 'sales.orders', 'the filled collection is consistent', 'filled');
 
 $node->stop;
+no_crash($node);
 done_testing();

@@ -77,4 +77,5 @@ is($session->run("SELECT count(*) FROM eventstore.read('kept')"), 1, 'and reads'
 $session->quit;
 
 $node->stop;
+no_crash($node);
 done_testing();

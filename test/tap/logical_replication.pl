@@ -83,4 +83,6 @@ is($subscriber->safe_psql('postgres', "SELECT count(*) FROM eventstore.read('c',
 
 $subscriber->stop;
 $publisher->stop;
+no_crash($subscriber);
+no_crash($publisher);
 done_testing();

@@ -71,4 +71,5 @@ $node->restart;
 is($node->safe_psql('postgres', "SELECT eventstore.create_collection('c'); SELECT position FROM eventstore.append('c', 'x')"), "c\n1", 'with the line all is well');
 
 $node->stop;
+no_crash($node);
 done_testing();

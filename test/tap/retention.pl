@@ -129,4 +129,5 @@ cmp_ok($node->safe_psql('postgres', 'SELECT count(*) FROM flow'), '>=', 1000, 'u
 is_clean($node, 'flow');
 
 $node->stop;
+no_crash($node);
 done_testing();

@@ -114,4 +114,5 @@ is(scalar_of("SELECT count(*) > 0 FROM eventstore.verify('damaged') WHERE positi
 is(scalar_of("SELECT count(*) > 0 FROM eventstore.verify('damaged') WHERE stream = 's2'"), 't', 'and a missing one');
 
 $node->stop;
+no_crash($node);
 done_testing();

@@ -132,4 +132,5 @@ my $after = $standby->safe_psql('postgres', "SELECT position FROM eventstore.app
 cmp_ok($after - $next, '<', 100_000, 'a restart does not jump');
 
 $standby->stop;
+no_crash($standby);
 done_testing();

@@ -121,4 +121,5 @@ compare('reader of streams of small',
 	[ positions($node, 'SELECT position FROM small WHERE stream IS NOT NULL ORDER BY position') ]);
 
 $node->stop;
+no_crash($node);
 done_testing();

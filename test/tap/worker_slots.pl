@@ -50,4 +50,5 @@ await_true($node, "SELECT count(*) = 0 FROM eventstore.doctor() WHERE NOT ok AND
 is_clean($node, 'c', 'the other database is consistent', 'other');
 
 $node->stop;
+no_crash($node);
 done_testing();

@@ -21,6 +21,7 @@ our @EXPORT = qw(
   is_clean
   await_true
   await_gone
+  no_crash
 );
 
 # What every server here has.  Statements are not logged: some tests send many.
@@ -99,6 +100,18 @@ sub await_true
 
 	$node->poll_query_until($dbname // 'postgres', $sql)
 	  or BAIL_OUT("never became true: $sql");
+	return;
+}
+
+# No process of the server died of its own accord; what a test killed itself
+# (by signal 9) is not meant.
+sub no_crash
+{
+	my ($node) = @_;
+	my @lines = grep { /TRAP:|PANIC:|terminated by signal (?!9:)/ }
+	  split /\n/, PostgreSQL::Test::Utils::slurp_file($node->logfile);
+
+	is(join("\n", @lines), '', $node->name . ': no process crashed');
 	return;
 }
 

@@ -110,9 +110,10 @@ sub receive
 			}
 			push @message, $line;
 		}
-		elsif ($line =~ /^$error_mark (\S+) (\S+)$/)
+		elsif ($line =~ /^$error_mark \S+ (\S*)$/)
 		{
-			$error = $2;
+			# An error that has no code is not the server's: it has none to give.
+			$error = $1 ne '' ? $1 : 'LOST';
 		}
 		elsif ($line ne '')
 		{
