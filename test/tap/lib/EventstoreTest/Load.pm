@@ -119,10 +119,8 @@ sub connect
 {
 	my ($self) = @_;
 
-	# A psql whose server was killed may keep its last words back for ever; what
-	# it does not say is LOST, and not worth the usual patience.
 	$self->{session} = EventstoreTest::Session->new($self->{node}, dbname => $self->{dbname},
-		application_name => "load $self->{number}", timeout => 30);
+		application_name => "load $self->{number}");
 	return $self->{session};
 }
 
