@@ -214,6 +214,19 @@ load_segments(EsCollection *coll, Relation rel)
 	}
 }
 
+/* Where appends to it are announced, if they are. */
+static EsChannel
+channel_of(const Datum *catalog_row)
+{
+	char	   *notify = TextDatumGetCString(catalog_row[ES_CATALOG_NOTIFY - 1]);
+	char	   *channel = TextDatumGetCString(catalog_row[ES_CATALOG_CHANNEL - 1]);
+	EsChannel	result = strcmp(notify, "none") == 0 ? 0 : es_listeners_channel(channel);
+
+	pfree(notify);
+	pfree(channel);
+	return result;
+}
+
 /* Reads the catalog row; false where there is none. */
 static bool
 load_row(EsCollection *coll)
@@ -243,6 +256,7 @@ load_row(EsCollection *coll)
 		coll->head.incarnation = DatumGetInt64(values[ES_CATALOG_INCARNATION - 1]);
 		coll->first_position = DatumGetInt64(values[ES_CATALOG_FIRST_POSITION - 1]);
 		coll->segment_size = DatumGetInt64(values[ES_CATALOG_SEGMENT_SIZE - 1]);
+		coll->head.channel = channel_of(values);
 	}
 	systable_endscan(scan);
 	table_close(catalog, AccessShareLock);

@@ -43,6 +43,7 @@
 #include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "collection/heads.h"
+#include "collection/label_index.h"
 #include "collection/layout.h"
 #include "commands/trigger.h"
 #include "compat.h"
@@ -335,7 +336,7 @@ begin_statement(FunctionCallInfo fcinfo, Oid relid)
 {
 	StatementState *state;
 	EsCollection *coll;
-	EsIntent	nothing = {NULL, 0, NULL};
+	EsIntent	nothing = {0};
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("append");
@@ -449,13 +450,20 @@ read_event(InsertRow *row)
 static void
 register_row(InsertRow *row)
 {
-	EsIntent	intent = {NULL, 0, NULL};
+	EsIntent	intent = {0};
+	EsLabel		stream;
 	EsLabel    *labels = palloc(sizeof(EsLabel) *
 								(1 + ArrayGetNItems(ARR_NDIM(row->event.tags),
 													ARR_DIMS(row->event.tags))));
 
 	intent.labels = labels;
 	intent.nlabels = es_event_labels(row->event.type, row->event.tags, labels);
+	if (row->event.stream != NULL)
+	{
+		stream = es_label_of_stream(row->event.stream);
+		intent.streams = &stream;
+		intent.nstreams = 1;
+	}
 	es_head_register(&row->coll->head, &intent);
 	pfree(labels);
 }
