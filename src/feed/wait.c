@@ -71,7 +71,6 @@ es_wait_deadline(const NullableDatum *value, const char *name)
 {
 	Interval	zero = {0};
 	TimestampTz now = GetCurrentTimestamp();
-
 	int			sign;
 
 	if (value->isnull)
