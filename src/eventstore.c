@@ -15,6 +15,7 @@
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
+#include "position/head.h"
 #include "shmem.h"
 #include "worker/launcher.h"
 
@@ -30,6 +31,7 @@ _PG_init(void)
 		return;
 
 	es_shmem_install();
+	es_head_install();
 	es_launcher_install();
 	es_append_install_hooks();
 	es_read_install();

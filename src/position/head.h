@@ -91,6 +91,9 @@ typedef struct EsHolder
 extern Size es_head_shmem_size(void);
 extern void es_head_shmem_init(void);
 
+/* At server start: has the entries of a database go with it. */
+extern void es_head_install(void);
+
 /* Registers the transaction callbacks; once per backend, cheap to call again. */
 extern void es_head_attach(void);
 
