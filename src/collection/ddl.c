@@ -14,7 +14,8 @@
  *				its shared entry go too.  The counter is owned by a column and
  *				went with it.
  *	on_alter	OWNER TO and SET SCHEMA reach segments and heads table, which
- *				PostgreSQL would leave as they are.
+ *				PostgreSQL would leave as they are; who attaches a segment takes
+ *				the lock of those who make them (segment.c).
  *
  * DROP EXTENSION drops the event triggers before they could run; it leaves
  * plain tables behind.
@@ -592,14 +593,29 @@ follow_schema(Oid collection)
 }
 
 static bool
-changes_owner(AlterTableStmt *stmt)
+has_command(AlterTableStmt *stmt, AlterTableType subtype)
 {
 	ListCell   *cell;
 
 	foreach(cell, stmt->cmds)
-		if (lfirst_node(AlterTableCmd, cell)->subtype == AT_ChangeOwner)
+		if (lfirst_node(AlterTableCmd, cell)->subtype == subtype)
 			return true;
 	return false;
+}
+
+/*
+ * The collection that the statement is about, where it has the command; the
+ * relation is locked by now.
+ */
+static Oid
+altered_collection(AlterTableStmt *stmt, AlterTableType subtype)
+{
+	Oid			relid;
+
+	if (!has_command(stmt, subtype))
+		return InvalidOid;
+	relid = RangeVarGetRelid(stmt->relation, NoLock, true);
+	return OidIsValid(relid) && es_collection_exists(relid) ? relid : InvalidOid;
 }
 
 /* Runs after every ALTER TABLE, so it looks at the statement first. */
@@ -611,11 +627,15 @@ es_on_alter(PG_FUNCTION_ARGS)
 
 	require_event_trigger(fcinfo, "eventstore.on_alter");
 	stmt = ((EventTriggerData *) fcinfo->context)->parsetree;
-	if (IsA(stmt, AlterTableStmt) && changes_owner((AlterTableStmt *) stmt))
+	if (IsA(stmt, AlterTableStmt))
 	{
-		relid = RangeVarGetRelid(((AlterTableStmt *) stmt)->relation, NoLock, true);
-		if (OidIsValid(relid) && es_collection_exists(relid))
+		relid = altered_collection((AlterTableStmt *) stmt, AT_ChangeOwner);
+		if (OidIsValid(relid))
 			follow_owner(relid);
+		/* Until others have heard of the segment, nobody is to publish it. */
+		relid = altered_collection((AlterTableStmt *) stmt, AT_AttachPartition);
+		if (OidIsValid(relid))
+			es_segments_lock(relid, ExclusiveLock);
 	}
 	else if (IsA(stmt, AlterObjectSchemaStmt) &&
 			 ((AlterObjectSchemaStmt *) stmt)->relation != NULL)

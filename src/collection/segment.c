@@ -20,7 +20,8 @@
  * Where no shared entry says what is published, whoever makes one reads it
  * from the catalogs, and has to know that the list he reads is in everybody's
  * reach by now: he takes the lock of es_segments_lock for a moment, which its
- * maker gives back only after step 3's messages.
+ * maker, and whoever attaches one by hand, gives back only after step 3's
+ * messages.  What he has attached himself in this transaction does not count.
  *
  * Ranges are contiguous always.  Where the next position has jumped (a new
  * timeline), the segment that takes it is as wide as the jump.
@@ -40,7 +41,11 @@
 
 #include "collection/segment.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/relation.h"
+#include "access/stratnum.h"
+#include "access/table.h"
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/namespace.h"
@@ -63,6 +68,7 @@
 #include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -154,6 +160,43 @@ es_segments_list(Oid collection, EsSegment **segments)
 	}
 	qsort(*segments, n, sizeof(EsSegment), compare_segments);
 	return n;
+}
+
+/* By the row that ATTACH writes, and nobody changes later but DETACH. */
+static bool
+is_attached_here(Oid segment)
+{
+	Relation	inherits = table_open(InheritsRelationId, AccessShareLock);
+	bool		here = false;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_inherits_inhrelid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(segment));
+	scan = systable_beginscan(inherits, InheritsRelidSeqnoIndexId, true, NULL, 1, &key);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+		here = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
+	systable_endscan(scan);
+	table_close(inherits, AccessShareLock);
+	return here;
+}
+
+EsPosition
+es_segments_committed_end(const EsCollection *coll)
+{
+	int			n = coll->nsegments;
+	EsSegment  *segments = palloc(sizeof(EsSegment) * (n + 1));
+	EsPosition	end = 1;
+
+	if (n > 0)
+		memcpy(segments, coll->segments, sizeof(EsSegment) * n);
+	while (n > 0 && is_attached_here(segments[n - 1].relid))
+		n--;
+	if (n > 0)
+		end = segments[n - 1].end;
+	pfree(segments);
+	return end;
 }
 
 void
