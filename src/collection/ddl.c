@@ -99,7 +99,7 @@ static Interval *
 check_interval(const char *option, Interval *value)
 {
 	Interval	zero = {0};
-	MemoryContext context = CurrentMemoryContext;
+	Datum		ignored;
 
 	if (DatumGetInt32(DirectFunctionCall2(interval_cmp, IntervalPGetDatum(value),
 										  IntervalPGetDatum(&zero))) <= 0)
@@ -107,23 +107,13 @@ check_interval(const char *option, Interval *value)
 						  DatumGetCString(DirectFunctionCall1(interval_out,
 															  IntervalPGetDatum(value))),
 						  "It must be longer than nothing; null means no limit.");
-	/* Retention will take it off the clock: arithmetic, which leaves nothing behind. */
-	PG_TRY();
-	{
-		DirectFunctionCall2(timestamptz_mi_interval,
-							TimestampTzGetDatum(GetCurrentTimestamp()),
-							IntervalPGetDatum(value));
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		FlushErrorState();
+	/* Retention will take it off the clock. */
+	if (!es_convert(timestamptz_mi_interval, TimestampTzGetDatum(GetCurrentTimestamp()),
+					IntervalPGetDatum(value), (Datum) 0, &ignored))
 		report_bad_option(option,
 						  DatumGetCString(DirectFunctionCall1(interval_out,
 															  IntervalPGetDatum(value))),
 						  "It reaches back beyond the times that PostgreSQL knows.");
-	}
-	PG_END_TRY();
 	return value;
 }
 
@@ -174,14 +164,37 @@ check_notify(const char *value, Oid collection)
  * create_collection
  * ------------------------------------------------------------------------- */
 
+/* PostgreSQL's own words for a bad name do not say which one it is. */
+static void
+check_name(text *name)
+{
+	char	   *string = text_to_cstring(name);
+	List	   *parts;
+	bool		good = SplitIdentifierString(pstrdup(string), '.', &parts) &&
+		parts != NIL && list_length(parts) <= 3;
+	ListCell   *cell;
+
+	foreach(cell, parts)
+		good = good && *(char *) lfirst(cell) != '\0';
+	if (!good)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid name of a collection: \"%s\"", string),
+				 errhint("It is a name, or a schema's name, a dot and a name; what is not a plain identifier stands in double quotes.")));
+}
+
 /* Where the name says, or in the first schema of the search_path. */
 static Oid
 creation_schema(text *name, char **relname)
 {
-	RangeVar   *target = makeRangeVarFromNameList(textToQualifiedNameList(name));
-	Oid			schema = RangeVarGetCreationNamespace(target);
-	AclResult	acl = es_schema_aclcheck(schema, GetUserId(), ACL_CREATE);
+	RangeVar   *target;
+	Oid			schema;
+	AclResult	acl;
 
+	check_name(name);
+	target = makeRangeVarFromNameList(textToQualifiedNameList(name));
+	schema = RangeVarGetCreationNamespace(target);
+	acl = es_schema_aclcheck(schema, GetUserId(), ACL_CREATE);
 	if (acl != ACLCHECK_OK)
 		aclcheck_error(acl, OBJECT_SCHEMA, get_namespace_name(schema));
 	if (isAnyTempNamespace(schema))
@@ -272,11 +285,14 @@ parse_number(const char *option, const char *value)
 }
 
 static Interval *
-parse_interval(const char *value)
+parse_interval(const char *option, const char *value)
 {
-	return DatumGetIntervalP(DirectFunctionCall3(interval_in, CStringGetDatum(value),
-												 ObjectIdGetDatum(InvalidOid),
-												 Int32GetDatum(-1)));
+	Datum		interval;
+
+	if (!es_convert(interval_in, CStringGetDatum(value), ObjectIdGetDatum(InvalidOid),
+					Int32GetDatum(-1), &interval))
+		report_bad_option(option, psprintf("\"%s\"", value), "It is an interval.");
+	return DatumGetIntervalP(interval);
 }
 
 /*
@@ -309,7 +325,7 @@ option_value(Oid collection, const char *option, const char *value, Oid *type, b
 	*type = INTERVALOID;
 	if (strcmp(option, "retain_for") == 0 || strcmp(option, "heartbeat") == 0)
 		return value == NULL ? (Datum) 0 :
-			IntervalPGetDatum(check_interval(option, parse_interval(value)));
+			IntervalPGetDatum(check_interval(option, parse_interval(option, value)));
 
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
