@@ -1368,6 +1368,7 @@ es_head_allot(const EsHeadRef *ref, int64 n, bool conditional, EsAllotment *allo
 	allotment->safe = head_of(head, false);
 	allotment->first = head->next;
 	head->next += n;
+	allotment->left = head->ready_end - head->next;
 	head->in_use = true;
 	if (conditional)
 		head->last_conditional = head->next - 1;

@@ -62,6 +62,7 @@ typedef struct EsAllotment
 {
 	EsPosition	first;			/* the first of n consecutive positions */
 	EsPosition	safe;			/* the head at that moment: noted in each event */
+	int64		left;			/* positions beyond them that are ready */
 } EsAllotment;
 
 typedef enum EsHeadStat
