@@ -271,8 +271,7 @@ begin_target(Oid collection)
 		MemoryContextSwitchTo(old);
 	}
 	/* The rows of an append function have their positions already. */
-	if (nhanded == 0)
-		target->end = es_segments_prepare(collection);
+	target->end = es_segments_prepare(collection, nhanded == 0);
 	AcceptInvalidationMessages();
 }
 
@@ -392,6 +391,18 @@ report_segments_full(const EsCollection *coll)
 			 errhint("Use append_batch(), smaller statements, a greater segment_size, or a greater eventstore.segments_ahead.")));
 }
 
+/*
+ * The worker is to make the next segment when one begins to be filled and fewer
+ * than segments_ahead lie beyond it.  Each position is handed out once, so that
+ * of all who insert one wakes him.
+ */
+static void
+wake_in_time(const EsCollection *coll, int64 left)
+{
+	if (left <= coll->segment_size * es_segments_ahead && left % coll->segment_size == 0)
+		es_wake_maintenance();
+}
+
 /* What the default remembers between the rows of one statement. */
 typedef struct StatementState
 {
@@ -423,18 +434,6 @@ begin_statement(FunctionCallInfo fcinfo, Oid relid)
 		state->end = Min(state->end, target->end);
 	fcinfo->flinfo->fn_extra = state;
 	return coll;
-}
-
-/*
- * The worker is to make the next segment when one begins to be filled and fewer
- * than segments_ahead lie beyond it.  Each position is handed out once, so that
- * of all who insert one wakes him.
- */
-static void
-wake_in_time(const EsCollection *coll, int64 left)
-{
-	if (left <= coll->segment_size * es_segments_ahead && left % coll->segment_size == 0)
-		es_wake_maintenance();
 }
 
 Datum
@@ -566,6 +565,7 @@ renew_position(InsertRow *row, Oid segment_oid, EsPosition overtaken_by)
 				 errdetail("Position " INT64_FORMAT " was overtaken by position " INT64_FORMAT ".",
 						   row->event.position, overtaken_by),
 				 errhint("Try again, or use append_batch().")));
+	wake_in_time(row->coll, allotment.left);
 	row->event.position = allotment.first;
 	row->taken.safe = allotment.safe;
 }

@@ -618,7 +618,7 @@ es_segments_await(EsCollection *coll, EsPosition wanted_end)
 }
 
 EsPosition
-es_segments_prepare(Oid collection)
+es_segments_prepare(Oid collection, bool wait)
 {
 	EsCollection *coll = es_collection_get(collection);
 	EsHeadRef	found = coll->head;
@@ -631,7 +631,7 @@ es_segments_prepare(Oid collection)
 	if (head->head == NULL && !es_head_find(head))
 		return 0;
 	end = es_head_ready_end(head);
-	if (end - es_head_last_allotted(head) > room)
+	if (!wait || end - es_head_last_allotted(head) > room)
 		return end;
 	examine_relation(collection, &created_here, &locked_here);
 	if (created_here || locked_here)

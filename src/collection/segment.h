@@ -70,11 +70,11 @@ extern void es_segments_unlock(Oid collection, LOCKMODE mode);
 extern void es_segments_await(EsCollection *coll, EsPosition wanted_end);
 
 /*
- * An INSERT or COPY is about to begin: where it would find little room it waits
- * for the worker as above, but goes on with what there is when the time is
+ * An INSERT or COPY is about to begin: where it would find little room it may
+ * wait for the worker as above, but goes on with what there is when the time is
  * over.  Returns the end of what is ready, to be read before the list of
  * partitions; 0 = unknown yet.
  */
-extern EsPosition es_segments_prepare(Oid collection);
+extern EsPosition es_segments_prepare(Oid collection, bool wait);
 
 #endif							/* ES_SEGMENT_H */
