@@ -64,6 +64,8 @@ answer('CREATE SCHEMA eventstore');
 is(sqlstate_of($node, 'CREATE EXTENSION eventstore'), '42P06', "the extension does not move into somebody else's schema");
 answer('DROP SCHEMA eventstore');
 answer('CREATE EXTENSION eventstore');
+is(answer(q{SELECT count(*) FROM pg_depend d, pg_identify_object(d.classid, d.objid, 0) o WHERE d.deptype = 'e' AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'eventstore') AND o.schema = 'pg_catalog'}),
+	0, 'nothing of it lies outside its schema');
 is(sqlstate_of($node, 'DROP SCHEMA eventstore CASCADE'), '2BP01', 'whose schema is not dropped without it');
 is(sqlstate_of($node, "SELECT * FROM eventstore.append('kept', 'x')"), '55000', 'which the extension, created again, knows only by its columns');
 answer("SELECT eventstore.repair_collection('kept')");
