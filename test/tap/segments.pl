@@ -7,6 +7,7 @@ use FindBin;
 use lib "$FindBin::RealBin/lib";
 
 use EventstoreTest;
+use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = new_server('segments');
@@ -99,6 +100,16 @@ await_true($node, "SELECT max(last_position) >= 70 FROM eventstore.segments WHER
 $gate->run('SELECT pg_advisory_unlock(1)');
 $late->receive;
 is($late->{state}, '55000', 'an INSERT does not run into segments that came after its begin');
+scalar_of("SELECT eventstore.create_collection('later', segment_size => 10)");
+my $signal = $node->data_dir . '/signal';
+$late->send("COPY later (type) FROM PROGRAM 'until [ -e $signal ]; do sleep 0.02; done; yes x | head -30'");
+await_true($node, "SELECT count(*) = 1 FROM pg_stat_progress_copy WHERE relid = 'later'::regclass");
+scalar_of(batch('later', 30));
+await_true($node, "SELECT max(last_position) >= 70 FROM eventstore.segments WHERE collection = 'later'::regclass");
+PostgreSQL::Test::Utils::append_to_file($signal, '');
+$late->receive;
+is($late->{state}, '55000', 'nor does a COPY');
+is(scalar_of("SELECT count(*) FROM late") + scalar_of("SELECT count(*) FROM later"), 60, 'and nothing of them stays');
 $_->quit foreach $gate, $late;
 
 # A greater setting makes more ready.
