@@ -536,7 +536,7 @@ segments_end(const EsCollection *coll)
 /*
  * Finds what the entry is made from.  The list of segments must be one that
  * every reader can have by now, so we wait for whoever is making one: his lock
- * goes after his invalidations were sent.
+ * goes after his invalidations were sent.  Our own may be rolled back still.
  */
 static bool
 find_origin(EsCollection *coll, EsHeadOrigin *origin)
@@ -552,7 +552,11 @@ find_origin(EsCollection *coll, EsHeadOrigin *origin)
 	origin->created_in = rel->rd_createSubid;
 	relation_close(rel, NoLock);
 	origin->counter = coll->counter;
-	origin->ready_end = segments_end(coll);
+	/* Nobody else can know of the collection's segments before he knows of it. */
+	if (origin->created_in != InvalidSubTransactionId)
+		origin->ready_end = segments_end(coll);
+	else
+		origin->ready_end = es_segments_committed_end(coll);
 	origin->last_present = es_collection_highest_present(coll);
 	return origin->last_present <= es_reservation_read(coll->counter).reserved;
 }

@@ -61,6 +61,11 @@
  * Extending the reservation is serialised by a heavyweight lock instead (an
  * advisory lock of a class of our own), so that it can be cancelled.
  *
+ * A database's entries go with it.  An OID may come again (a copy made with
+ * CREATE DATABASE ... OID has the same tables, too), so they go while DROP
+ * DATABASE still has its lock: nobody can be in that database, or get into its
+ * successor.
+ *
  * A crash loses all of this.  After it nothing is in flight, and the next
  * position is the first one that was not reserved (position.c).
  */
@@ -70,6 +75,8 @@
 
 #include "access/transam.h"
 #include "access/xact.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_database.h"
 #include "lib/dshash.h"
 #include "miscadmin.h"
 #include "position/position.h"
@@ -232,6 +239,10 @@ static int	local_opens_size = 0;
 static PendingForget *forgets = NULL;
 static int	nforgets = 0;
 static int	forgets_size = 0;
+
+/* The database that this transaction drops; it cannot drop two. */
+static Oid	dropped_database = InvalidOid;
+static object_access_hook_type previous_object_access = NULL;
 
 static dshash_parameters table_parameters = {
 	sizeof(HeadKey), sizeof(HeadEntry), dshash_memcmp, dshash_memhash, 0
@@ -629,6 +640,61 @@ es_head_attach(void)
 	RegisterResourceReleaseCallback(release_at_end, NULL);
 	RegisterXactCallback(refuse_prepare, NULL);
 	RegisterSubXactCallback(settle_subtransaction, NULL);
+}
+
+/* ---------------------------------------------------------------------------
+ * Dropped databases
+ * ------------------------------------------------------------------------- */
+
+static void
+forget_database(Oid database)
+{
+	dshash_seq_status status;
+	HeadEntry  *entry;
+
+	dshash_seq_init(&status, table, true);
+	while ((entry = dshash_seq_next(&status)) != NULL)
+	{
+		dsa_pointer ptr = entry->head;
+
+		if (entry->key.dbid != database)
+			continue;
+		dshash_delete_current(&status);
+		retire_head(head_at(ptr));
+	}
+	dshash_seq_term(&status);
+}
+
+/* At commit heavyweight locks are held still, and nothing may fail any more. */
+static void
+settle_database(XactEvent event, void *arg)
+{
+	if (!OidIsValid(dropped_database))
+		return;
+	if (event == XACT_EVENT_COMMIT)
+		forget_database(dropped_database);
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
+		dropped_database = InvalidOid;
+}
+
+/* Called by DROP DATABASE under its lock, some checks before the deed. */
+static void
+note_drop(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
+{
+	if (previous_object_access != NULL)
+		previous_object_access(access, classId, objectId, subId, arg);
+	if (access != OAT_DROP || classId != DatabaseRelationId)
+		return;
+	es_head_attach();
+	dropped_database = objectId;
+}
+
+void
+es_head_install(void)
+{
+	previous_object_access = object_access_hook;
+	object_access_hook = note_drop;
+	RegisterXactCallback(settle_database, NULL);
 }
 
 /* ---------------------------------------------------------------------------
@@ -1434,6 +1500,7 @@ es_head_allot(const EsHeadRef *ref, int64 n, bool conditional, EsAllotment *allo
 	allotment->safe = head_of(head, false);
 	allotment->first = head->next;
 	head->next += n;
+	allotment->left = head->ready_end - head->next;
 	head->in_use = true;
 	if (conditional)
 		head->last_conditional = head->next - 1;

@@ -66,6 +66,7 @@ typedef struct EsAllotment
 {
 	EsPosition	first;			/* the first of n consecutive positions */
 	EsPosition	safe;			/* the head at that moment: noted in each event */
+	int64		left;			/* positions beyond them that are ready */
 } EsAllotment;
 
 typedef enum EsHeadStat
@@ -95,6 +96,9 @@ typedef struct EsHolder
 
 extern Size es_head_shmem_size(void);
 extern void es_head_shmem_init(void);
+
+/* At server start: has the entries of a database go with it. */
+extern void es_head_install(void);
 
 /* Registers the transaction callbacks; once per backend, cheap to call again. */
 extern void es_head_attach(void);
