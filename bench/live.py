@@ -99,16 +99,15 @@ class Crowd:
         with selectors.DefaultSelector() as selector:
             for session in self.sessions:
                 selector.register(session.pgconn.socket, selectors.EVENT_READ, session.pgconn)
-            while len(times) < len(self.sessions):
+            while selector.get_map():
                 for key, _ in selector.select(10):
                     pgconn = key.data
                     pgconn.consume_input()
-                    if pgconn.is_busy():
-                        continue
-                    result = pgconn.get_result()
-                    if result is None:
-                        selector.unregister(key.fileobj)
-                    else:
+                    while not pgconn.is_busy():
+                        result = pgconn.get_result()
+                        if result is None:
+                            selector.unregister(key.fileobj)
+                            break
                         times.append(float(result.get_value(0, 0)))
         return times
 
