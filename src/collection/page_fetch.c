@@ -14,7 +14,7 @@
  * index was read shows a row that the snapshot does not see.
  *
  * Rows ahead of the one asked for may never be asked for, so a walk begins with
- * one, then two, and so on up to a page.
+ * one, then two, and so on.
  *
  * Dead index entries are not marked as such, as index_getnext_slot would:
  * events are not updated, and vacuum finds those of aborted appends.  Tables
@@ -31,6 +31,9 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
+/* More than events of some data are on a page; few enough for a small chunk. */
+#define PLACES_MAX		64
+
 struct EsPageFetch
 {
 	IndexScanDesc scan;
@@ -44,8 +47,8 @@ struct EsPageFetch
 	Buffer		buffer;			/* pinned; holds the tuples */
 	int			ntuples;
 	int			given;			/* out of them */
-	ItemPointerData tids[MaxHeapTuplesPerPage];
-	HeapTupleData tuples[MaxHeapTuplesPerPage];
+	ItemPointerData tids[PLACES_MAX];
+	HeapTupleData tuples[PLACES_MAX];
 };
 
 EsPageFetch *
@@ -105,7 +108,7 @@ collect_places(EsPageFetch *fetch)
 		fetch->has_next = false;
 	} while (fetch->ntids < fetch->limit && next_place(fetch) &&
 			 ItemPointerGetBlockNumber(&fetch->next) == block);
-	fetch->limit = Min(fetch->limit * 2, MaxHeapTuplesPerPage);
+	fetch->limit = Min(fetch->limit * 2, PLACES_MAX);
 }
 
 /* What the snapshot sees at these places. */

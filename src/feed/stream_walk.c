@@ -30,6 +30,7 @@
 #include "feed/stream_walk.h"
 
 #include "access/stratnum.h"
+#include "access/xact.h"
 #include "errors.h"
 #include "feed/lookup.h"
 #include "miscadmin.h"
@@ -117,22 +118,20 @@ find_stream_segments(EsStreamWalk *walk, const EsCollection *coll,
  * All segments in use, where they are few and hold every position up to the
  * last one handed out, which is at or above all that the snapshot sees; else
  * false.  A version to start from, where events have been dropped, needs the
- * heads row, to tell what was dropped from what never was.
+ * heads row, to tell what was dropped from what never was.  A serializable
+ * transaction reads that row because every append to the stream writes it:
+ * the segments that it would walk do not tell of an append to the next one.
  */
 static bool
 find_all_segments(EsStreamWalk *walk, EsCollection *coll, const EsReadArgs *args)
 {
-	EsPosition	missing;
+	EsPosition	last;
 
-	if (args->has_from && coll->first_position > 1)
+	if (IsolationIsSerializable() || (args->has_from && coll->first_position > 1) ||
+		!es_collection_last_known(coll, &last))
 		return false;
-	es_collection_load_head(coll);
-	/* A standby, or unused since the start: events may come by replication. */
-	if (coll->head.head == NULL || !es_head_in_use(&coll->head))
-		return false;
-	missing = copy_segments(walk, coll, coll->first_position,
-							es_head_last_allotted(&coll->head));
-	if (missing == 0 && walk->nsegments <= UNASKED_SEGMENTS_MAX)
+	if (copy_segments(walk, coll, coll->first_position, last) == 0 &&
+		walk->nsegments <= UNASKED_SEGMENTS_MAX)
 		return true;
 	pfree(walk->segments);
 	walk->segments = NULL;
