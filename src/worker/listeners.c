@@ -111,6 +111,8 @@ es_listeners_any(EsChannel channel)
 uint32
 es_listeners_in_database(void)
 {
+	if (listeners == NULL)
+		return 0;
 	return pg_atomic_read_u32(&listeners->counters[database_channel() - 1]);
 }
 
