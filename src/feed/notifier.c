@@ -337,13 +337,7 @@ look_at_head(Oid relid)
 	if (ConditionalLockRelationOid(relid, AccessShareLock))
 	{
 		if (es_collection_exists(relid))
-		{
-			EsView		view;
-
-			es_view_open(es_collection_get(relid), &view);
-			head = view.head;
-			es_view_close(&view);
-		}
+			head = es_view_head(es_collection_get(relid));
 	}
 	else
 		head = 0;				/* being dropped, perhaps: later */
@@ -412,19 +406,6 @@ sleep_notifier(TimestampTz next)
 	ResetLatch(MyLatch);
 }
 
-/* False where the extension is not there. */
-static bool
-look_for_extension(void)
-{
-	bool		present;
-
-	StartTransactionCommand();
-	present = OidIsValid(es_extension_schema());
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(cycle_context);
-	return present;
-}
-
 static void
 notify_for_ever(void)
 {
@@ -467,7 +448,7 @@ es_notifier_main(Datum arg)
 	CacheRegisterRelcacheCallback(note_invalidation, (Datum) 0);
 	es_head_attach();
 
-	if (look_for_extension())
+	if (es_process_has_extension())
 	{
 		es_worker_set_running();
 		notify_for_ever();

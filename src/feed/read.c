@@ -683,11 +683,9 @@ Datum
 es_head(PG_FUNCTION_ARGS)
 {
 	EsCollection *coll = es_read_open_collection(es_read_collection_arg(&fcinfo->args[0]));
-	EsView		view;
+	EsPosition	head = es_view_head(coll);
 
-	es_view_open(coll, &view);
-	es_view_close(&view);
 	/* A number needs no lock: wait_for(c, head(c)) is not to stand in a DROP's way. */
 	es_wait_unlock(coll);
-	PG_RETURN_INT64(view.head);
+	PG_RETURN_INT64(head);
 }

@@ -244,16 +244,6 @@ es_wait_unlock(const EsCollection *coll)
  * wait_for, await
  * ------------------------------------------------------------------------- */
 
-static EsPosition
-look(EsCollection *coll)
-{
-	EsView		view;
-
-	es_view_open(coll, &view);
-	es_view_close(&view);
-	return view.head;
-}
-
 /*
  * The statement's own snapshot, which CALL has registered with its portal: a
  * procedure may do without while it runs no SQL.
@@ -280,14 +270,14 @@ wait_for_head(Oid collection, EsPosition after, TimestampTz until, bool without_
 	EsPosition	head;
 
 	es_collection_check_cursor(coll, after);
-	head = look(coll);
+	head = es_view_head(coll);
 	if (head > after)
 		return head;
 
 	es_wait_begin(coll, &what);
 	for (;;)
 	{
-		head = look(coll);
+		head = es_view_head(coll);
 		if (head > after)
 			break;
 		es_wait_unlock(coll);
