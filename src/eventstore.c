@@ -18,6 +18,7 @@
 #include "position/head.h"
 #include "shmem.h"
 #include "worker/launcher.h"
+#include "worker/listeners.h"
 
 PG_MODULE_MAGIC;
 
@@ -33,6 +34,7 @@ _PG_init(void)
 	es_shmem_install();
 	es_head_install();
 	es_launcher_install();
+	es_listeners_install();
 	es_append_install_hooks();
 	es_read_install();
 }

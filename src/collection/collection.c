@@ -49,6 +49,7 @@
 #include "partitioning/partbounds.h"
 #include "partitioning/partdesc.h"
 #include "rewrite/prs2lock.h"
+#include "shmem.h"
 #include "spi.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
@@ -214,6 +215,19 @@ load_segments(EsCollection *coll, Relation rel)
 	}
 }
 
+/* Where appends to it are announced, if they are. */
+static EsChannel
+channel_of(const Datum *catalog_row)
+{
+	char	   *notify = TextDatumGetCString(catalog_row[ES_CATALOG_NOTIFY - 1]);
+	char	   *channel = TextDatumGetCString(catalog_row[ES_CATALOG_CHANNEL - 1]);
+	EsChannel	result = strcmp(notify, "none") == 0 ? 0 : es_listeners_channel(channel);
+
+	pfree(notify);
+	pfree(channel);
+	return result;
+}
+
 /* Reads the catalog row; false where there is none. */
 static bool
 load_row(EsCollection *coll)
@@ -243,6 +257,7 @@ load_row(EsCollection *coll)
 		coll->head.incarnation = DatumGetInt64(values[ES_CATALOG_INCARNATION - 1]);
 		coll->first_position = DatumGetInt64(values[ES_CATALOG_FIRST_POSITION - 1]);
 		coll->segment_size = DatumGetInt64(values[ES_CATALOG_SEGMENT_SIZE - 1]);
+		coll->head.channel = channel_of(values);
 	}
 	systable_endscan(scan);
 	table_close(catalog, AccessShareLock);
@@ -547,18 +562,21 @@ find_origin(EsCollection *coll, EsHeadOrigin *origin)
 	return origin->last_present <= es_reservation_read(coll->counter).reserved;
 }
 
+static bool
+find_head(EsCollection *coll)
+{
+	if (coll->head.head == NULL && es_head_find(&coll->head))
+		coll->behind = false;	/* repaired, if it was */
+	return coll->head.head != NULL;
+}
+
 void
 es_collection_load_head(EsCollection *coll)
 {
 	EsHeadOrigin origin;
 
-	if (coll->head.head != NULL || RecoveryInProgress())
+	if (coll->head.head != NULL || RecoveryInProgress() || find_head(coll))
 		return;
-	if (es_head_find(&coll->head))
-	{
-		coll->behind = false;	/* repaired, if it was */
-		return;
-	}
 	coll->behind = !find_origin(coll, &origin);
 	if (!coll->behind)
 		es_head_make(&coll->head, &origin);
@@ -681,6 +699,16 @@ es_collection_last_allotted(EsCollection *coll)
 	if (!es_head_in_use(&coll->head))
 		last = Max(last, es_collection_highest_present(coll));
 	return last;
+}
+
+bool
+es_collection_last_known(EsCollection *coll, EsPosition *last)
+{
+	if (!es_preloaded() || RecoveryInProgress() || !find_head(coll) ||
+		!es_head_in_use(&coll->head))
+		return false;
+	*last = es_head_last_allotted(&coll->head);
+	return true;
 }
 
 void

@@ -46,6 +46,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "collection/heads.h"
+#include "collection/label_index.h"
 #include "collection/layout.h"
 #include "collection/segment.h"
 #include "commands/trigger.h"
@@ -416,7 +417,7 @@ begin_statement(FunctionCallInfo fcinfo, Oid relid)
 	StatementState *state;
 	EsCollection *coll;
 	const Target *target;
-	EsIntent	nothing = {NULL, 0, NULL};
+	EsIntent	nothing = {0};
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("append");
@@ -534,13 +535,20 @@ read_event(InsertRow *row)
 static void
 register_row(InsertRow *row)
 {
-	EsIntent	intent = {NULL, 0, NULL};
+	EsIntent	intent = {0};
+	EsLabel		stream;
 	EsLabel    *labels = palloc(sizeof(EsLabel) *
 								(1 + ArrayGetNItems(ARR_NDIM(row->event.tags),
 													ARR_DIMS(row->event.tags))));
 
 	intent.labels = labels;
 	intent.nlabels = es_event_labels(row->event.type, row->event.tags, labels);
+	if (row->event.stream != NULL)
+	{
+		stream = es_label_of_stream(row->event.stream);
+		intent.streams = &stream;
+		intent.nstreams = 1;
+	}
 	es_head_register(&row->coll->head, &intent);
 	pfree(labels);
 }

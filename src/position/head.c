@@ -80,6 +80,7 @@
 #include "lib/dshash.h"
 #include "miscadmin.h"
 #include "position/position.h"
+#include "position/watch.h"
 #include "port/atomics.h"
 #include "shmem.h"
 #include "storage/ipc.h"
@@ -168,7 +169,10 @@ struct EsHead
 	EsPosition	ready_end;		/* segments that may be filled end here (exclusive) */
 	EsPosition	wanted_end;		/* waiting appenders want them to end here; 0 */
 	EsPosition	last_conditional;
+	EsAnnounced announced;		/* the last one; 'events' counts on since */
 	bool		in_use;			/* a position was handed out since the start */
+	int			watchers;		/* sessions that wait for something here */
+	dsa_pointer releases;		/* EsReleases, from the first watcher on; kept for good */
 	dsa_pointer list_first[LIST_COUNT];
 	dsa_pointer list_last[LIST_COUNT];
 	dsa_pointer self;			/* constant */
@@ -203,6 +207,10 @@ typedef struct LocalOpen
 	EsHead	   *head;
 	EsOpen	   *open;
 	dsa_pointer open_ptr;
+	EsPosition	last;			/* the highest position taken */
+	int64		taken;			/* how many */
+	EsChannel	channel;		/* as EsHeadRef's */
+	EsBloom		streams;		/* labels of the streams appended to */
 } LocalOpen;
 
 /* When an entry is to be forgotten, seen from the (sub)transaction that asks. */
@@ -421,18 +429,46 @@ retire_head(EsHead *head)
 		recycle_head(head);
 }
 
+static EsReleases *
+releases_at(dsa_pointer ptr)
+{
+	return (EsReleases *) dsa_get_address(area, ptr);
+}
+
+/* Notes what this transaction has added, for those who watch.  With the head's lock. */
 static void
-release_open(LocalOpen *local)
+note_release(EsHead *head, const LocalOpen *local)
+{
+	const EsOpen *open = local->open;
+	EsReleased	released = {open->first, local->last, local->streams};
+
+	for (int i = 0; i < open->nlabels; i++)
+		es_bloom_add(&released.labels, open->labels[i]);
+	if (open->coarse || open->nlabels == 0)
+		memset(&released.labels, 0xFF, sizeof(EsBloom));
+	es_releases_put(releases_at(head->releases), &released);
+}
+
+/* True where the head may have moved and somebody watches: the notifier is to know. */
+static bool
+release_open(LocalOpen *local, bool committed)
 {
 	EsHead	   *head = local->head;
 	EsOpen	   *open = local->open;
+	bool		moved = open->first != 0;
 	dsa_pointer conditions;
+	bool		watched;
 	bool		deserted;
 
 	LWLockAcquire(&head->lock, LW_EXCLUSIVE);
 	list_remove(head, LIST_OPEN, open);
-	if (open->first != 0)
+	if (moved)
 		list_remove(head, LIST_IN_FLIGHT, open);
+	if (committed)
+		head->announced.events += local->taken;
+	watched = moved && head->watchers > 0;
+	if (watched && committed)
+		note_release(head, local);
 	conditions = open->conditions;
 	deserted = is_deserted(head);
 	LWLockRelease(&head->lock);
@@ -441,6 +477,7 @@ release_open(LocalOpen *local)
 		recycle_head(head);
 	free_conditions(conditions);
 	dsa_free(area, local->open_ptr);
+	return watched || (moved && es_listeners_any(local->channel));
 }
 
 static void
@@ -455,6 +492,7 @@ forget_entry(Oid relid)
 	ptr = entry->head;
 	dshash_delete_entry(table, entry);
 	retire_head(head_at(ptr));
+	es_watch_wake_collection(relid);
 }
 
 /*
@@ -468,9 +506,14 @@ release_at_end(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void 
 		return;
 	if (nlocal_opens > 0)
 	{
+		bool		watched = false;
+
 		while (nlocal_opens > 0)
-			release_open(&local_opens[--nlocal_opens]);
+			if (release_open(&local_opens[--nlocal_opens], isCommit))
+				watched = true;
 		es_wake_activity();
+		if (watched)
+			es_wake_notifier();
 	}
 	if (nforgets > 0)
 	{
@@ -726,7 +769,10 @@ init_head(EsHead *head, const EsHeadRef *ref, const EsHeadOrigin *origin, EsPosi
 	head->ready_end = origin->ready_end;
 	head->wanted_end = 0;
 	head->last_conditional = 0;
+	head->announced.head = next - 1;
+	head->announced.events = 0;
 	head->in_use = false;
+	head->watchers = 0;
 	for (int i = 0; i < LIST_COUNT; i++)
 	{
 		head->list_first[i] = InvalidDsaPointer;
@@ -943,6 +989,86 @@ es_head_holding(void)
 	return false;
 }
 
+/* ---------------------------------------------------------------------------
+ * For who waits, and who announces
+ * ------------------------------------------------------------------------- */
+
+void
+es_head_watch(const EsHeadRef *ref)
+{
+	dsa_pointer made = InvalidDsaPointer;
+	EsHead	   *head = lock_head(ref, LW_EXCLUSIVE);
+
+	if (!DsaPointerIsValid(head->releases))
+	{
+		LWLockRelease(&head->lock);
+		made = dsa_allocate0(area, sizeof(EsReleases));
+		head = lock_head(ref, LW_EXCLUSIVE);
+		if (!DsaPointerIsValid(head->releases))
+		{
+			head->releases = made;
+			made = InvalidDsaPointer;
+		}
+	}
+	if (head->watchers++ == 0)
+		es_releases_restart(releases_at(head->releases), head->next - 1);
+	LWLockRelease(&head->lock);
+	if (DsaPointerIsValid(made))
+		dsa_free(area, made);
+}
+
+/* With its lock: is it still the collection's? */
+static bool
+is_same(const EsHead *head, const EsHeadRef *ref)
+{
+	return head->relid == ref->relid && head->incarnation == ref->incarnation &&
+		head->dbid == MyDatabaseId;
+}
+
+void
+es_head_unwatch(const EsHeadRef *ref)
+{
+	LWLockAcquire(&ref->head->lock, LW_EXCLUSIVE);
+	if (is_same(ref->head, ref))
+		ref->head->watchers--;
+	LWLockRelease(&ref->head->lock);
+}
+
+bool
+es_head_glance(const EsHeadRef *ref, EsPosition *head, EsReleases *releases)
+{
+	bool		there;
+
+	LWLockAcquire(&ref->head->lock, LW_SHARED);
+	there = is_same(ref->head, ref) && ref->head->watchers > 0;
+	if (there)
+	{
+		*head = head_of(ref->head, false);
+		*releases = *releases_at(ref->head->releases);
+	}
+	LWLockRelease(&ref->head->lock);
+	return there;
+}
+
+void
+es_head_announced(const EsHeadRef *ref, EsAnnounced *announced)
+{
+	EsHead	   *head = lock_head(ref, LW_SHARED);
+
+	*announced = head->announced;
+	LWLockRelease(&head->lock);
+}
+
+void
+es_head_set_announced(const EsHeadRef *ref, const EsAnnounced *announced)
+{
+	EsHead	   *head = lock_head(ref, LW_EXCLUSIVE);
+
+	head->announced.head = Max(head->announced.head, announced->head);
+	head->announced.events -= Min(head->announced.events, announced->events);
+	LWLockRelease(&head->lock);
+}
+
 void
 es_head_count(const EsHeadRef *ref, EsHeadStat stat, uint64 n)
 {
@@ -1069,6 +1195,10 @@ join(const EsHeadRef *ref)
 	local->head = head;
 	local->open = open;
 	local->open_ptr = ptr;
+	local->last = 0;
+	local->taken = 0;
+	local->channel = ref->channel;
+	memset(&local->streams, 0, sizeof(EsBloom));
 	LWLockRelease(&head->lock);
 	return local;
 }
@@ -1277,6 +1407,8 @@ es_head_register(const EsHeadRef *ref, const EsIntent *intent)
 	int			max_waits = 0;
 	int			nwaits = 0;
 
+	for (int i = 0; i < intent->nstreams; i++)
+		es_bloom_add(&local->streams, intent->streams[i]);
 	if (intent->nlabels == 0 && intent->condition == NULL)
 		return;
 
@@ -1379,5 +1511,7 @@ es_head_allot(const EsHeadRef *ref, int64 n, bool conditional, EsAllotment *allo
 		list_append(head, LIST_IN_FLIGHT, local->open, local->open_ptr);
 	}
 	LWLockRelease(&head->lock);
+	local->last = allotment->first + n - 1;
+	local->taken += n;
 	return true;
 }
