@@ -374,15 +374,19 @@ notify_for_ever(void)
 {
 	while (!es_process_interrupts())
 	{
-		TimestampTz next = paused_until;
+		TimestampTz next = 0;
 
 		Assert(CurrentMemoryContext == cycle_context);
 		/* Before we look: who calls from now on calls again. */
 		(void) es_worker_take(ES_WAKE_NOTIFIER);
 		wake_waiters();
-		if (es_listeners_in_database() > 0 && paused_until <= GetCurrentTimestamp())
+		if (es_listeners_in_database() == 0)
+			paused_until = 0;	/* nor is anything due */
+		else if (paused_until > GetCurrentTimestamp())
+			next = paused_until;
+		else
 		{
-			paused_until = next = 0;
+			paused_until = 0;
 			if (!announce_all(&next))
 			{
 				es_worker_set_absent();
@@ -409,6 +413,8 @@ es_notifier_main(Datum arg)
 	CacheRegisterRelcacheCallback(note_invalidation, (Datum) 0);
 	es_head_attach();
 
+	/* What was asked before is what the first pass does anyway. */
+	(void) es_worker_take(ES_WAKE_NOTIFIER);
 	if (look_for_extension())
 	{
 		es_worker_set_running();
