@@ -110,7 +110,8 @@ append_base64(StringInfo out, bytea *value)
 	int			room = pg_b64_enc_len(length);
 	char	   *encoded = palloc(room + 1);
 
-	room = pg_b64_encode(VARDATA_ANY(value), length, encoded, room);
+	/* Bytes are char before PostgreSQL 18, and uint8 since. */
+	room = pg_b64_encode((void *) VARDATA_ANY(value), length, encoded, room);
 	appendStringInfo(out, "\"%.*s\"", room, encoded);
 }
 

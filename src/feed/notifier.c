@@ -411,7 +411,7 @@ notify_for_ever(void)
 {
 	while (!es_process_interrupts())
 	{
-		TimestampTz next = paused_until;
+		TimestampTz next = 0;
 
 		Assert(CurrentMemoryContext == cycle_context);
 		/* Before we look: who calls from now on calls again. */
@@ -419,9 +419,13 @@ notify_for_ever(void)
 		wake_waiters();
 		if (RecoveryInProgress())
 			next = follow_replay();
-		else if (es_listeners_in_database() > 0 && paused_until <= GetCurrentTimestamp())
+		else if (es_listeners_in_database() == 0)
+			paused_until = 0;	/* nor is anything due */
+		else if (paused_until > GetCurrentTimestamp())
+			next = paused_until;
+		else
 		{
-			paused_until = next = 0;
+			paused_until = 0;
 			if (!announce_all(&next))
 			{
 				es_worker_set_absent();
@@ -448,6 +452,8 @@ es_notifier_main(Datum arg)
 	CacheRegisterRelcacheCallback(note_invalidation, (Datum) 0);
 	es_head_attach();
 
+	/* What was asked before is what the first pass does anyway. */
+	(void) es_worker_take(ES_WAKE_NOTIFIER);
 	if (es_process_has_extension())
 	{
 		es_worker_set_running();

@@ -55,6 +55,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "worker/launcher.h"
+#include "worker/listeners.h"
 #include "worker/process.h"
 #include "worker/wake.h"
 
@@ -734,6 +735,9 @@ work_for_ever(void)
 				return;
 			}
 			due = next_maintenance(again);
+			/* An option may have changed, or a LISTEN have come before we ran. */
+			if (es_listeners_in_database() > 0)
+				es_wake_notifier();
 		}
 
 		/* While the flag stands nobody wakes us; take it down, then look again. */
