@@ -59,10 +59,11 @@ take_lease(Datum *values, const char *nulls)
 				   " (name, holder, metadata, role, expires_at)"
 				   " VALUES ($1, $2, $4, $5, pg_catalog.clock_timestamp() + $3)"
 				   " ON CONFLICT (name) DO UPDATE SET holder = excluded.holder,"
-				   /* Refreshing without metadata leaves what is there. */
+				   /* Refreshing leaves the role that took it, and metadata unless given. */
 				   " metadata = CASE WHEN l.expires_at > pg_catalog.clock_timestamp()"
 				   " THEN coalesce(excluded.metadata, l.metadata) ELSE excluded.metadata END,"
-				   " role = excluded.role,"
+				   " role = CASE WHEN l.expires_at > pg_catalog.clock_timestamp()"
+				   " THEN l.role ELSE excluded.role END,"
 				   " expires_at = pg_catalog.clock_timestamp() + $3"
 				   " WHERE l.expires_at <= pg_catalog.clock_timestamp()"
 				   " OR (l.holder = excluded.holder AND pg_catalog.pg_has_role($5, l.role, 'USAGE'))"

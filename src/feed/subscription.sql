@@ -154,7 +154,8 @@ SELECT
 	l.position,
 	CASE WHEN h.head > l.position THEN h.head - l.position
 		WHEN h.head IS NOT NULL THEN 0 END AS lag_events,
-	eventstore.subscription_lag(s.name) AS lag_seconds,
+	-- one that is broken does not keep the others from being shown
+	CASE WHEN h.head IS NOT NULL THEN eventstore.subscription_lag(s.name) END AS lag_seconds,
 	l.members
 FROM eventstore.subscription s
 	CROSS JOIN LATERAL (
