@@ -20,6 +20,7 @@ SQL_PARTS = \
 	src/collection/collection.sql \
 	src/collection/append.sql \
 	src/feed/read.sql \
+	src/feed/live.sql \
 	src/feed/subscription.sql \
 	src/stats/monitor.sql
 

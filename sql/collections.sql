@@ -20,6 +20,10 @@ SELECT eventstore.create_collection('');
 \echo :LAST_ERROR_SQLSTATE
 SELECT eventstore.create_collection(null);
 \echo :LAST_ERROR_SQLSTATE
+SELECT eventstore.create_collection('"open');
+\echo :LAST_ERROR_SQLSTATE
+SELECT eventstore.create_collection('public.""');
+\echo :LAST_ERROR_SQLSTATE
 SELECT eventstore.create_collection('a.b.c.d');
 \echo :LAST_ERROR_SQLSTATE
 SELECT eventstore.create_collection('pg_catalog.orders');
@@ -97,6 +101,7 @@ SELECT eventstore.set_option('opted', 'segment_size', '1.5');
 SELECT eventstore.set_option('opted', 'segment_size', '99999999999999999999');
 SELECT eventstore.set_option('opted', 'retain_events', '-3');
 SELECT eventstore.set_option('opted', 'retain_for', 'soon');
+\echo :LAST_ERROR_SQLSTATE
 SELECT eventstore.set_option('opted', 'heartbeat', '0');
 SELECT eventstore.set_option('opted', 'notify', 'all');
 SELECT eventstore.set_option('opted', 'channel', '');

@@ -127,6 +127,13 @@ es_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot)
 	TestForOldSnapshot((snapshot), (rel), (page))
 #endif
 
+/* A process's number, from 0, among MaxBackends; backend ids went in 17 (024c52111). */
+#if PG_VERSION_NUM >= 170000
+#define es_process_number()		(MyProcNumber)
+#else
+#define es_process_number()		(MyBackendId - 1)
+#endif
+
 /* PostgreSQL 15 exports everything; later servers need the mark on worker mains. */
 #ifndef PGDLLEXPORT
 #define PGDLLEXPORT

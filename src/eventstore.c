@@ -15,8 +15,10 @@
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
+#include "position/head.h"
 #include "shmem.h"
 #include "worker/launcher.h"
+#include "worker/listeners.h"
 
 PG_MODULE_MAGIC;
 
@@ -30,7 +32,9 @@ _PG_init(void)
 		return;
 
 	es_shmem_install();
+	es_head_install();
 	es_launcher_install();
+	es_listeners_install();
 	es_append_install_hooks();
 	es_read_install();
 }

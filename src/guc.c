@@ -19,6 +19,7 @@ int			es_segments_ahead = 3;
 int			es_segment_timeout_ms = 30 * 1000;
 int			es_maintenance_interval_ms = 10 * 1000;
 int			es_tick_delay_ms = 100;
+int			es_notify_interval_ms = 1;
 int			es_max_hold_warning_ms = 0;
 int			es_max_hold_ms = 0;
 int			es_subscription_hold_ms = -1;
@@ -51,6 +52,10 @@ es_guc_define(void)
 			   "Quiet time after which a collection's head is noted in a table.",
 			   "Readers at REPEATABLE READ and above, and on a standby, see the last events of a burst after this time.",
 			   &es_tick_delay_ms, 10, INT_MAX, PGC_SUSET, GUC_UNIT_MS);
+	define_int("eventstore.notify_interval",
+			   "Time between two notifications for one collection.",
+			   "What becomes readable meanwhile is announced together. Where many sessions listen it is longer: 0.1 ms for each, up to 50 ms.",
+			   &es_notify_interval_ms, 0, 60 * 1000, PGC_SUSET, GUC_UNIT_MS);
 	define_int("eventstore.hold_warning",
 			   "Age from which a transaction that holds back the head of a collection is reported in the log.",
 			   "0 turns this off.",

@@ -3,7 +3,7 @@
  *		Reserving and laying out the extension's shared memory at server start.
  *
  * Wiring only: what lies there, and under which locks, is told where it is
- * declared (position/head.c, worker/wake.c).  A crash of any backend makes the
+ * declared (position/head.c and watch.c, worker/wake.c and listeners.c).  A crash of any backend makes the
  * postmaster lay it all out anew.
  */
 #include "postgres.h"
@@ -13,9 +13,11 @@
 #include "errors.h"
 #include "miscadmin.h"
 #include "position/head.h"
+#include "position/watch.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
+#include "worker/listeners.h"
 #include "worker/wake.h"
 
 static bool preloaded = false;
@@ -27,8 +29,12 @@ request_shmem(void)
 {
 	if (prev_shmem_request != NULL)
 		prev_shmem_request();
-	RequestAddinShmemSpace(add_size(es_head_shmem_size(), es_wake_shmem_size()));
+	RequestAddinShmemSpace(es_head_shmem_size());
+	RequestAddinShmemSpace(es_watch_shmem_size());
+	RequestAddinShmemSpace(es_wake_shmem_size());
+	RequestAddinShmemSpace(es_listeners_shmem_size());
 	RequestNamedLWLockTranche("EventstoreHead", 1);
+	RequestNamedLWLockTranche("EventstoreWatch", 1);
 	RequestNamedLWLockTranche("EventstoreWake", 1);
 }
 
@@ -39,7 +45,9 @@ startup_shmem(void)
 		prev_shmem_startup();
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	es_head_shmem_init();
+	es_watch_shmem_init();
 	es_wake_shmem_init();
+	es_listeners_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
 }
 

@@ -42,6 +42,7 @@
 #include "catalog/pg_am.h"
 #include "catalog/pg_type.h"
 #include "collection/heads.h"
+#include "collection/label_index.h"
 #include "collection/layout.h"
 #include "collection/match.h"
 #include "collection/segment.h"
@@ -544,10 +545,10 @@ static void
 register_intent(AppendRun *run)
 {
 	EsAppend   *append = run->append;
-	EsIntent	intent = {NULL, 0, NULL};
+	EsIntent	intent = {0};
 	EsCondition condition;
 	EsLabel    *labels;
-	int			room = 0;
+	int			room = run->nstreams;
 	int			n = 0;
 	int			distinct = 0;
 
@@ -563,8 +564,14 @@ register_intent(AppendRun *run)
 		if (distinct == 0 || labels[i] != labels[distinct - 1])
 			labels[distinct++] = labels[i];
 
+	/* Behind them the streams'. */
+	for (int i = 0; i < run->nstreams; i++)
+		labels[n + i] = es_label_of_stream(run->streams[i].stream);
+
 	intent.labels = labels;
 	intent.nlabels = distinct;
+	intent.streams = labels + n;
+	intent.nstreams = run->nstreams;
 	if (append->fail_if != NULL)
 	{
 		es_query_to_condition(append->fail_if, &condition);

@@ -214,6 +214,19 @@ load_segments(EsCollection *coll, Relation rel)
 	}
 }
 
+/* Where appends to it are announced, if they are. */
+static EsChannel
+channel_of(const Datum *catalog_row)
+{
+	char	   *notify = TextDatumGetCString(catalog_row[ES_CATALOG_NOTIFY - 1]);
+	char	   *channel = TextDatumGetCString(catalog_row[ES_CATALOG_CHANNEL - 1]);
+	EsChannel	result = strcmp(notify, "none") == 0 ? 0 : es_listeners_channel(channel);
+
+	pfree(notify);
+	pfree(channel);
+	return result;
+}
+
 /* Reads the catalog row; false where there is none. */
 static bool
 load_row(EsCollection *coll)
@@ -243,6 +256,7 @@ load_row(EsCollection *coll)
 		coll->head.incarnation = DatumGetInt64(values[ES_CATALOG_INCARNATION - 1]);
 		coll->first_position = DatumGetInt64(values[ES_CATALOG_FIRST_POSITION - 1]);
 		coll->segment_size = DatumGetInt64(values[ES_CATALOG_SEGMENT_SIZE - 1]);
+		coll->head.channel = channel_of(values);
 	}
 	systable_endscan(scan);
 	table_close(catalog, AccessShareLock);
@@ -522,7 +536,7 @@ segments_end(const EsCollection *coll)
 /*
  * Finds what the entry is made from.  The list of segments must be one that
  * every reader can have by now, so we wait for whoever is making one: his lock
- * goes after his invalidations were sent.
+ * goes after his invalidations were sent.  Our own may be rolled back still.
  */
 static bool
 find_origin(EsCollection *coll, EsHeadOrigin *origin)
@@ -538,7 +552,11 @@ find_origin(EsCollection *coll, EsHeadOrigin *origin)
 	origin->created_in = rel->rd_createSubid;
 	relation_close(rel, NoLock);
 	origin->counter = coll->counter;
-	origin->ready_end = segments_end(coll);
+	/* Nobody else can know of the collection's segments before he knows of it. */
+	if (origin->created_in != InvalidSubTransactionId)
+		origin->ready_end = segments_end(coll);
+	else
+		origin->ready_end = es_segments_committed_end(coll);
 	origin->last_present = es_collection_highest_present(coll);
 	return origin->last_present <= es_reservation_read(coll->counter).reserved;
 }

@@ -82,6 +82,7 @@
  */
 #define TYPE_SEED	UINT64CONST(0x7479706500000001)
 #define TAG_SEED	UINT64CONST(0x7461670000000001)
+#define STREAM_SEED	UINT64CONST(0x7374726500000001)
 
 /* Most events have few tags; beyond this the array is allocated. */
 #define FEW_LABELS	32
@@ -151,6 +152,15 @@ EsLabel
 es_label_of_tag(const char *tag, int length)
 {
 	return hash_bytes_extended((const unsigned char *) tag, length, TAG_SEED);
+}
+
+EsLabel
+es_label_of_stream(const text *stream)
+{
+	EsLabel		label = hash_bytes_extended((const unsigned char *) VARDATA_ANY(stream),
+											VARSIZE_ANY_EXHDR(stream), STREAM_SEED);
+
+	return label != 0 ? label : 1;
 }
 
 static void

@@ -25,6 +25,9 @@ typedef struct EsLabelScan EsLabelScan;
 extern EsLabel es_label_of_type(const char *type, int length);
 extern EsLabel es_label_of_tag(const char *tag, int length);
 
+/* The label of a stream: never 0, and not in the index. */
+extern EsLabel es_label_of_stream(const text *stream);
+
 /* The OID of a segment's label index, usable and valid; InvalidOid. */
 extern Oid	es_label_index_of(Relation segment);
 

@@ -22,7 +22,9 @@
  *		left.  These keep the old incarnation, by which a poll knows them (LG004)
  *		also when the log has grown past the cursor.
  *	7.	The catalog row gets a new incarnation, which the shared entry does not
- *		have; so the next one who needs an entry makes one from the tables.
+ *		have; so a new one is made from the tables.  We do it ourselves, since
+ *		this transaction may go on to append, and only it knows yet that the new
+ *		segments are ready; should it abort, nobody has that incarnation.
  */
 #include "postgres.h"
 
@@ -236,6 +238,24 @@ repair(Oid collection, EsLayout *layout)
 	keep_subscriptions(collection, layout, before);
 }
 
+/* Step 7, and the segments before it. */
+static void
+make_ready(Oid collection, const EsLayout *layout)
+{
+	EsCollection *coll;
+	EsPosition	end;
+
+	es_segments_keep_ahead(collection);
+	/* The shared entry, obsolete now, may know of a lower position. */
+	end = es_segments_make(collection, es_reservation_read(layout->counter).reserved + 2);
+
+	CommandCounterIncrement();
+	coll = es_collection_get(collection);
+	es_collection_load_head(coll);
+	if (coll->head.head != NULL)
+		es_head_set_ready_end(&coll->head, end);
+}
+
 Datum
 es_repair_collection(PG_FUNCTION_ARGS)
 {
@@ -270,9 +290,7 @@ es_repair_collection(PG_FUNCTION_ARGS)
 	SPI_finish();
 	es_role_restore(&saved);
 
-	es_segments_keep_ahead(collection);
-	/* The shared entry, obsolete now, may know of a lower position. */
-	es_segments_make(collection, es_reservation_read(layout.counter).reserved + 2);
+	make_ready(collection, &layout);
 	es_wake_maintenance_at_commit();
 	PG_RETURN_VOID();
 }

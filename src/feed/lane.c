@@ -57,6 +57,7 @@ struct EsLanes
 {
 	const text *subscription;
 	Relation	rel;
+	LOCKMODE	mode;			/* of the lock on it */
 	Oid			index;			/* the primary key */
 	TupleTableSlot *slot;
 	Snapshot	snapshot;		/* registered; of the last load; NULL before */
@@ -141,6 +142,7 @@ es_lanes_open(const text *subscription, LOCKMODE mode)
 
 	lanes->subscription = subscription;
 	lanes->rel = table_open(es_extension_relation("subscription_lane"), mode);
+	lanes->mode = mode;
 	lanes->index = RelationGetPrimaryKeyIndex(lanes->rel);
 	lanes->slot = table_slot_create(lanes->rel, NULL);
 	lanes->context = AllocSetContextCreate(CurrentMemoryContext, "eventstore lanes",
@@ -149,12 +151,12 @@ es_lanes_open(const text *subscription, LOCKMODE mode)
 }
 
 void
-es_lanes_close(EsLanes *lanes)
+es_lanes_close(EsLanes *lanes, bool unlock)
 {
 	if (lanes->snapshot != NULL)
 		UnregisterSnapshot(lanes->snapshot);
 	ExecDropSingleTupleTableSlot(lanes->slot);
-	table_close(lanes->rel, NoLock);
+	table_close(lanes->rel, unlock ? lanes->mode : NoLock);
 	MemoryContextDelete(lanes->context);
 	pfree(lanes);
 }

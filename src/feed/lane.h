@@ -86,7 +86,8 @@ extern bool es_lane_lock(EsLanes *lanes, EsLane *lane);
 /* Writes a locked lane; others see it after the transaction, this one at once. */
 extern void es_lane_save(EsLanes *lanes, EsLane *lane);
 
-extern void es_lanes_close(EsLanes *lanes);
+/* Closes it; 'unlock' also gives the lock of es_lanes_open back, where nothing was written. */
+extern void es_lanes_close(EsLanes *lanes, bool unlock);
 
 extern EsLaneState es_lane_state(const EsLane *lane, TimestampTz now);
 

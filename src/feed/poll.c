@@ -36,6 +36,13 @@
  * on the member's name, to the end of the transaction, not waited for), and it
  * gets the lane that it has.
  *
+ * With wait, a call that found nothing sleeps and looks again (await_work).  It
+ * enters the wait first and looks then, and whoever locks a lane touches the
+ * subscription's topic, which wakes the others when his transaction has ended,
+ * so no lane gets free unnoticed; leases and delays end by the clock, and the
+ * sleep is no longer than the first of them.  What a look has learnt of a quiet
+ * lane (Prospect) it need not walk over again.
+ *
  * The end of a lease by the clock is nobody's act, so it is whoever takes the
  * lane next that counts the attempt, for the first event after the cursor.
  *
@@ -49,6 +56,7 @@
 #include "common/hashfn.h"
 #include "feed/read.h"
 #include "feed/subscription.h"
+#include "feed/wait.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "guc.h"
@@ -64,6 +72,9 @@
 
 /* Advisory locks of SQL have 1 and 2 in field 4. */
 #define MEMBER_LOCK		0xE5
+
+/* Nobody is woken when another session of the same member has polled in vain. */
+#define MEMBER_RETRY_MS	100
 
 /* How often, at most, a poll without work notes that there was one. */
 #define SIGN_OF_LIFE_MS	(60 * 1000)
@@ -81,8 +92,10 @@ typedef struct Prospect
 
 typedef struct Poll
 {
+	text	   *name;
 	EsSubscription *sub;
 	int64		max_count;
+	TimestampTz wait_until;		/* 0: not at all */
 	text	   *member;			/* NULL: none given */
 	Interval   *lease;			/* NULL: without a lease */
 	ReturnSetInfo *result;
@@ -92,6 +105,7 @@ typedef struct Poll
 	Prospect   *prospects;		/* of each lane */
 	EsView		view;			/* of this look */
 	TimestampTz next_free;		/* when the first lane becomes free by the clock */
+	MemoryContext cycle;		/* of what is opened anew after each sleep */
 	bool		changed;		/* a lane had changed when we went for it */
 } Poll;
 
@@ -106,15 +120,15 @@ typedef enum Look
  * Arguments
  * ------------------------------------------------------------------------- */
 
-static void
-refuse_wait(const NullableDatum *value)
+/* Null and no time at all both mean not to wait. */
+static TimestampTz
+wait_arg(const NullableDatum *value)
 {
-	if (es_interval_arg(value, "wait", false) == NULL)
-		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("waiting for events is not supported yet"),
-			 errhint("Leave wait null, and call again later.")));
+	TimestampTz until = value->isnull ? 0 : es_wait_deadline(value, "wait");
+
+	if (until != 0)
+		es_wait_check_allowed();
+	return until;
 }
 
 /* poll(name, max_count, wait, member, lease) */
@@ -128,7 +142,7 @@ make_args(FunctionCallInfo fcinfo, Poll *poll)
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("\"%s\" must not be null", "name")));
 	poll->max_count = es_read_max_count_arg(&values[1]);
-	refuse_wait(&values[2]);
+	poll->wait_until = wait_arg(&values[2]);
 	if (!values[3].isnull)
 		poll->member = es_name_arg(&values[3], "member");
 	poll->lease = es_interval_arg(&values[4], "lease", true);
@@ -138,7 +152,8 @@ make_args(FunctionCallInfo fcinfo, Poll *poll)
 				 errmsg("a lease needs a member"),
 				 errdetail("\"lease\" is given, \"member\" is null."),
 				 errhint("The member is whoever is to acknowledge the events.")));
-	poll->sub = es_subscription_open(DatumGetTextPP(values[0].value));
+	poll->name = DatumGetTextPP(values[0].value);
+	poll->sub = es_subscription_open(poll->name);
 	poll->prospects = palloc0(sizeof(Prospect) * poll->sub->lanes);
 }
 
@@ -217,6 +232,16 @@ find_candidates(Poll *poll, TimestampTz now)
 	return n;
 }
 
+static EsLaneLock
+try_lock(Poll *poll, EsLane *lane)
+{
+	EsLaneLock	lock = es_lane_try_lock(poll->lanes, lane);
+
+	if (lock == ES_LANE_LOCKED)
+		es_subscription_touch(poll->sub->name);
+	return lock;
+}
+
 static void
 note_lost(Poll *poll, int i, EsLaneLock lock)
 {
@@ -270,7 +295,7 @@ find_work(Poll *poll, int ncandidates, EsPosition *found)
 		*found = DatumGetInt64(slot_getattr(slot, ES_ATT_POSITION, &isnull));
 		if (!poll->prospects[i].candidate || *found <= lane->position)
 			continue;
-		lock = es_lane_try_lock(poll->lanes, lane);
+		lock = try_lock(poll, lane);
 		if (lock == ES_LANE_LOCKED)
 			taken = lane;
 		else
@@ -332,7 +357,6 @@ hand_out(Poll *poll, EsLane *lane, EsPosition after)
 		es_lane_advance(lane, count < poll->max_count ? poll->view.head : last);
 	}
 	es_lane_save(poll->lanes, lane);
-	es_subscription_touch(poll->sub);
 }
 
 /*
@@ -349,7 +373,7 @@ pull_quiet_lanes(Poll *poll, const EsLane *taken, EsPosition found)
 
 		if (!poll->prospects[i].candidate || lane == taken || lane->member != NULL ||
 			lane->position + PULL_DISTANCE >= found ||
-			es_lane_try_lock(poll->lanes, lane) != ES_LANE_LOCKED)
+			try_lock(poll, lane) != ES_LANE_LOCKED)
 			continue;
 		es_lane_advance(lane, found - 1);
 		es_lane_save(poll->lanes, lane);
@@ -383,7 +407,7 @@ take_own(Poll *poll, EsLane *lane)
 	EsLaneLock	lock;
 
 	es_subscription_check_cursor(poll->sub, lane->position);
-	lock = es_lane_try_lock(poll->lanes, lane);
+	lock = try_lock(poll, lane);
 	if (lock == ES_LANE_CHANGED)
 		return LOOK_AGAIN;
 	if (lock == ES_LANE_HELD)
@@ -445,7 +469,13 @@ look(Poll *poll)
 
 	poll->changed = false;
 	if (!lock_member(poll))
+	{
+		/* What is new up to here is that session's affair. */
+		es_view_open(poll->sub->coll, &poll->view);
+		es_view_close(&poll->view);
+		poll->next_free = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), MEMBER_RETRY_MS);
 		return LOOK_NOTHING;
+	}
 	poll->nlanes = es_lanes_load(poll->lanes);
 	if (poll->nlanes != poll->sub->lanes)
 		return LOOK_DONE;		/* unsubscribed meanwhile */
@@ -489,15 +519,16 @@ pass_what_does_not_match(Poll *poll)
 									   Min(SIGN_OF_LIFE_MS, hold_ms / 2));
 
 		if (!poll->prospects[i].candidate || lane->member != NULL || !(moves || silent) ||
-			es_lane_try_lock(poll->lanes, lane) != ES_LANE_LOCKED)
+			try_lock(poll, lane) != ES_LANE_LOCKED)
 			continue;
 		es_lane_advance(lane, first_unknown(poll, i));
 		es_lane_save(poll->lanes, lane);
 	}
 }
 
-static void
-poll_once(Poll *poll)
+/* Until nobody is faster. */
+static Look
+look_until_settled(Poll *poll)
 {
 	Look		outcome;
 
@@ -506,23 +537,75 @@ poll_once(Poll *poll)
 		CHECK_FOR_INTERRUPTS();
 		check_serializable(poll);
 	}
-	if (outcome == LOOK_NOTHING)
-		pass_what_does_not_match(poll);
+	return outcome;
+}
+
+/* ---------------------------------------------------------------------------
+ * Waiting
+ * ------------------------------------------------------------------------- */
+
+/* Gives back all that a look in vain has left. */
+static void
+rest(Poll *poll)
+{
+	es_lanes_close(poll->lanes, true);
+	es_wait_unlock(poll->sub->coll);
+}
+
+/* False where the subscription is not the one that was waited for any more. */
+static bool
+resume(Poll *poll, const EsSubscription *before)
+{
+	MemoryContext caller;
+
+	MemoryContextReset(poll->cycle);
+	caller = MemoryContextSwitchTo(poll->cycle);
+	poll->sub = es_subscription_open(poll->name);
+	poll->lanes = es_lanes_open(poll->sub->name, RowExclusiveLock);
+	MemoryContextSwitchTo(caller);
+	return poll->sub->created_at == before->created_at;
+}
+
+/*
+ * A look has found nothing: sleeps until an event comes, a lane becomes free (its
+ * subscription is touched, or the clock says so), or the time is over.
+ */
+static Look
+await_work(Poll *poll)
+{
+	const EsSubscription *before = poll->sub;
+	EsWaitFor	what = {.looked = poll->view.head, .query = before->query,
+	.topic = es_subscription_topic(poll->name)};
+	Look		outcome;
+
+	es_wait_begin(before->coll, &what);
+	for (;;)
+	{
+		outcome = look_until_settled(poll);
+		if (outcome == LOOK_DONE || GetCurrentTimestamp() >= poll->wait_until)
+			break;
+		rest(poll);
+		(void) es_wait_sleep(before->coll, poll->view.head,
+							 Min(poll->wait_until, poll->next_free));
+		if (!resume(poll, before))
+		{
+			outcome = LOOK_DONE;
+			break;
+		}
+	}
+	es_wait_end(outcome == LOOK_DONE);
+	return outcome;
 }
 
 /* ---------------------------------------------------------------------------
  * The function
  * ------------------------------------------------------------------------- */
 
-void
-es_subscription_touch(const EsSubscription *sub)
-{
-}
-
 Datum
 es_poll(PG_FUNCTION_ARGS)
 {
 	Poll		poll = {0};
+	Look		outcome;
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("poll");
@@ -531,8 +614,14 @@ es_poll(PG_FUNCTION_ARGS)
 	make_args(fcinfo, &poll);
 	if (poll.max_count == 0)
 		return (Datum) 0;
+	poll.cycle = AllocSetContextCreate(CurrentMemoryContext, "eventstore poll",
+									   ALLOCSET_SMALL_SIZES);
 	poll.lanes = es_lanes_open(poll.sub->name, RowExclusiveLock);
-	poll_once(&poll);
-	es_lanes_close(poll.lanes);
+	outcome = look_until_settled(&poll);
+	if (outcome == LOOK_NOTHING && poll.wait_until != 0)
+		outcome = await_work(&poll);
+	if (outcome == LOOK_NOTHING)
+		pass_what_does_not_match(&poll);
+	es_lanes_close(poll.lanes, false);
 	return (Datum) 0;
 }

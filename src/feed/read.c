@@ -36,6 +36,7 @@
 #include "feed/lane.h"
 #include "feed/stream_walk.h"
 #include "feed/visible.h"
+#include "feed/wait.h"
 #include "funcapi.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
@@ -62,6 +63,8 @@ struct EsRead
 	EsStreamWalk *stream;
 	EsVisible  *visible;
 	int64		remaining;		/* of max_count */
+	bool		may_wait;		/* nothing was given out yet */
+	EsPosition	looked;			/* while waiting: nothing up to here matches */
 	uint64		nread;			/* events given out, for the statistics */
 };
 
@@ -139,25 +142,15 @@ direction_arg(const NullableDatum *value)
 	return BackwardScanDirection;
 }
 
-static void
-refuse_wait(const NullableDatum *value)
+/* Null and no time at all both mean not to wait. */
+static TimestampTz
+wait_arg(const NullableDatum *value)
 {
-	Interval	zero = {0};
+	TimestampTz until = value->isnull ? 0 : es_wait_deadline(value, "wait");
 
-	if (value->isnull)
-		return;
-	if (DatumGetBool(DirectFunctionCall2(interval_lt, value->value,
-										 IntervalPGetDatum(&zero))))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"wait\" must not be negative"),
-				 errdetail("It is %s.",
-						   DatumGetCString(DirectFunctionCall1(interval_out,
-															   value->value)))));
-	ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("waiting for events is not supported yet"),
-			 errhint("Leave wait null, and call again later.")));
+	if (until != 0)
+		es_wait_check_allowed();
+	return until;
 }
 
 /*
@@ -175,7 +168,7 @@ make_position_args(NullableDatum *values, EsReadArgs *args)
 	args->has_until = !values[7].isnull;
 	args->until = args->has_until ? DatumGetTimestampTz(values[7].value) : 0;
 	args->before = es_read_position_arg(&values[8], "before", ES_READ_END);
-	refuse_wait(&values[10]);
+	args->wait_until = wait_arg(&values[10]);
 }
 
 /*
@@ -198,7 +191,7 @@ make_stream_args(NullableDatum *values, EsReadArgs *args)
 	args->has_to = !values[5].isnull;
 	args->to_version = es_read_position_arg(&values[5], "to_version", 0);
 	args->query = es_read_query_arg(&values[6], &none, &none);
-	refuse_wait(&values[7]);
+	args->wait_until = wait_arg(&values[7]);
 }
 
 void
@@ -270,6 +263,7 @@ find_bounds(const EsRead *read, EsPosition *after, EsPosition *before)
 	EsPosition	head = read->view.head;
 
 	*after = Max(read->args.after, read->coll->first_position - 1);
+	*after = Max(*after, read->looked);
 	*before = Min(read->args.before, head == ES_READ_END ? ES_READ_END : head + 1);
 }
 
@@ -401,6 +395,7 @@ begin_walk(EsRead *read)
 
 	/* Where max_count is 0 nobody asks for a row, but what is wrong is said. */
 	read->remaining = read->args.max_count;
+	read->may_wait = read->args.wait_until != 0 && read->remaining > 0;
 	if (read->row_security)
 		read->visible = begin_visible(read);
 	else if (read->args.stream != NULL)
@@ -440,15 +435,21 @@ make_read(const EsReadArgs *args)
 	return read;
 }
 
+static void
+enter_view(EsRead *read, EsCollection *coll)
+{
+	read->coll = coll;
+	read->row_security = es_collection_row_security(read->coll);
+	open_view(read);
+	begin_walk(read);
+}
+
 EsRead *
 es_read_begin(const EsReadArgs *args)
 {
 	EsRead	   *read = make_read(args);
 
-	read->coll = es_read_open_collection(args->collection);
-	read->row_security = es_collection_row_security(read->coll);
-	open_view(read);
-	begin_walk(read);
+	enter_view(read, es_read_open_collection(args->collection));
 	return read;
 }
 
@@ -493,7 +494,8 @@ es_read_restart(EsRead *read, const EsReadArgs *args)
 
 	es_read_stop(read);
 	read->args = *args;
-	if (same_collection)
+	read->looked = 0;
+	if (same_collection && read->view.snapshot != NULL)
 	{
 		es_collection_get(args->collection);
 		if (args->has_after)
@@ -501,11 +503,10 @@ es_read_restart(EsRead *read, const EsReadArgs *args)
 	}
 	else
 	{
-		if (read->own_view)
+		if (read->own_view && read->view.snapshot != NULL)
 			es_view_close(&read->view);
-		read->coll = es_read_open_collection(args->collection);
-		read->row_security = es_collection_row_security(read->coll);
-		open_view(read);
+		enter_view(read, es_read_open_collection(args->collection));
+		return;
 	}
 	begin_walk(read);
 }
@@ -541,6 +542,69 @@ in_lane(const EsReadArgs *args, TupleTableSlot *slot)
 	return args->lanes <= 1 || es_lane_of_event(slot, args->lanes) == args->lane;
 }
 
+static TupleTableSlot *
+next_in_walk(EsRead *read)
+{
+	MemoryContext caller = MemoryContextSwitchTo(read->walk_context);
+	TupleTableSlot *slot;
+
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		slot = next_row(read);
+	} while (slot != NULL &&
+			 !(in_time(&read->args, slot) && in_lane(&read->args, slot)));
+	MemoryContextSwitchTo(caller);
+	return slot;
+}
+
+/* Gives back all that a read holds, for the time of a sleep. */
+static EsPosition
+leave_view(EsRead *read)
+{
+	EsPosition	head = read->args.stream == NULL ? read->view.head : 0;
+
+	end_walk(read);
+	es_view_close(&read->view);
+	es_wait_unlock(read->coll);
+
+	/* Forward, the next look begins where this one ended. */
+	if (ScanDirectionIsForward(read->args.direction))
+		read->looked = head;
+	return head;
+}
+
+/* The walk has found nothing: the first event that comes in time, or NULL. */
+static TupleTableSlot *
+await_event(EsRead *read)
+{
+	EsWaitFor	what = {
+		.query = read->args.query,
+		.stream = read->args.stream,
+	};
+	TupleTableSlot *slot = NULL;
+
+	/* Positions in (after, before) are all that matter, and nothing below the head is left. */
+	what.looked = leave_view(read);
+	if (read->args.before != ES_READ_END && what.looked >= read->args.before - 1)
+		return NULL;
+	es_wait_begin(read->coll, &what);
+	for (;;)
+	{
+		EsPosition	looked;
+
+		enter_view(read, es_wait_reopen(read->args.collection));
+		slot = next_in_walk(read);
+		if (slot != NULL)
+			break;
+		looked = leave_view(read);
+		if (!es_wait_sleep(read->coll, looked, read->args.wait_until))
+			break;
+	}
+	es_wait_end(slot != NULL);
+	return slot;
+}
+
 TupleTableSlot *
 es_read_next(EsRead *read)
 {
@@ -548,15 +612,10 @@ es_read_next(EsRead *read)
 
 	if (read->remaining > 0)
 	{
-		MemoryContext caller = MemoryContextSwitchTo(read->walk_context);
-
-		do
-		{
-			CHECK_FOR_INTERRUPTS();
-			slot = next_row(read);
-		} while (slot != NULL &&
-				 !(in_time(&read->args, slot) && in_lane(&read->args, slot)));
-		MemoryContextSwitchTo(caller);
+		slot = next_in_walk(read);
+		if (slot == NULL && read->may_wait)
+			slot = await_event(read);
+		read->may_wait = false;
 	}
 	if (slot == NULL)
 	{
@@ -573,7 +632,8 @@ void
 es_read_end(EsRead *read)
 {
 	es_read_stop(read);
-	if (read->own_view)
+	/* A wait that was in vain has closed it. */
+	if (read->own_view && read->view.snapshot != NULL)
 		es_view_close(&read->view);
 	MemoryContextDelete(read->context);
 }
@@ -636,5 +696,7 @@ es_head(PG_FUNCTION_ARGS)
 
 	es_view_open(coll, &view);
 	es_view_close(&view);
+	/* A number needs no lock: wait_for(c, head(c)) is not to stand in a DROP's way. */
+	es_wait_unlock(coll);
 	PG_RETURN_INT64(view.head);
 }

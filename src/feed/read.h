@@ -30,6 +30,7 @@ typedef struct EsReadArgs
 	ScanDirection direction;
 	int64		max_count;		/* matching events; ES_READ_ALL */
 	EsQuery    *query;			/* NULL: every event */
+	TimestampTz wait_until;		/* how long to wait for the first event; 0 = not at all */
 
 	/* Of positions (read): */
 	bool		has_after;		/* else from the oldest that is kept */
@@ -66,7 +67,7 @@ typedef enum EsReadKind
 typedef struct EsRead EsRead;
 
 /*
- * The SQL arguments, checked (22004, 22023, 0A000 for wait).  What the result
+ * The SQL arguments, checked (22004, 22023, 25001 for wait).  What the result
  * points to is allocated in the current memory context, or is the caller's.
  */
 extern void es_read_make_args(EsReadKind kind, NullableDatum *values, EsReadArgs *args);

@@ -26,8 +26,9 @@ after and before are positions, both exclusive; after null: from the oldest that
 max_count counts matching events, null = all, 0 = none.
 types and tags: the type is among the types, all of the tags are there; query: [{"types": [...], "tags": [...]}, ...], any item matches; not both.
 since (inclusive) and until (exclusive) filter by created_at.
+wait: where nothing matches, how long to wait until one event does; then it returns at once. The statement keeps its snapshot meanwhile.
 Call it in FROM, where it streams and stops at LIMIT.
-Errors: LG004 after is ahead of the collection, LG005 events after it are no longer retained, LG007 not a collection, 22023 bad argument, 22004 no collection, 42501 no SELECT right, 0A000 wait.';
+Errors: LG004 after is ahead of the collection, LG005 events after it are no longer retained, LG007 not a collection, 22023 bad argument, 22004 no collection, 42501 no SELECT right, 25001 wait in a transaction above READ COMMITTED or one that has appended.';
 
 CREATE FUNCTION eventstore.read_stream(
 	collection regclass,
@@ -45,8 +46,9 @@ COMMENT ON FUNCTION eventstore.read_stream(regclass, text, bigint, bigint, text,
 'The events of one stream in the order of their versions (direction => ''backward'': the other way round): every committed one, and the transaction''s own.
 from_version and to_version are inclusive, in the direction of reading; null = the first (backward: the last). Beyond the end, and for a stream that does not exist, there are no rows.
 max_count counts matching events, null = all, 0 = none; types: only events of these types.
+wait: where there is none, how long to wait until there is one; then it returns at once. The statement keeps its snapshot meanwhile.
 Call it in FROM, where it streams and stops at LIMIT.
-Errors: LG005 from_version is no longer retained, LG007 not a collection, 22023 bad argument, 22004 no collection or stream, 42501 no SELECT right, 0A000 wait.';
+Errors: LG005 from_version is no longer retained, LG007 not a collection, 22023 bad argument, 22004 no collection or stream, 42501 no SELECT right, 25001 wait in a transaction above READ COMMITTED or one that has appended.';
 
 CREATE FUNCTION eventstore.peek(
 	collection regclass,

@@ -52,6 +52,8 @@ begin_settling(FunctionCallInfo fcinfo, const NullableDatum *member, Settling *c
 	call->lanes = es_lanes_open(call->sub->name, RowExclusiveLock);
 	es_lanes_load(call->lanes);
 	call->lane = es_lanes_of_member(call->lanes, call->member, GetCurrentTimestamp());
+	if (call->lane != NULL)
+		es_subscription_touch(call->sub->name);
 	if (call->lane != NULL &&
 		(!es_lane_lock(call->lanes, call->lane) ||
 		 es_lane_state(call->lane, GetCurrentTimestamp()) != ES_LANE_LEASED ||
@@ -63,11 +65,8 @@ static void
 end_settling(Settling *call)
 {
 	if (call->lane != NULL)
-	{
 		es_lane_save(call->lanes, call->lane);
-		es_subscription_touch(call->sub);
-	}
-	es_lanes_close(call->lanes);
+	es_lanes_close(call->lanes, false);
 }
 
 static void

@@ -39,11 +39,13 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "collection/inventory.h"
+#include "common/hashfn.h"
 #include "compat.h"
 #include "errors.h"
 #include "feed/read.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "position/watch.h"
 #include "shmem.h"
 #include "spi.h"
 #include "storage/lmgr.h"
@@ -71,6 +73,7 @@ typedef struct Definition
 	int			lanes;
 	int			max_attempts;	/* 0: null */
 	Oid			owner;
+	TimestampTz created_at;
 } Definition;
 
 /* ---------------------------------------------------------------------------
@@ -184,6 +187,8 @@ read_definition(HeapTuple tuple, TupleDesc desc, Definition *def)
 	value = heap_getattr(tuple, ES_SUBSCRIPTION_MAX_ATTEMPTS, desc, &isnull);
 	def->max_attempts = isnull ? 0 : DatumGetInt32(value);
 	def->owner = DatumGetObjectId(heap_getattr(tuple, ES_SUBSCRIPTION_OWNER, desc, &isnull));
+	def->created_at = DatumGetTimestampTz(heap_getattr(tuple, ES_SUBSCRIPTION_CREATED_AT,
+													   desc, &isnull));
 }
 
 /* As of now (above READ COMMITTED: of the transaction's snapshot). */
@@ -270,7 +275,7 @@ es_subscription_open(text *name)
 		sub->query = es_query_from_jsonb(def.query, "query");
 	sub->lanes = def.lanes;
 	sub->max_attempts = def.max_attempts;
-	sub->owner = def.owner;
+	sub->created_at = def.created_at;
 	return sub;
 }
 
@@ -296,6 +301,21 @@ es_subscription_check_cursor(const EsSubscription *sub, EsPosition cursor)
 				 errdetail("Requested " INT64_FORMAT ", last allotted " INT64_FORMAT ".",
 						   cursor, es_collection_last_allotted(coll)),
 				 errhint("The collection is not the one, or has no longer the events, that the cursor is from. Choose where to go on with eventstore.seek().")));
+}
+
+uint64
+es_subscription_topic(const text *name)
+{
+	uint64		topic = hash_bytes_extended((const unsigned char *) VARDATA_ANY(name),
+											VARSIZE_ANY_EXHDR(name), MyDatabaseId);
+
+	return topic != 0 ? topic : 1;	/* 0 is no topic */
+}
+
+void
+es_subscription_touch(const text *name)
+{
+	es_watch_touch(es_subscription_topic(name));
 }
 
 /* ---------------------------------------------------------------------------
@@ -451,6 +471,9 @@ es_unsubscribe(PG_FUNCTION_ARGS)
 				   1, types, values, NULL, false, SPI_OK_DELETE);
 	SPI_finish();
 	es_role_restore(&saved);
+	/* Who waits for it is told that it is gone. */
+	if (es_preloaded())
+		es_subscription_touch(name);
 	PG_RETURN_VOID();
 }
 
@@ -492,7 +515,7 @@ move_lanes(const EsSubscription *sub, EsPosition position)
 		lane->attempts = 0;
 		es_lane_save(lanes, lane);
 	}
-	es_lanes_close(lanes);
+	es_lanes_close(lanes, false);
 }
 
 Datum
@@ -513,6 +536,7 @@ es_seek(PG_FUNCTION_ARGS)
 		after = sub->coll->first_position - 1;
 	note_incarnation(sub);
 	move_lanes(sub, after);
+	es_subscription_touch(sub->name);
 	PG_RETURN_VOID();
 }
 
@@ -610,12 +634,12 @@ es_subscription_lag(PG_FUNCTION_ARGS)
 	lanes = es_lanes_open(sub.name, AccessShareLock);
 	if (es_lanes_load(lanes) != sub.lanes)
 	{
-		es_lanes_close(lanes);
+		es_lanes_close(lanes, true);
 		PG_RETURN_NULL();		/* unsubscribed meanwhile */
 	}
 	es_view_open(sub.coll, &view);
 	seconds = lag_seconds(&sub, lanes, &view);
 	es_view_close(&view);
-	es_lanes_close(lanes);
+	es_lanes_close(lanes, true);
 	PG_RETURN_FLOAT8(seconds);
 }

@@ -23,6 +23,7 @@
 #define ES_SUBSCRIPTION_LANES			5	/* integer */
 #define ES_SUBSCRIPTION_MAX_ATTEMPTS	6	/* integer or null */
 #define ES_SUBSCRIPTION_OWNER			7	/* regrole */
+#define ES_SUBSCRIPTION_CREATED_AT		8	/* timestamptz */
 
 /* Each lane is a row that a poll without leases locks for its transaction. */
 #define ES_LANES_MAX		1024
@@ -38,7 +39,7 @@ typedef struct EsSubscription
 	EsQuery    *query;			/* NULL: every event */
 	int			lanes;
 	int			max_attempts;	/* 0: an event is tried for ever */
-	Oid			owner;
+	TimestampTz created_at;		/* another one of the same name has another time */
 } EsSubscription;
 
 /*
@@ -67,9 +68,10 @@ extern bool es_subscription_count_attempt(const EsSubscription *sub, EsLane *lan
 
 /*
  * At the end of the transaction, however it ends, wakes who waits for a lane of
- * the subscription.
+ * the subscription: called wherever one is locked.
  */
-extern void es_subscription_touch(const EsSubscription *sub);
+extern void es_subscription_touch(const text *name);
+extern uint64 es_subscription_topic(const text *name);	/* for EsWaitFor */
 
 /* Arguments: 22004 for null; 22023 for a name that is empty or too long. */
 extern text *es_name_arg(const NullableDatum *value, const char *name);

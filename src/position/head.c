@@ -61,6 +61,11 @@
  * Extending the reservation is serialised by a heavyweight lock instead (an
  * advisory lock of a class of our own), so that it can be cancelled.
  *
+ * A database's entries go with it.  An OID may come again (a copy made with
+ * CREATE DATABASE ... OID has the same tables, too), so they go while DROP
+ * DATABASE still has its lock: nobody can be in that database, or get into its
+ * successor.
+ *
  * A crash loses all of this.  After it nothing is in flight, and the next
  * position is the first one that was not reserved (position.c).
  */
@@ -70,9 +75,12 @@
 
 #include "access/transam.h"
 #include "access/xact.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_database.h"
 #include "lib/dshash.h"
 #include "miscadmin.h"
 #include "position/position.h"
+#include "position/watch.h"
 #include "port/atomics.h"
 #include "shmem.h"
 #include "storage/ipc.h"
@@ -161,7 +169,10 @@ struct EsHead
 	EsPosition	ready_end;		/* segments that may be filled end here (exclusive) */
 	EsPosition	wanted_end;		/* waiting appenders want them to end here; 0 */
 	EsPosition	last_conditional;
+	EsAnnounced announced;		/* the last one; 'events' counts on since */
 	bool		in_use;			/* a position was handed out since the start */
+	int			watchers;		/* sessions that wait for something here */
+	dsa_pointer releases;		/* EsReleases, from the first watcher on; kept for good */
 	dsa_pointer list_first[LIST_COUNT];
 	dsa_pointer list_last[LIST_COUNT];
 	dsa_pointer self;			/* constant */
@@ -196,6 +207,10 @@ typedef struct LocalOpen
 	EsHead	   *head;
 	EsOpen	   *open;
 	dsa_pointer open_ptr;
+	EsPosition	last;			/* the highest position taken */
+	int64		taken;			/* how many */
+	EsChannel	channel;		/* as EsHeadRef's */
+	EsBloom		streams;		/* labels of the streams appended to */
 } LocalOpen;
 
 /* When an entry is to be forgotten, seen from the (sub)transaction that asks. */
@@ -224,6 +239,10 @@ static int	local_opens_size = 0;
 static PendingForget *forgets = NULL;
 static int	nforgets = 0;
 static int	forgets_size = 0;
+
+/* The database that this transaction drops; it cannot drop two. */
+static Oid	dropped_database = InvalidOid;
+static object_access_hook_type previous_object_access = NULL;
 
 static dshash_parameters table_parameters = {
 	sizeof(HeadKey), sizeof(HeadEntry), dshash_memcmp, dshash_memhash, 0
@@ -410,18 +429,46 @@ retire_head(EsHead *head)
 		recycle_head(head);
 }
 
+static EsReleases *
+releases_at(dsa_pointer ptr)
+{
+	return (EsReleases *) dsa_get_address(area, ptr);
+}
+
+/* Notes what this transaction has added, for those who watch.  With the head's lock. */
 static void
-release_open(LocalOpen *local)
+note_release(EsHead *head, const LocalOpen *local)
+{
+	const EsOpen *open = local->open;
+	EsReleased	released = {open->first, local->last, local->streams};
+
+	for (int i = 0; i < open->nlabels; i++)
+		es_bloom_add(&released.labels, open->labels[i]);
+	if (open->coarse || open->nlabels == 0)
+		memset(&released.labels, 0xFF, sizeof(EsBloom));
+	es_releases_put(releases_at(head->releases), &released);
+}
+
+/* True where the head may have moved and somebody watches: the notifier is to know. */
+static bool
+release_open(LocalOpen *local, bool committed)
 {
 	EsHead	   *head = local->head;
 	EsOpen	   *open = local->open;
+	bool		moved = open->first != 0;
 	dsa_pointer conditions;
+	bool		watched;
 	bool		deserted;
 
 	LWLockAcquire(&head->lock, LW_EXCLUSIVE);
 	list_remove(head, LIST_OPEN, open);
-	if (open->first != 0)
+	if (moved)
 		list_remove(head, LIST_IN_FLIGHT, open);
+	if (committed)
+		head->announced.events += local->taken;
+	watched = moved && head->watchers > 0;
+	if (watched && committed)
+		note_release(head, local);
 	conditions = open->conditions;
 	deserted = is_deserted(head);
 	LWLockRelease(&head->lock);
@@ -430,6 +477,7 @@ release_open(LocalOpen *local)
 		recycle_head(head);
 	free_conditions(conditions);
 	dsa_free(area, local->open_ptr);
+	return watched || (moved && es_listeners_any(local->channel));
 }
 
 static void
@@ -444,6 +492,7 @@ forget_entry(Oid relid)
 	ptr = entry->head;
 	dshash_delete_entry(table, entry);
 	retire_head(head_at(ptr));
+	es_watch_wake_collection(relid);
 }
 
 /*
@@ -457,9 +506,14 @@ release_at_end(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void 
 		return;
 	if (nlocal_opens > 0)
 	{
+		bool		watched = false;
+
 		while (nlocal_opens > 0)
-			release_open(&local_opens[--nlocal_opens]);
+			if (release_open(&local_opens[--nlocal_opens], isCommit))
+				watched = true;
 		es_wake_activity();
+		if (watched)
+			es_wake_notifier();
 	}
 	if (nforgets > 0)
 	{
@@ -589,6 +643,61 @@ es_head_attach(void)
 }
 
 /* ---------------------------------------------------------------------------
+ * Dropped databases
+ * ------------------------------------------------------------------------- */
+
+static void
+forget_database(Oid database)
+{
+	dshash_seq_status status;
+	HeadEntry  *entry;
+
+	dshash_seq_init(&status, table, true);
+	while ((entry = dshash_seq_next(&status)) != NULL)
+	{
+		dsa_pointer ptr = entry->head;
+
+		if (entry->key.dbid != database)
+			continue;
+		dshash_delete_current(&status);
+		retire_head(head_at(ptr));
+	}
+	dshash_seq_term(&status);
+}
+
+/* At commit heavyweight locks are held still, and nothing may fail any more. */
+static void
+settle_database(XactEvent event, void *arg)
+{
+	if (!OidIsValid(dropped_database))
+		return;
+	if (event == XACT_EVENT_COMMIT)
+		forget_database(dropped_database);
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
+		dropped_database = InvalidOid;
+}
+
+/* Called by DROP DATABASE under its lock, some checks before the deed. */
+static void
+note_drop(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
+{
+	if (previous_object_access != NULL)
+		previous_object_access(access, classId, objectId, subId, arg);
+	if (access != OAT_DROP || classId != DatabaseRelationId)
+		return;
+	es_head_attach();
+	dropped_database = objectId;
+}
+
+void
+es_head_install(void)
+{
+	previous_object_access = object_access_hook;
+	object_access_hook = note_drop;
+	RegisterXactCallback(settle_database, NULL);
+}
+
+/* ---------------------------------------------------------------------------
  * Entries
  * ------------------------------------------------------------------------- */
 
@@ -660,7 +769,10 @@ init_head(EsHead *head, const EsHeadRef *ref, const EsHeadOrigin *origin, EsPosi
 	head->ready_end = origin->ready_end;
 	head->wanted_end = 0;
 	head->last_conditional = 0;
+	head->announced.head = next - 1;
+	head->announced.events = 0;
 	head->in_use = false;
+	head->watchers = 0;
 	for (int i = 0; i < LIST_COUNT; i++)
 	{
 		head->list_first[i] = InvalidDsaPointer;
@@ -877,6 +989,86 @@ es_head_holding(void)
 	return false;
 }
 
+/* ---------------------------------------------------------------------------
+ * For who waits, and who announces
+ * ------------------------------------------------------------------------- */
+
+void
+es_head_watch(const EsHeadRef *ref)
+{
+	dsa_pointer made = InvalidDsaPointer;
+	EsHead	   *head = lock_head(ref, LW_EXCLUSIVE);
+
+	if (!DsaPointerIsValid(head->releases))
+	{
+		LWLockRelease(&head->lock);
+		made = dsa_allocate0(area, sizeof(EsReleases));
+		head = lock_head(ref, LW_EXCLUSIVE);
+		if (!DsaPointerIsValid(head->releases))
+		{
+			head->releases = made;
+			made = InvalidDsaPointer;
+		}
+	}
+	if (head->watchers++ == 0)
+		es_releases_restart(releases_at(head->releases), head->next - 1);
+	LWLockRelease(&head->lock);
+	if (DsaPointerIsValid(made))
+		dsa_free(area, made);
+}
+
+/* With its lock: is it still the collection's? */
+static bool
+is_same(const EsHead *head, const EsHeadRef *ref)
+{
+	return head->relid == ref->relid && head->incarnation == ref->incarnation &&
+		head->dbid == MyDatabaseId;
+}
+
+void
+es_head_unwatch(const EsHeadRef *ref)
+{
+	LWLockAcquire(&ref->head->lock, LW_EXCLUSIVE);
+	if (is_same(ref->head, ref))
+		ref->head->watchers--;
+	LWLockRelease(&ref->head->lock);
+}
+
+bool
+es_head_glance(const EsHeadRef *ref, EsPosition *head, EsReleases *releases)
+{
+	bool		there;
+
+	LWLockAcquire(&ref->head->lock, LW_SHARED);
+	there = is_same(ref->head, ref) && ref->head->watchers > 0;
+	if (there)
+	{
+		*head = head_of(ref->head, false);
+		*releases = *releases_at(ref->head->releases);
+	}
+	LWLockRelease(&ref->head->lock);
+	return there;
+}
+
+void
+es_head_announced(const EsHeadRef *ref, EsAnnounced *announced)
+{
+	EsHead	   *head = lock_head(ref, LW_SHARED);
+
+	*announced = head->announced;
+	LWLockRelease(&head->lock);
+}
+
+void
+es_head_set_announced(const EsHeadRef *ref, const EsAnnounced *announced)
+{
+	EsHead	   *head = lock_head(ref, LW_EXCLUSIVE);
+
+	head->announced.head = Max(head->announced.head, announced->head);
+	head->announced.events -= Min(head->announced.events, announced->events);
+	LWLockRelease(&head->lock);
+}
+
 void
 es_head_count(const EsHeadRef *ref, EsHeadStat stat, uint64 n)
 {
@@ -1003,6 +1195,10 @@ join(const EsHeadRef *ref)
 	local->head = head;
 	local->open = open;
 	local->open_ptr = ptr;
+	local->last = 0;
+	local->taken = 0;
+	local->channel = ref->channel;
+	memset(&local->streams, 0, sizeof(EsBloom));
 	LWLockRelease(&head->lock);
 	return local;
 }
@@ -1211,6 +1407,8 @@ es_head_register(const EsHeadRef *ref, const EsIntent *intent)
 	int			max_waits = 0;
 	int			nwaits = 0;
 
+	for (int i = 0; i < intent->nstreams; i++)
+		es_bloom_add(&local->streams, intent->streams[i]);
 	if (intent->nlabels == 0 && intent->condition == NULL)
 		return;
 
@@ -1302,6 +1500,7 @@ es_head_allot(const EsHeadRef *ref, int64 n, bool conditional, EsAllotment *allo
 	allotment->safe = head_of(head, false);
 	allotment->first = head->next;
 	head->next += n;
+	allotment->left = head->ready_end - head->next;
 	head->in_use = true;
 	if (conditional)
 		head->last_conditional = head->next - 1;
@@ -1312,5 +1511,7 @@ es_head_allot(const EsHeadRef *ref, int64 n, bool conditional, EsAllotment *allo
 		list_append(head, LIST_IN_FLIGHT, local->open, local->open_ptr);
 	}
 	LWLockRelease(&head->lock);
+	local->last = allotment->first + n - 1;
+	local->taken += n;
 	return true;
 }

@@ -12,6 +12,7 @@
 
 #include "datatype/timestamp.h"
 #include "position/position.h"
+#include "worker/listeners.h"
 
 typedef struct EsHead EsHead;	/* in shared memory; opaque */
 
@@ -27,6 +28,7 @@ typedef struct EsHeadRef
 	EsHead	   *head;			/* NULL = not looked up yet */
 	Oid			relid;
 	int64		incarnation;
+	EsChannel	channel;		/* of its notifications; 0 = there are none */
 } EsHeadRef;
 
 /* What the entry is made from when no backend has used it since the start. */
@@ -56,12 +58,15 @@ typedef struct EsIntent
 	const EsLabel *labels;		/* of the types and tags of its events, any order */
 	int			nlabels;
 	const EsCondition *condition;	/* fail_if, or NULL */
+	const EsLabel *streams;		/* labels of its events' streams: for who waits for them */
+	int			nstreams;
 } EsIntent;
 
 typedef struct EsAllotment
 {
 	EsPosition	first;			/* the first of n consecutive positions */
 	EsPosition	safe;			/* the head at that moment: noted in each event */
+	int64		left;			/* positions beyond them that are ready */
 } EsAllotment;
 
 typedef enum EsHeadStat
@@ -75,6 +80,7 @@ typedef enum EsHeadStat
 	ES_STAT_SEGMENT_WAITS,		/* waited for a segment */
 	ES_STAT_READS,
 	ES_STAT_EVENTS_READ,
+	ES_STAT_LATE_WAKEUPS,		/* waiters that found something which nobody woke them for */
 	ES_STAT_COUNT
 } EsHeadStat;
 
@@ -90,6 +96,9 @@ typedef struct EsHolder
 
 extern Size es_head_shmem_size(void);
 extern void es_head_shmem_init(void);
+
+/* At server start: has the entries of a database go with it. */
+extern void es_head_install(void);
 
 /* Registers the transaction callbacks; once per backend, cheap to call again. */
 extern void es_head_attach(void);
@@ -154,6 +163,32 @@ extern bool es_head_holding(void);
 
 /* At the commit of a drop: the entry is free again. */
 extern void es_head_forget_at_commit(Oid relid);
+
+/* --- for who waits (watch.c) and who announces (feed/notifier.c) --- */
+
+struct EsReleases;
+
+/*
+ * Counts one more, or one less, session that watches: as long as there are any,
+ * releases are noted, and the notifier is called.  es_head_unwatch raises no error.
+ */
+extern void es_head_watch(const EsHeadRef *ref);
+extern void es_head_unwatch(const EsHeadRef *ref);
+
+/* The head and the releases noted; false where the entry is gone.  No error. */
+extern bool es_head_glance(const EsHeadRef *ref, EsPosition *head, struct EsReleases *releases);
+
+/* The head that was announced last, and how many events were committed since. */
+typedef struct EsAnnounced
+{
+	EsPosition	head;
+	uint64		events;			/* those above the head count too, so it is a guide */
+} EsAnnounced;
+
+extern void es_head_announced(const EsHeadRef *ref, EsAnnounced *announced);
+
+/* Announced up to here, and that many of those events are told. */
+extern void es_head_set_announced(const EsHeadRef *ref, const EsAnnounced *announced);
 
 extern void es_head_count(const EsHeadRef *ref, EsHeadStat stat, uint64 n);
 extern uint64 es_head_stat(const EsHeadRef *ref, EsHeadStat stat);

@@ -180,7 +180,7 @@ put_worker(FunctionCallInfo fcinfo, const char *kind, const EsWorkerInfo *info)
 {
 	Datum		values[WORKER_COLUMNS] = {0};
 	bool		nulls[WORKER_COLUMNS] = {false};
-	char	   *database = get_database_name(info->database);
+	char	   *database = get_database_name(info->key.database);
 
 	values[0] = CStringGetTextDatum(kind);
 	nulls[1] = database == NULL;
@@ -212,7 +212,7 @@ es_stat_workers(PG_FUNCTION_ARGS)
 	put_worker(fcinfo, "launcher", &launcher);
 	n = es_worker_list(&workers);
 	for (int i = 0; i < n; i++)
-		put_worker(fcinfo, "worker", &workers[i]);
+		put_worker(fcinfo, es_worker_kind_name(workers[i].key.kind), &workers[i]);
 	PG_RETURN_NULL();
 }
 

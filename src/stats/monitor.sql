@@ -13,6 +13,7 @@ CREATE FUNCTION eventstore.stat_collections(
 	OUT segment_waits bigint,
 	OUT reads bigint,
 	OUT events_read bigint,
+	OUT late_wakeups bigint,
 	OUT head bigint,
 	OUT last_allotted bigint,
 	OUT in_flight bigint
@@ -25,7 +26,7 @@ COMMENT ON FUNCTION eventstore.stat_collections() IS
 CREATE VIEW eventstore.pg_stat_eventstore AS
 SELECT * FROM eventstore.stat_collections();
 COMMENT ON VIEW eventstore.pg_stat_eventstore IS
-'Per collection that the caller may SELECT from or owns, since the server''s start: appends (calls, and rows of INSERT and COPY), events appended (rolled back ones included), version_conflicts (LG001), condition_failures (LG002), retries recognised, intent_waits (for another append''s condition or event), segment_waits, reads, events_read. head and last_allotted: null until the collection is used. in_flight: open transactions with positions in it.';
+'Per collection that the caller may SELECT from or owns, since the server''s start: appends (calls, and rows of INSERT and COPY), events appended (rolled back ones included), version_conflicts (LG001), condition_failures (LG002), retries recognised, intent_waits (for another append''s condition or event), segment_waits, reads, events_read, late_wakeups (a waiting session found an event that nobody had woken it for: a fault, please report it). head and last_allotted: null until the collection is used. in_flight: open transactions with positions in it.';
 GRANT SELECT ON eventstore.pg_stat_eventstore TO PUBLIC;
 
 CREATE FUNCTION eventstore.stat_holders(
@@ -55,7 +56,9 @@ CREATE FUNCTION eventstore.stat_workers(
 	OUT segments_made bigint,
 	OUT segments_dropped bigint,
 	OUT ticks bigint,
-	OUT errors bigint
+	OUT errors bigint,
+	OUT notifications bigint,
+	OUT wakeups bigint
 ) RETURNS SETOF record
 LANGUAGE c VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'es_stat_workers';
@@ -65,7 +68,7 @@ COMMENT ON FUNCTION eventstore.stat_workers() IS
 CREATE VIEW eventstore.pg_stat_eventstore_workers AS
 SELECT * FROM eventstore.stat_workers();
 COMMENT ON VIEW eventstore.pg_stat_eventstore_workers IS
-'The launcher, and the worker of each database of the server that has or wants one: its process (null: none), its state, since when, failures in a row, and what it has done since: segments made and dropped, heads noted (ticks), steps that failed (errors; the server log has them).';
+'The launcher, and of each database of the server its worker and its notifier, where it has or wants one: the process (null: none), its state, since when, failures in a row, and what it has done since: segments made and dropped, heads noted (ticks), steps that failed (errors; the server log has them), notifications sent, waiting sessions woken (wakeups).';
 GRANT SELECT ON eventstore.pg_stat_eventstore_workers TO PUBLIC;
 
 CREATE FUNCTION eventstore.doctor(

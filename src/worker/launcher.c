@@ -1,6 +1,6 @@
 /*
  * worker/launcher.c
- *		One process that sees to it that each database has its worker.
+ *		One process that sees to it that each database has its workers.
  *
  * The launcher is connected to no database; it can read pg_database.  It looks
  * at every database once after the start, and at those without the extension
@@ -58,9 +58,14 @@
 /* A worker that this launcher has started. */
 typedef struct Started
 {
-	Oid			database;
+	EsWorkerKey key;
 	BackgroundWorkerHandle *handle;
 } Started;
+
+/* The main function of each kind. */
+static const char *const main_functions[ES_WORKER_KIND_COUNT] = {
+	"es_worker_main", "es_notifier_main"
+};
 
 static ProcessUtility_hook_type prev_process_utility = NULL;
 
@@ -271,10 +276,14 @@ rescan_databases(void)
 	ListCell   *cell;
 
 	for (int i = 0; i < nworkers; i++)
-		if (!list_member_oid(databases, workers[i].database))
-			es_worker_forget(workers[i].database);
+		if (!list_member_oid(databases, workers[i].key.database))
+			es_worker_forget(workers[i].key.database);
 	foreach(cell, databases)
-		es_worker_want(lfirst_oid(cell));
+	{
+		EsWorkerKey key = {lfirst_oid(cell), ES_WORKER_MAINTENANCE};
+
+		es_worker_want(key);
+	}
 }
 
 /* ---------------------------------------------------------------------------
@@ -294,7 +303,7 @@ reap_workers(void)
 
 		if (GetBackgroundWorkerPid(entry->handle, &pid) != BGWH_STOPPED)
 			continue;
-		es_worker_ended(entry->database);
+		es_worker_ended(entry->key);
 		started = foreach_delete_current(started, cell);
 		pfree(entry->handle);
 		pfree(entry);
@@ -302,22 +311,23 @@ reap_workers(void)
 }
 
 static void
-report_no_slot(Oid database)
+report_no_slot(EsWorkerKey key)
 {
 	static bool reported = false;
 
-	es_worker_set_no_slot(database);
+	es_worker_set_no_slot(key);
 	if (!reported)
 		ereport(WARNING,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("could not start an eventstore worker for database with OID %u", database),
+				 errmsg("could not start an eventstore %s for database with OID %u",
+						es_worker_kind_name(key.kind), key.database),
 				 errdetail("All background worker slots are in use."),
 				 errhint("You might need to increase max_worker_processes.")));
 	reported = true;
 }
 
 static void
-start_worker(Oid database)
+start_worker(EsWorkerKey key)
 {
 	BackgroundWorker worker;
 	BackgroundWorkerHandle *handle;
@@ -328,24 +338,24 @@ start_worker(Oid database)
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	worker.bgw_notify_pid = MyProcPid;
-	worker.bgw_main_arg = ObjectIdGetDatum(database);
+	worker.bgw_main_arg = ObjectIdGetDatum(key.database);
 	strlcpy(worker.bgw_library_name, "eventstore", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "es_worker_main", BGW_MAXLEN);
-	strlcpy(worker.bgw_name, "eventstore worker", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "eventstore worker", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, main_functions[key.kind], BGW_MAXLEN);
+	snprintf(worker.bgw_name, BGW_MAXLEN, "eventstore %s", es_worker_kind_name(key.kind));
+	strlcpy(worker.bgw_type, worker.bgw_name, BGW_MAXLEN);
 
-	/* Before it can run: it finds its slot by the database. */
-	es_worker_set_starting(database);
+	/* Before it can run: it finds its slot by the key. */
+	es_worker_set_starting(key);
 	MemoryContextSwitchTo(life_context);
 	if (RegisterDynamicBackgroundWorker(&worker, &handle))
 	{
 		entry = palloc(sizeof(Started));
-		entry->database = database;
+		entry->key = key;
 		entry->handle = handle;
 		started = lappend(started, entry);
 	}
 	else
-		report_no_slot(database);
+		report_no_slot(key);
 	MemoryContextSwitchTo(cycle_context);
 }
 
@@ -354,14 +364,14 @@ static long
 start_due_worker(void)
 {
 	long		wait_ms = RESCAN_MS;
-	Oid			database = es_worker_due(GetCurrentTimestamp(), &wait_ms);
+	EsWorkerKey key = es_worker_due(GetCurrentTimestamp(), &wait_ms);
 
-	if (!OidIsValid(database))
+	if (!OidIsValid(key.database))
 		return wait_ms;
-	if (list_member_oid(list_databases(), database))
-		start_worker(database);
+	if (list_member_oid(list_databases(), key.database))
+		start_worker(key);
 	else
-		es_worker_forget(database);
+		es_worker_forget(key.database);
 	return 0;
 }
 

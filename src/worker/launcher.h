@@ -13,6 +13,20 @@
 #include "datatype/timestamp.h"
 #include "storage/latch.h"
 
+/* The processes that a database may have: one of each. */
+typedef enum EsWorkerKind
+{
+	ES_WORKER_MAINTENANCE,		/* worker.c: always, where the extension is */
+	ES_WORKER_NOTIFIER,			/* feed/notifier.c: from the first one who waits or listens */
+	ES_WORKER_KIND_COUNT
+} EsWorkerKind;
+
+typedef struct EsWorkerKey
+{
+	Oid			database;		/* InvalidOid: no worker */
+	EsWorkerKind kind;
+} EsWorkerKey;
+
 typedef enum EsWorkerState
 {
 	ES_WORKER_NONE,				/* the slot is free */
@@ -31,12 +45,14 @@ typedef enum EsWorkerStat
 	ES_WORKER_SEGMENTS_DROPPED,
 	ES_WORKER_TICKS,
 	ES_WORKER_ERRORS,
+	ES_WORKER_NOTIFICATIONS,	/* sent */
+	ES_WORKER_WAKEUPS,			/* of waiting sessions */
 	ES_WORKER_STAT_COUNT
 } EsWorkerStat;
 
 typedef struct EsWorkerInfo
 {
-	Oid			database;
+	EsWorkerKey key;
 	EsWorkerState state;
 	int			pid;			/* 0 = none */
 	TimestampTz since;			/* of the last start; 0 = never */
@@ -49,6 +65,8 @@ typedef struct EsWorkerInfo
 #define ES_WAKE_MAINTENANCE	0x02
 /* The worker is to end, because its database is to be dropped or copied. */
 #define ES_WAKE_STOP		0x04
+/* Somebody's head moved, or somebody came to wait or to listen (notifier). */
+#define ES_WAKE_NOTIFIER	0x08
 
 /* Registers the launcher and the hook on DROP DATABASE and its like. */
 extern void es_launcher_install(void);
@@ -56,12 +74,13 @@ extern void es_launcher_install(void);
 /* Process mains, started by name. */
 extern PGDLLEXPORT void es_launcher_main(Datum arg);
 extern PGDLLEXPORT void es_worker_main(Datum arg);
+extern PGDLLEXPORT void es_notifier_main(Datum arg);
 
 /* --- for whoever needs a database to be without our worker --- */
 
 /*
- * Ends the database's worker, waits for it (some seconds at most) and keeps the
- * launcher from starting another until es_worker_release, or half a minute.
+ * Ends the database's workers, waits for them (some seconds at most) and keeps
+ * the launcher from starting others until es_worker_release, or half a minute.
  */
 extern void es_worker_hold(Oid database);
 extern void es_worker_release(Oid database);
@@ -69,10 +88,10 @@ extern void es_worker_release(Oid database);
 /* --- for a worker --- */
 
 /*
- * Takes the database's slot, and gives it back at exit; false where another
- * has it or the database is held.  Before the connection: see wake.c.
+ * Takes the slot, and gives it back at exit; false where another has it or the
+ * database is held.  Before the connection: see wake.c.
  */
-extern bool es_worker_attach(Oid database);
+extern bool es_worker_attach(EsWorkerKey key);
 extern void es_worker_set_running(void);
 
 /* The database has no extension (any more): not to be started until asked. */
@@ -89,20 +108,20 @@ extern void es_worker_count(EsWorkerStat stat, uint64 n);
 
 extern void es_launcher_attach(void);
 
-/* The next database whose worker is to be started now; else how long to wait. */
-extern Oid	es_worker_due(TimestampTz now, long *wait_ms);
+/* The next worker that is to be started now; none: how long to wait. */
+extern EsWorkerKey es_worker_due(TimestampTz now, long *wait_ms);
 
 /* Notes the outcome of an attempt to start it. */
-extern void es_worker_set_starting(Oid database);
-extern void es_worker_set_no_slot(Oid database);
+extern void es_worker_set_starting(EsWorkerKey key);
+extern void es_worker_set_no_slot(EsWorkerKey key);
 
-/* The process that was started for the database is gone. */
-extern void es_worker_ended(Oid database);
+/* The process that was started is gone. */
+extern void es_worker_ended(EsWorkerKey key);
 
 /* Asks for a worker, unless the database has one or sits out a pause. */
-extern void es_worker_want(Oid database);
+extern void es_worker_want(EsWorkerKey key);
 
-/* The database is gone: its slot is free. */
+/* The database is gone: its slots are free. */
 extern void es_worker_forget(Oid database);
 
 /* True once after databases came or changed. */
@@ -111,8 +130,9 @@ extern void es_launcher_rescan(void);
 
 /* --- for the monitor --- */
 
-/* All databases that have or want a worker; palloc'd. */
+/* All workers that there are or should be; palloc'd. */
 extern int	es_worker_list(EsWorkerInfo **workers);
 extern const char *es_worker_state_name(EsWorkerState state);
+extern const char *es_worker_kind_name(EsWorkerKind kind);
 
 #endif							/* ES_LAUNCHER_H */

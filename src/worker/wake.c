@@ -2,8 +2,10 @@
  * worker/wake.c
  *		The shared table of workers, and how a worker is woken.
  *
- * Each database with collections has one worker, started by the launcher
- * (launcher.c).  A slot of this table tells which state the database is in:
+ * Each database with collections has a worker, and a notifier from the first
+ * one who waits or listens; both are started by the launcher (launcher.c).  A
+ * slot of this table tells, for one database and one kind of worker, which state
+ * that is in:
  *
  *		NONE ---------> WANTED		es_wake_*, es_worker_want: somebody asks
  *		WANTED -------> STARTING	launcher: process registered
@@ -60,10 +62,10 @@
 #include "worker/launcher.h"
 
 /*
- * More databases than this cannot have or want a worker at one time; each
- * worker is a process, so max_worker_processes is the smaller limit.
+ * More workers than this cannot run or be wanted at one time; each is a process,
+ * so max_worker_processes is the smaller limit.
  */
-#define SLOT_COUNT			256
+#define SLOT_COUNT			512
 
 /* A worker that lived so long is not failing at its start. */
 #define STABLE_MS			(60 * 1000)
@@ -86,6 +88,7 @@
 typedef struct WorkerSlot
 {
 	pg_atomic_uint32 database;	/* Oid; InvalidOid = free */
+	pg_atomic_uint32 kind;		/* EsWorkerKind */
 	pg_atomic_uint32 state;		/* EsWorkerState */
 	pg_atomic_uint32 pending;	/* ES_WAKE_ flags; set by anyone, cleared by the worker */
 	int			pid;			/* the worker's, from attach to detach; 0 */
@@ -143,6 +146,7 @@ es_wake_shmem_init(void)
 		WorkerSlot *slot = &control->slots[i];
 
 		pg_atomic_init_u32(&slot->database, InvalidOid);
+		pg_atomic_init_u32(&slot->kind, ES_WORKER_MAINTENANCE);
 		pg_atomic_init_u32(&slot->state, ES_WORKER_NONE);
 		pg_atomic_init_u32(&slot->pending, 0);
 		for (int j = 0; j < ES_WORKER_STAT_COUNT; j++)
@@ -163,12 +167,39 @@ set_state(WorkerSlot *slot, EsWorkerState state)
 	pg_atomic_exchange_u32(&slot->state, state);
 }
 
+static EsWorkerKey
+key_of(WorkerSlot *slot)
+{
+	EsWorkerKey key = {
+		pg_atomic_read_u32(&slot->database),
+		(EsWorkerKind) pg_atomic_read_u32(&slot->kind)
+	};
+
+	return key;
+}
+
+static bool
+is_slot_of(WorkerSlot *slot, EsWorkerKey key)
+{
+	return pg_atomic_read_u32(&slot->database) == key.database &&
+		pg_atomic_read_u32(&slot->kind) == (uint32) key.kind;
+}
+
 /* Without the lock the answer is a hint, except for one's own database. */
 static WorkerSlot *
-find_slot(Oid database)
+find_slot(EsWorkerKey key)
 {
 	for (int i = 0; i < SLOT_COUNT; i++)
-		if (pg_atomic_read_u32(&control->slots[i].database) == database)
+		if (is_slot_of(&control->slots[i], key))
+			return &control->slots[i];
+	return NULL;
+}
+
+static WorkerSlot *
+find_free_slot(void)
+{
+	for (int i = 0; i < SLOT_COUNT; i++)
+		if (!OidIsValid(pg_atomic_read_u32(&control->slots[i].database)))
 			return &control->slots[i];
 	return NULL;
 }
@@ -177,7 +208,7 @@ find_slot(Oid database)
 static WorkerSlot *
 find_unused_slot(void)
 {
-	WorkerSlot *slot = find_slot(InvalidOid);
+	WorkerSlot *slot = find_free_slot();
 
 	for (int i = 0; i < SLOT_COUNT && slot == NULL; i++)
 	{
@@ -190,11 +221,11 @@ find_unused_slot(void)
 	return slot;
 }
 
-/* The database's slot, made if need be; NULL where the table is full.  With the lock. */
+/* The worker's slot, made if need be; NULL where the table is full.  With the lock. */
 static WorkerSlot *
-claim_slot(Oid database)
+claim_slot(EsWorkerKey key)
 {
-	WorkerSlot *slot = find_slot(database);
+	WorkerSlot *slot = find_slot(key);
 
 	if (slot != NULL)
 		return slot;
@@ -212,7 +243,12 @@ claim_slot(Oid database)
 	for (int i = 0; i < ES_WORKER_STAT_COUNT; i++)
 		pg_atomic_write_u64(&slot->stats[i], 0);
 	set_state(slot, ES_WORKER_NONE);
-	pg_atomic_write_u32(&slot->database, database);
+	/* Its old database goes first: no reader may take it for another's. */
+	pg_atomic_write_u32(&slot->database, InvalidOid);
+	pg_write_barrier();
+	pg_atomic_write_u32(&slot->kind, key.kind);
+	pg_write_barrier();
+	pg_atomic_write_u32(&slot->database, key.database);
 	return slot;
 }
 
@@ -240,28 +276,30 @@ want_slot(WorkerSlot *slot)
  * ------------------------------------------------------------------------- */
 
 static WorkerSlot *
-own_slot(void)
+own_slot(EsWorkerKind kind)
 {
-	static WorkerSlot *cached = NULL;
+	static WorkerSlot *cached[ES_WORKER_KIND_COUNT];
+	EsWorkerKey key = {MyDatabaseId, kind};
+	WorkerSlot *slot = cached[kind];
 
 	if (control == NULL || !OidIsValid(MyDatabaseId))
 		return NULL;
-	if (cached != NULL && pg_atomic_read_u32(&cached->database) == MyDatabaseId)
-		return cached;
-	cached = find_slot(MyDatabaseId);
-	if (cached == NULL && pg_atomic_read_u32(&control->full) == 0)
+	if (slot != NULL && is_slot_of(slot, key))
+		return slot;
+	slot = find_slot(key);
+	if (slot == NULL && pg_atomic_read_u32(&control->full) == 0)
 	{
 		LWLockAcquire(control->lock, LW_EXCLUSIVE);
-		cached = claim_slot(MyDatabaseId);
+		slot = claim_slot(key);
 		LWLockRelease(control->lock);
 	}
-	return cached;
+	return cached[kind] = slot;
 }
 
 static void
-wake_worker(uint32 flag)
+wake_worker(EsWorkerKind kind, uint32 flag)
 {
-	WorkerSlot *slot = own_slot();
+	WorkerSlot *slot = own_slot(kind);
 	EsWorkerState state;
 
 	if (slot == NULL)
@@ -293,13 +331,27 @@ wake_worker(uint32 flag)
 void
 es_wake_maintenance(void)
 {
-	wake_worker(ES_WAKE_MAINTENANCE);
+	wake_worker(ES_WORKER_MAINTENANCE, ES_WAKE_MAINTENANCE);
+}
+
+void
+es_wake_notifier(void)
+{
+	wake_worker(ES_WORKER_NOTIFIER, ES_WAKE_NOTIFIER);
+}
+
+bool
+es_wake_notifier_runs(void)
+{
+	WorkerSlot *slot = own_slot(ES_WORKER_NOTIFIER);
+
+	return slot != NULL && get_state(slot) == ES_WORKER_RUNNING;
 }
 
 void
 es_wake_activity(void)
 {
-	wake_worker(ES_WAKE_ACTIVITY);
+	wake_worker(ES_WORKER_MAINTENANCE, ES_WAKE_ACTIVITY);
 }
 
 static void
@@ -311,7 +363,7 @@ wake_at_end(XactEvent event, void *arg)
 	{
 		wake_at_commit = false;
 		if (event == XACT_EVENT_COMMIT)
-			wake_worker(ES_WAKE_MAINTENANCE);
+			wake_worker(ES_WORKER_MAINTENANCE, ES_WAKE_MAINTENANCE);
 	}
 }
 
@@ -333,13 +385,14 @@ es_wake_maintenance_at_commit(void)
 int
 es_wake_worker_pid(void)
 {
+	EsWorkerKey key = {MyDatabaseId, ES_WORKER_MAINTENANCE};
 	WorkerSlot *slot;
 	int			pid = 0;
 
 	if (control == NULL)
 		return 0;
 	LWLockAcquire(control->lock, LW_SHARED);
-	slot = find_slot(MyDatabaseId);
+	slot = find_slot(key);
 	if (slot != NULL && get_state(slot) == ES_WORKER_RUNNING)
 		pid = slot->pid;
 	LWLockRelease(control->lock);
@@ -362,14 +415,20 @@ es_wake_launcher_pid(void)
 bool
 es_wake_slots_exhausted(void)
 {
-	WorkerSlot *slot;
+	bool		known = false;
 
 	if (control == NULL)
 		return false;
-	slot = find_slot(MyDatabaseId);
-	if (slot == NULL)
-		return pg_atomic_read_u32(&control->full) != 0;
-	return get_state(slot) == ES_WORKER_NO_SLOT;
+	for (int kind = 0; kind < ES_WORKER_KIND_COUNT; kind++)
+	{
+		EsWorkerKey key = {MyDatabaseId, kind};
+		WorkerSlot *slot = find_slot(key);
+
+		if (slot != NULL && get_state(slot) == ES_WORKER_NO_SLOT)
+			return true;
+		known = known || slot != NULL;
+	}
+	return !known && pg_atomic_read_u32(&control->full) != 0;
 }
 
 /* ---------------------------------------------------------------------------
@@ -425,14 +484,14 @@ detach_worker(int code, Datum arg)
 }
 
 bool
-es_worker_attach(Oid database)
+es_worker_attach(EsWorkerKey key)
 {
 	WorkerSlot *slot;
 	bool		attached = false;
 
 	/* Before the connection is made, and so after it is gone. */
 	LWLockAcquire(control->lock, LW_EXCLUSIVE);
-	slot = find_slot(database);
+	slot = find_slot(key);
 	if (slot != NULL && slot->pid == 0 && !is_held(slot, GetCurrentTimestamp()))
 	{
 		slot->pid = MyProcPid;
@@ -488,28 +547,38 @@ es_worker_count(EsWorkerStat stat, uint64 n)
  * Holding a database free of its worker
  * ------------------------------------------------------------------------- */
 
-/* Asks the worker to stop, or makes it; false once there is none. */
+/* With the lock: asks one worker to stop, or makes it; false once it is gone. */
 static bool
-push_worker(Oid database, bool hold, bool terminate)
+push_worker(WorkerSlot *slot, bool terminate)
 {
-	WorkerSlot *slot;
+	if (slot->pid == 0)
+		return false;
+	pg_atomic_fetch_or_u32(&slot->pending, ES_WAKE_STOP);
+	SetLatch(slot->latch);
+	/* Under the lock, so that the pid is still the worker's. */
+	if (terminate)
+		kill(slot->pid, SIGTERM);
+	return true;
+}
+
+/* The same for all of a database's; 'hold' keeps others from being started. */
+static bool
+push_workers(Oid database, bool hold, bool terminate)
+{
 	bool		there = false;
 
 	LWLockAcquire(control->lock, LW_EXCLUSIVE);
-	slot = hold ? claim_slot(database) : find_slot(database);
-	if (slot != NULL)
+	for (int kind = 0; kind < ES_WORKER_KIND_COUNT; kind++)
 	{
+		EsWorkerKey key = {database, kind};
+		WorkerSlot *slot = hold ? claim_slot(key) : find_slot(key);
+
+		if (slot == NULL)
+			continue;
 		if (hold)
 			slot->held_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), HOLD_MS);
-		if (slot->pid != 0)
-		{
+		if (push_worker(slot, terminate))
 			there = true;
-			pg_atomic_fetch_or_u32(&slot->pending, ES_WAKE_STOP);
-			SetLatch(slot->latch);
-			/* Under the lock, so that the pid is still the worker's. */
-			if (terminate)
-				kill(slot->pid, SIGTERM);
-		}
 	}
 	LWLockRelease(control->lock);
 	return there;
@@ -525,7 +594,7 @@ es_worker_hold(Oid database)
 
 	if (control == NULL)
 		return;
-	there = push_worker(database, true, false);
+	there = push_workers(database, true, false);
 	while (there)
 	{
 		TimestampTz now;
@@ -540,7 +609,7 @@ es_worker_hold(Oid database)
 		if (TimestampDifferenceExceeds(start, now, STOP_PATIENCE_MS))
 			break;
 		terminate = !terminated && TimestampDifferenceExceeds(start, now, STOP_POLITE_MS);
-		there = push_worker(database, false, terminate);
+		there = push_workers(database, false, terminate);
 		terminated = terminated || terminate;
 	}
 }
@@ -548,14 +617,17 @@ es_worker_hold(Oid database)
 void
 es_worker_release(Oid database)
 {
-	WorkerSlot *slot;
-
 	if (control == NULL)
 		return;
 	LWLockAcquire(control->lock, LW_EXCLUSIVE);
-	slot = find_slot(database);
-	if (slot != NULL)
-		slot->held_until = 0;
+	for (int kind = 0; kind < ES_WORKER_KIND_COUNT; kind++)
+	{
+		EsWorkerKey key = {database, kind};
+		WorkerSlot *slot = find_slot(key);
+
+		if (slot != NULL)
+			slot->held_until = 0;
+	}
 	LWLockRelease(control->lock);
 	es_launcher_rescan();
 }
@@ -624,12 +696,12 @@ time_until_due(const WorkerSlot *slot, EsWorkerState state, TimestampTz now)
 }
 
 /* Of two that are due, the one whose appenders have asked goes first. */
-Oid
+EsWorkerKey
 es_worker_due(TimestampTz now, long *wait_ms)
 {
 	WorkerSlot *chosen = NULL;
 	bool		starting = false;
-	Oid			result;
+	EsWorkerKey result = {InvalidOid};
 
 	LWLockAcquire(control->lock, LW_SHARED);
 	for (int i = 0; i < SLOT_COUNT; i++)
@@ -648,24 +720,25 @@ es_worker_due(TimestampTz now, long *wait_ms)
 												   pg_atomic_read_u32(&slot->pending) != 0)))
 			chosen = slot;
 	}
-	result = chosen != NULL ? pg_atomic_read_u32(&chosen->database) : InvalidOid;
+	if (chosen != NULL)
+		result = key_of(chosen);
 	LWLockRelease(control->lock);
 
 	if (starting && chosen != NULL)
 	{
 		*wait_ms = Min(*wait_ms, START_PATIENCE_MS);
-		result = InvalidOid;
+		result.database = InvalidOid;
 	}
 	return result;
 }
 
 void
-es_worker_set_starting(Oid database)
+es_worker_set_starting(EsWorkerKey key)
 {
 	WorkerSlot *slot;
 
 	LWLockAcquire(control->lock, LW_EXCLUSIVE);
-	slot = claim_slot(database);
+	slot = claim_slot(key);
 	if (slot != NULL && slot->pid == 0)
 	{
 		slot->started = GetCurrentTimestamp();
@@ -675,12 +748,12 @@ es_worker_set_starting(Oid database)
 }
 
 void
-es_worker_set_no_slot(Oid database)
+es_worker_set_no_slot(EsWorkerKey key)
 {
 	WorkerSlot *slot;
 
 	LWLockAcquire(control->lock, LW_EXCLUSIVE);
-	slot = find_slot(database);
+	slot = find_slot(key);
 	if (slot != NULL)
 	{
 		slot->due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), NO_SLOT_PAUSE_MS);
@@ -690,13 +763,13 @@ es_worker_set_no_slot(Oid database)
 }
 
 void
-es_worker_ended(Oid database)
+es_worker_ended(EsWorkerKey key)
 {
 	WorkerSlot *slot;
 	TimestampTz now = GetCurrentTimestamp();
 
 	LWLockAcquire(control->lock, LW_EXCLUSIVE);
-	slot = find_slot(database);
+	slot = find_slot(key);
 	/* One that attached has told by itself how it ended. */
 	if (slot != NULL && slot->pid == 0 && get_state(slot) == ES_WORKER_STARTING)
 	{
@@ -709,12 +782,12 @@ es_worker_ended(Oid database)
 }
 
 void
-es_worker_want(Oid database)
+es_worker_want(EsWorkerKey key)
 {
 	WorkerSlot *slot;
 
 	LWLockAcquire(control->lock, LW_EXCLUSIVE);
-	slot = claim_slot(database);
+	slot = claim_slot(key);
 	if (slot != NULL)
 		want_slot(slot);
 	LWLockRelease(control->lock);
@@ -723,12 +796,13 @@ es_worker_want(Oid database)
 void
 es_worker_forget(Oid database)
 {
-	WorkerSlot *slot;
-
 	LWLockAcquire(control->lock, LW_EXCLUSIVE);
-	slot = find_slot(database);
-	if (slot != NULL && slot->pid == 0)
+	for (int i = 0; i < SLOT_COUNT; i++)
 	{
+		WorkerSlot *slot = &control->slots[i];
+
+		if (pg_atomic_read_u32(&slot->database) != database || slot->pid != 0)
+			continue;
 		pg_atomic_write_u32(&slot->database, InvalidOid);
 		set_state(slot, ES_WORKER_NONE);
 		slot->held_until = 0;
@@ -758,7 +832,7 @@ es_worker_list(EsWorkerInfo **workers)
 		info->state = get_state(slot);
 		if (info->state == ES_WORKER_NONE || info->state == ES_WORKER_ABSENT)
 			continue;
-		info->database = pg_atomic_read_u32(&slot->database);
+		info->key = key_of(slot);
 		info->pid = slot->pid;
 		info->since = slot->started;
 		info->failures = slot->failures;
@@ -791,4 +865,10 @@ es_worker_state_name(EsWorkerState state)
 			return "no extension";
 	}
 	return "unknown";
+}
+
+const char *
+es_worker_kind_name(EsWorkerKind kind)
+{
+	return kind == ES_WORKER_NOTIFIER ? "notifier" : "worker";
 }

@@ -1,9 +1,9 @@
 /*
  * worker/wake.h
- *		Telling this database's worker that there is something to do.
+ *		Telling this database's workers that there is something to do.
  *
- * One shared slot per database holds the worker's latch and a flag.  All calls
- * are cheap, raise no error, and are legal in commit callbacks.
+ * One shared slot per database and kind of worker holds its latch and flags.
+ * All calls are cheap, raise no error, and are legal in commit callbacks.
  */
 #ifndef ES_WAKE_H
 #define ES_WAKE_H
@@ -24,6 +24,15 @@ extern void es_wake_maintenance_at_commit(void);
 
 /* Notes that something was appended: the worker ticks once it gets quiet. */
 extern void es_wake_activity(void);
+
+/*
+ * Tells the notifier that a head moved for which somebody waits or listens, or
+ * that somebody came to do so.  Where there is none the launcher starts one.
+ */
+extern void es_wake_notifier(void);
+
+/* True where the notifier runs: whoever waits may rely on being woken. */
+extern bool es_wake_notifier_runs(void);
 
 /* The pid of this database's worker; 0 where none runs. */
 extern int	es_wake_worker_pid(void);

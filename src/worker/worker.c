@@ -55,14 +55,12 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "worker/launcher.h"
+#include "worker/process.h"
 #include "worker/wake.h"
 
 /*
- * How long a step waits for a lock.  Appends that stand in its way end soon;
- * what takes longer (a dump) is better left alone and tried again.
- */
-#define LOCK_TIMEOUT			"500ms"
-/*
+ * Steps wait for a lock as long as process.h says: appends that stand in the way
+ * end soon, and what takes longer (a dump) is better left alone and tried again.
  * Disposal waits for open transactions, which may be waiting for us to make a
  * segment: nothing but this ends that.
  */
@@ -564,7 +562,7 @@ dispose_all(List *list)
 		keep_segments(list);
 		set_lock_timeout(DISPOSAL_LOCK_TIMEOUT);
 		run_step(find_work(disposals[i].collection), STEP_DISPOSAL, dispose, &disposals[i]);
-		set_lock_timeout(LOCK_TIMEOUT);
+		set_lock_timeout(ES_WORKER_LOCK_TIMEOUT);
 	}
 	return false;
 }
@@ -736,13 +734,7 @@ work_for_ever(void)
 		bool		busy;
 
 		Assert(CurrentMemoryContext == cycle_context);
-		CHECK_FOR_INTERRUPTS();
-		if (ConfigReloadPending)
-		{
-			ConfigReloadPending = false;
-			ProcessConfigFile(PGC_SIGHUP);
-		}
-		if (es_worker_take(ES_WAKE_STOP) != 0)
+		if (es_process_interrupts())
 			return;
 
 		if (es_worker_take(ES_WAKE_MAINTENANCE) != 0 || due <= GetCurrentTimestamp())
@@ -769,43 +761,13 @@ work_for_ever(void)
 	}
 }
 
-/* What the database's or a role's settings say is not meant for us. */
-static void
-fix_settings(void)
-{
-	static const char *const settings[][2] = {
-		{"search_path", ""},
-		{"lock_timeout", LOCK_TIMEOUT},
-		{"statement_timeout", "0"},
-		{"idle_in_transaction_session_timeout", "0"},
-		{"default_transaction_isolation", "read committed"},
-		{"default_transaction_read_only", "off"},
-		{"default_transaction_deferrable", "off"},
-		{"session_replication_role", "origin"},
-		/* Nothing that the worker commits is owed to anybody. */
-		{"synchronous_commit", "off"},
-	};
-
-	for (int i = 0; i < lengthof(settings); i++)
-		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
-}
-
 void
 es_worker_main(Datum arg)
 {
-	Oid			database = DatumGetObjectId(arg);
+	EsWorkerKey key = {DatumGetObjectId(arg), ES_WORKER_MAINTENANCE};
 	HASHCTL		ctl;
 
-	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, die);
-	BackgroundWorkerUnblockSignals();
-
-	/* Before the connection: see wake.c on DROP DATABASE. */
-	if (!es_worker_attach(database))
-		proc_exit(0);
-	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
-	pgstat_report_appname("eventstore worker");
-	fix_settings();
+	es_process_begin(key);
 
 	life_context = AllocSetContextCreate(TopMemoryContext, "eventstore worker",
 										 ALLOCSET_DEFAULT_SIZES);

@@ -1,0 +1,420 @@
+/*
+ * feed/notifier.c
+ *		The process that wakes who waits, and notifies who listens.
+ *
+ * An appending transaction that called NOTIFY itself would hold a lock of the
+ * whole cluster until its commit is on disk, and all such commits would queue.  So
+ * it only calls this process (head.c), one per database, and only where
+ * somebody waits for, or listens to, one of its collections.  The launcher
+ * starts it when it is called for the first time.  Its loop:
+ *
+ *	1.	Wake sessions whose wait may be over (es_watch_pass).  It takes no
+ *		transaction, and comes first, since it is the faster way to hear.
+ *	2.	Where somebody listens: take a transaction, see which collections have a
+ *		channel that is listened to (survey), and send one notification for each
+ *		whose head has moved since the last one, however many commits that was.
+ *
+ * After a notification for a collection the next one waits a little, so that a
+ * busy collection sends hundreds a second, not tens of thousands; the first one
+ * after a rest goes out at once.  PostgreSQL before 19 wakes every listener of
+ * the database for each notification, whatever he listens to, so the pause grows
+ * with their number.  Passes over the waiters are held apart likewise.
+ *
+ * What was announced last is kept in shared memory, so another notifier goes on
+ * where this one ended; nobody misses a notification because of that, and who
+ * waits looks for himself meanwhile (wait.c).  Before the queue of notifications
+ * can refuse one, it takes listeners that do not read for hours; then an error is
+ * logged once, and sending is tried again after a pause.  Appenders never feel it.
+ *
+ * Locks: those of a reader, for the time of one short transaction.  A crash
+ * ends all sessions, listeners too; after it nothing is owed to anybody.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "compat.h"
+#include "feed/announce.h"
+#include "guc.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "position/watch.h"
+#include "postmaster/bgworker.h"
+#include "spi.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "worker/launcher.h"
+#include "worker/listeners.h"
+#include "worker/process.h"
+#include "worker/wake.h"
+
+/* Passes over the waiters come no closer than this, or they would eat a processor. */
+#define PASS_PAUSE_US			200
+/* What a listener more adds to the pause between notifications, and the most. */
+#define PAUSE_PER_LISTENER_US	100
+#define PAUSE_MAX_US			(50 * 1000)
+/* After an error, before sending is tried again. */
+#define ERROR_PAUSE_MS			1000
+/* With nothing to do. */
+#define IDLE_MS					(60 * 1000)
+
+/* A collection whose channel somebody may listen to. */
+typedef struct Announced
+{
+	EsHeadRef	head;
+	EsNotify	notify;
+	char		channel[NAMEDATALEN];
+	int64		heartbeat_us;	/* 0 = none */
+	TimestampTz sent_at;		/* or, where nothing was sent yet, since when we know of it */
+	EsPosition	sent_head;		/* 0 = nothing was sent yet */
+	bool		sending;		/* in the open transaction ... */
+	EsAnnounced told;			/* ... this */
+} Announced;
+
+static MemoryContext life_context = NULL;
+static MemoryContext cycle_context = NULL;
+
+static Announced *audience = NULL;	/* in life_context */
+static int	naudience = 0;
+static bool survey_due = true;
+static uint32 surveyed_generation = 0;
+static TimestampTz paused_until = 0;
+static int	last_error = 0;		/* an SQLSTATE, to log it once */
+
+/* ---------------------------------------------------------------------------
+ * Who listens to what
+ * ------------------------------------------------------------------------- */
+
+/* An option may have changed, or a collection have come or gone. */
+static void
+note_invalidation(Datum arg, Oid relid)
+{
+	survey_due = true;
+}
+
+static int64
+interval_us(const Interval *interval)
+{
+	return interval->time + ((int64) interval->month * DAYS_PER_MONTH + interval->day) *
+		USECS_PER_DAY;
+}
+
+/* When and what was sent before goes on to hold. */
+static void
+keep_history(Announced *entry, const Announced *old, int nold)
+{
+	entry->sent_at = GetCurrentTimestamp();
+	for (int i = 0; i < nold; i++)
+		if (old[i].head.relid == entry->head.relid &&
+			old[i].head.incarnation == entry->head.incarnation)
+		{
+			entry->sent_at = old[i].sent_at;
+			entry->sent_head = old[i].sent_head;
+		}
+}
+
+/* One row: collection, incarnation, notify, channel, heartbeat. */
+static void
+note_row(HeapTuple row, TupleDesc desc, const Announced *old, int nold)
+{
+	Announced  *entry = &audience[naudience];
+	char	   *channel = SPI_getvalue(row, desc, 4);
+	bool		isnull;
+	Datum		heartbeat;
+
+	if (!es_listeners_any(es_listeners_channel(channel)))
+		return;
+	memset(entry, 0, sizeof(Announced));
+	entry->head.relid = DatumGetObjectId(SPI_getbinval(row, desc, 1, &isnull));
+	entry->head.incarnation = DatumGetInt64(SPI_getbinval(row, desc, 2, &isnull));
+	entry->notify = es_notify_from_text(SPI_getvalue(row, desc, 3));
+	strlcpy(entry->channel, channel, NAMEDATALEN);
+	heartbeat = SPI_getbinval(row, desc, 5, &isnull);
+	entry->heartbeat_us = isnull ? 0 : interval_us(DatumGetIntervalP(heartbeat));
+	keep_history(entry, old, nold);
+	naudience++;
+}
+
+/* With a snapshot. */
+static void
+survey(void)
+{
+	Announced  *old = audience;
+	int			nold = naudience;
+
+	/* First, so that what changes meanwhile is seen the next time. */
+	survey_due = false;
+	surveyed_generation = es_listeners_generation();
+	SPI_connect();
+	es_spi_execute("SELECT c.collection::pg_catalog.oid, c.incarnation, c.notify, c.channel,"
+				   " c.heartbeat FROM eventstore.collection_catalog c"
+				   " WHERE c.notify OPERATOR(pg_catalog.<>) 'none'",
+				   0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+	audience = MemoryContextAlloc(life_context, sizeof(Announced) * (SPI_processed + 1));
+	naudience = 0;
+	for (uint64 i = 0; i < SPI_processed; i++)
+		note_row(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, old, nold);
+	SPI_finish();
+	if (old != NULL)
+		pfree(old);
+}
+
+/* ---------------------------------------------------------------------------
+ * Sending
+ * ------------------------------------------------------------------------- */
+
+static int64
+pause_us(void)
+{
+	int64		pause = es_notify_interval_ms * INT64CONST(1000);
+
+	return Max(pause, Min(PAUSE_MAX_US,
+						  (int64) es_listeners_in_database() * PAUSE_PER_LISTENER_US));
+}
+
+/* When something is to be sent, as far as is known now; 0 = nothing to be sent. */
+static TimestampTz
+due_at(Announced *entry)
+{
+	TimestampTz beat = entry->heartbeat_us > 0 ? entry->sent_at + entry->heartbeat_us : 0;
+	EsAnnounced announced;
+	EsPosition	head;
+
+	/* Until it is used there is nothing new to tell. */
+	if (!es_head_find(&entry->head))
+		return beat;
+	es_head_announced(&entry->head, &announced);
+	head = es_head_read(&entry->head, true);
+	if (head > Max(announced.head, entry->sent_head))
+		return entry->sent_head == 0 ? entry->sent_at : entry->sent_at + pause_us();
+	return beat;
+}
+
+static void
+send_notification(Announced *entry)
+{
+	entry->told.events = 0;
+	if (es_head_find(&entry->head))
+		es_head_announced(&entry->head, &entry->told);
+	else
+		entry->told.head = PG_INT64_MAX;	/* a heartbeat: no events to count */
+	if (entry->sent_head != 0)
+		entry->told.head = Max(entry->told.head, entry->sent_head);
+	es_announce(entry->head.relid, entry->notify, entry->channel, &entry->told);
+	entry->sending = true;
+}
+
+/* In a transaction with a snapshot. */
+static void
+send_due(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	for (int i = 0; i < naudience; i++)
+	{
+		TimestampTz due = due_at(&audience[i]);
+
+		audience[i].sending = false;
+		if (due != 0 && due <= now)
+			send_notification(&audience[i]);
+	}
+}
+
+/* After the commit; returns when the next one is due, 0 = when we are called. */
+static TimestampTz
+settle_sent(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz next = 0;
+
+	for (int i = 0; i < naudience; i++)
+	{
+		Announced  *entry = &audience[i];
+		TimestampTz due;
+
+		if (entry->sending)
+		{
+			entry->sent_at = now;
+			entry->sent_head = entry->told.head;
+			if (es_head_find(&entry->head))
+				es_head_set_announced(&entry->head, &entry->told);
+			es_worker_count(ES_WORKER_NOTIFICATIONS, 1);
+			entry->sending = false;
+		}
+		due = due_at(entry);
+		if (due != 0 && (next == 0 || due < next))
+			next = due;
+	}
+	return next;
+}
+
+/* Begins a transaction, which accepts invalidations; false: no extension. */
+static bool
+announce(TimestampTz *next)
+{
+	bool		present = true;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (survey_due || surveyed_generation != es_listeners_generation())
+	{
+		PushActiveSnapshot(GetTransactionSnapshot());
+		present = es_extension_pin();
+		if (present)
+			survey();
+		PopActiveSnapshot();
+	}
+	if (present && naudience > 0)
+	{
+		PushActiveSnapshot(GetTransactionSnapshot());
+		send_due();
+		PopActiveSnapshot();
+	}
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(cycle_context);
+	*next = settle_sent();
+	return present;
+}
+
+/*
+ * The same with an error logged once, and a pause.  What was to be sent in a
+ * transaction that failed is still due; false: no extension.
+ */
+static bool
+announce_all(TimestampTz *next)
+{
+	volatile bool present = true;
+
+	PG_TRY();
+	{
+		present = announce(next);
+		last_error = 0;
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		errcontext("notifying eventstore's listeners");
+		if (geterrcode() != last_error)
+			EmitErrorReport();
+		last_error = geterrcode();
+		AbortOutOfAnyTransaction();
+		MemoryContextSwitchTo(cycle_context);
+		FlushErrorState();
+		es_worker_count(ES_WORKER_ERRORS, 1);
+		survey_due = true;
+		paused_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ERROR_PAUSE_MS);
+		*next = paused_until;
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	return present;
+}
+
+/* ---------------------------------------------------------------------------
+ * The process
+ * ------------------------------------------------------------------------- */
+
+static void
+wake_waiters(void)
+{
+	static TimestampTz last = 0;
+	TimestampTz now = GetCurrentTimestamp();
+	int			woken;
+
+	if (now - last < PASS_PAUSE_US && now >= last)
+	{
+		pg_usleep(PASS_PAUSE_US - (now - last));
+		(void) es_worker_take(ES_WAKE_NOTIFIER);
+	}
+	woken = es_watch_pass();
+	if (woken > 0)
+		es_worker_count(ES_WORKER_WAKEUPS, woken);
+	last = GetCurrentTimestamp();
+}
+
+/* Runs after the slot says that we no longer run, so nobody relies on us. */
+static void
+wake_at_exit(int code, Datum arg)
+{
+	es_watch_wake_all();
+}
+
+static void
+sleep_notifier(TimestampTz next)
+{
+	static uint32 wait_event = 0;
+	long		wait_ms = IDLE_MS;
+
+	if (next != 0)
+		wait_ms = Min(wait_ms, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next));
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, wait_ms,
+					 es_wait_event(wait_event, "EventstoreNotifierMain"));
+	ResetLatch(MyLatch);
+}
+
+/* False where the extension is not there. */
+static bool
+look_for_extension(void)
+{
+	bool		present;
+
+	StartTransactionCommand();
+	present = OidIsValid(es_extension_schema());
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(cycle_context);
+	return present;
+}
+
+static void
+notify_for_ever(void)
+{
+	while (!es_process_interrupts())
+	{
+		TimestampTz next = paused_until;
+
+		Assert(CurrentMemoryContext == cycle_context);
+		/* Before we look: who calls from now on calls again. */
+		(void) es_worker_take(ES_WAKE_NOTIFIER);
+		wake_waiters();
+		if (es_listeners_in_database() > 0 && paused_until <= GetCurrentTimestamp())
+		{
+			paused_until = next = 0;
+			if (!announce_all(&next))
+			{
+				es_worker_set_absent();
+				return;
+			}
+		}
+		MemoryContextReset(cycle_context);
+		sleep_notifier(next);
+	}
+}
+
+void
+es_notifier_main(Datum arg)
+{
+	EsWorkerKey key = {DatumGetObjectId(arg), ES_WORKER_NOTIFIER};
+
+	on_shmem_exit(wake_at_exit, (Datum) 0);
+	es_process_begin(key);
+	life_context = AllocSetContextCreate(TopMemoryContext, "eventstore notifier",
+										 ALLOCSET_DEFAULT_SIZES);
+	cycle_context = AllocSetContextCreate(life_context, "eventstore notifier cycle",
+										  ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(cycle_context);
+	CacheRegisterRelcacheCallback(note_invalidation, (Datum) 0);
+	es_head_attach();
+
+	if (look_for_extension())
+	{
+		es_worker_set_running();
+		notify_for_ever();
+	}
+	else
+		es_worker_set_absent();
+	proc_exit(0);
+}

@@ -1,0 +1,345 @@
+/*
+ * feed/wait.c
+ *		wait_for, await, and what every long poll sleeps in.
+ *
+ * position/watch.c tells how a session that waits is woken.  Here is the rest:
+ * when one must not wait, how long one sleeps, and what one does where nobody
+ * wakes it.
+ *
+ *	1.	Nothing is held while we sleep: no snapshot of our own, no row lock, and
+ *		not the lock on the collection, so DROP TABLE goes through at once; it
+ *		wakes us, and the next look finds that the collection is gone (LG007).
+ *		The statement that called us has its snapshot all the same; await, as a
+ *		procedure outside a transaction block, gives that back too.
+ *	2.	Waiting is refused (25001) where the transaction's snapshot does not move,
+ *		since then nothing new will ever be seen, and where it has positions in
+ *		flight itself: what it waits for may be waiting for it, and no deadlock
+ *		detector would know.
+ *	3.	Where the notifier does not run (it is being started, or there is no
+ *		process slot for it) we look every POLL_MS.  On a standby, and on a logical
+ *		copy, events do not come by appends, so we look as replay advances.
+ *	4.	Should a wake-up be lost after all, SAFETY_MS bounds the harm, and the
+ *		statistics tell (late_wakeups in pg_stat_eventstore): it is a fault.
+ *
+ * Cancel, terminate and shutdown set the latch that we sleep on.
+ */
+#include "postgres.h"
+
+#include "feed/wait.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xlogrecovery.h"
+#include "catalog/pg_type.h"
+#include "collection/label_index.h"
+#include "compat.h"
+#include "feed/read.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "pgstat.h"
+#include "position/watch.h"
+#include "shmem.h"
+#include "storage/latch.h"
+#include "storage/lmgr.h"
+#include "tcop/pquery.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/portal.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "worker/wake.h"
+
+/* How often one looks whom nobody wakes. */
+#define POLL_MS			10
+/* How often one looks who should have been woken. */
+#define SAFETY_MS		5000
+
+/* The wait that this process is in; there is one at a time. */
+static EsWatch watch;
+static EsCondition condition;
+static char waited_for[NAMEDATALEN];	/* the collection's name, should it go */
+static bool by_safety = false;	/* the last sleep ended without a wake-up */
+
+/* ---------------------------------------------------------------------------
+ * What every wait has in common
+ * ------------------------------------------------------------------------- */
+
+TimestampTz
+es_wait_deadline(const NullableDatum *value, const char *name)
+{
+	Interval	zero = {0};
+	TimestampTz now = GetCurrentTimestamp();
+	int			sign;
+
+	if (value->isnull)
+		return ES_WAIT_FOR_EVER;
+	sign = DatumGetInt32(DirectFunctionCall2(interval_cmp, value->value,
+											 IntervalPGetDatum(&zero)));
+	if (sign < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"%s\" must not be negative", name),
+				 errdetail("It is %s.",
+						   DatumGetCString(DirectFunctionCall1(interval_out,
+															   value->value)))));
+	if (sign == 0)
+		return 0;
+	return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+												   TimestampTzGetDatum(now),
+												   value->value));
+}
+
+void
+es_wait_check_allowed(void)
+{
+	es_require_preloaded();
+	if (IsolationUsesXactSnapshot() || IsInParallelMode())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("cannot wait for events in this transaction"),
+				 errdetail("Its snapshot does not move, so it would never see them."),
+				 errhint("Wait at isolation level READ COMMITTED.")));
+	if (es_head_holding())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("cannot wait for events in this transaction"),
+				 errdetail("It has appended events itself, and what it waits for may be waiting for them."),
+				 errhint("Commit first.")));
+}
+
+/* Nobody calls the notifier here, so nobody wakes us. */
+static bool
+must_poll(void)
+{
+	return watch.head.head == NULL || !es_wake_notifier_runs();
+}
+
+static void
+enter(const EsCollection *coll)
+{
+	watch.head = coll->head;
+	es_watch_begin(&watch);
+	if (!RecoveryInProgress() && !es_wake_notifier_runs())
+		es_wake_notifier();
+}
+
+void
+es_wait_begin(EsCollection *coll, const EsWaitFor *what)
+{
+	memset(&watch, 0, sizeof(watch));
+	watch.looked = what->looked;
+	watch.topic = what->topic;
+	if (what->stream != NULL)
+		watch.stream = es_label_of_stream(what->stream);
+	else if (what->query != NULL)
+	{
+		es_query_to_condition(what->query, &condition);
+		watch.condition = &condition;
+	}
+	strlcpy(waited_for, get_rel_name(coll->relid), NAMEDATALEN);
+	by_safety = false;
+	es_watch_end();				/* one that a caught error has left behind */
+	enter(coll);
+}
+
+/* Replay has advanced since this was asked last; elsewhere always true. */
+static bool
+may_have_replayed(void)
+{
+	static XLogRecPtr last = InvalidXLogRecPtr;
+	XLogRecPtr	now;
+
+	if (!RecoveryInProgress())
+		return true;
+	now = GetXLogReplayRecPtr(NULL);
+	if (now == last)
+		return false;
+	last = now;
+	return true;
+}
+
+bool
+es_wait_sleep(EsCollection *coll, EsPosition looked, TimestampTz until)
+{
+	static uint32 wait_event = 0;
+	TimestampTz began = GetCurrentTimestamp();
+
+	by_safety = false;
+	watch.looked = Max(watch.looked, looked);
+	/* Repaired, or known to shared memory only now: enter as what it is. */
+	if (coll->head.head != watch.head.head || coll->head.incarnation != watch.head.incarnation)
+	{
+		es_watch_end();
+		enter(coll);
+		return true;
+	}
+	if (es_watch_looked(looked))
+		return true;
+
+	for (;;)
+	{
+		bool		poll = must_poll();
+		TimestampTz next = TimestampTzPlusMilliseconds(poll ? GetCurrentTimestamp() : began,
+													   poll ? POLL_MS : SAFETY_MS);
+		TimestampTz now;
+
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+														 Min(next, until)),
+						 es_wait_event(wait_event, "EventstoreWait"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		if (es_watch_woken())
+			return true;
+		now = GetCurrentTimestamp();
+		if (now >= until)
+			return false;
+		if (now < next)
+			continue;
+		by_safety = !poll;
+		if (by_safety || may_have_replayed())
+			return true;
+	}
+}
+
+EsCollection *
+es_wait_reopen(Oid collection)
+{
+	EsCollection *coll;
+
+	LockRelationOid(collection, AccessShareLock);
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(collection)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("collection \"%s\" was dropped while events of it were waited for",
+						waited_for)));
+	coll = es_read_open_collection(collection);
+	UnlockRelationOid(collection, AccessShareLock);	/* it has its own */
+	return coll;
+}
+
+void
+es_wait_end(bool found)
+{
+	if (found && by_safety && watch.head.head != NULL)
+		es_head_count(&watch.head, ES_STAT_LATE_WAKEUPS, 1);
+	es_watch_end();
+}
+
+void
+es_wait_unlock(const EsCollection *coll)
+{
+	UnlockRelationOid(coll->relid, AccessShareLock);
+}
+
+/* ---------------------------------------------------------------------------
+ * wait_for, await
+ * ------------------------------------------------------------------------- */
+
+static EsPosition
+look(EsCollection *coll)
+{
+	EsView		view;
+
+	es_view_open(coll, &view);
+	es_view_close(&view);
+	return view.head;
+}
+
+/*
+ * The statement's own snapshot, which CALL has registered with its portal: a
+ * procedure may do without while it runs no SQL.
+ */
+static void
+give_back_snapshots(void)
+{
+	Portal		portal = ActivePortal;
+
+	if (portal != NULL && portal->holdSnapshot != NULL)
+	{
+		UnregisterSnapshotFromOwner(portal->holdSnapshot, portal->resowner);
+		portal->holdSnapshot = NULL;
+	}
+	ForgetPortalSnapshots();
+	InvalidateCatalogSnapshot();
+}
+
+static EsPosition
+wait_for_head(Oid collection, EsPosition after, TimestampTz until, bool without_snapshot)
+{
+	EsCollection *coll = es_read_open_collection(collection);
+	EsWaitFor	what = {.looked = after};
+	EsPosition	head;
+
+	es_collection_check_cursor(coll, after);
+	head = look(coll);
+	if (head > after)
+		return head;
+
+	es_wait_begin(coll, &what);
+	for (;;)
+	{
+		head = look(coll);
+		if (head > after)
+			break;
+		es_wait_unlock(coll);
+		if (without_snapshot)
+			give_back_snapshots();
+		if (!es_wait_sleep(coll, head, until))
+			break;
+		if (without_snapshot)
+			EnsurePortalSnapshotExists();
+		coll = es_wait_reopen(collection);
+	}
+	es_wait_end(head > after);
+	if (without_snapshot)
+		EnsurePortalSnapshotExists();
+	return head;
+}
+
+static EsPosition
+after_arg(const NullableDatum *value)
+{
+	if (value->isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("\"after\" must not be null")));
+	return es_read_position_arg(value, "after", 0);
+}
+
+/* wait_for(collection, after, timeout) */
+PG_FUNCTION_INFO_V1(es_wait_for);
+Datum
+es_wait_for(PG_FUNCTION_ARGS)
+{
+	Oid			collection = es_read_collection_arg(&fcinfo->args[0]);
+	EsPosition	after = after_arg(&fcinfo->args[1]);
+	TimestampTz until = es_wait_deadline(&fcinfo->args[2], "timeout");
+
+	es_wait_check_allowed();
+	PG_RETURN_INT64(wait_for_head(collection, after, until, false));
+}
+
+/* await(collection, after, INOUT head, timeout) */
+PG_FUNCTION_INFO_V1(es_await);
+Datum
+es_await(PG_FUNCTION_ARGS)
+{
+	Oid			collection = es_read_collection_arg(&fcinfo->args[0]);
+	EsPosition	after = after_arg(&fcinfo->args[1]);
+	TimestampTz until = es_wait_deadline(&fcinfo->args[3], "timeout");
+	bool		atomic = fcinfo->context == NULL || !IsA(fcinfo->context, CallContext) ||
+		castNode(CallContext, fcinfo->context)->atomic;
+	TupleDesc	desc;
+	Datum		value;
+	bool		isnull = false;
+
+	es_wait_check_allowed();
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	desc = BlessTupleDesc(desc);
+	value = Int64GetDatum(wait_for_head(collection, after, until, !atomic));
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, &value, &isnull)));
+}

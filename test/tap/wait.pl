@@ -1,0 +1,202 @@
+# Waiting readers: woken when there is something, only then, and always.
+#
+# Each interleaving is driven step by step; a session is known to sleep by what
+# pg_stat_activity says of it.  A lost wake-up would show after five seconds as a
+# late one, which the statistics count.
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+
+use EventstoreTest;
+use EventstoreTest::Session;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = new_server('wait', settings => [ 'eventstore.tick_delay = 20ms', 'max_connections = 300' ]);
+$node->safe_psql('postgres', q{SELECT eventstore.create_collection('w'); SELECT eventstore.create_collection('other')});
+
+my %session = map { $_ => EventstoreTest::Session->new($node, application_name => $_) } qw(one two waiter second);
+
+sub value { return $node->safe_psql('postgres', $_[0]); }
+
+# Asleep in a wait, and not in the middle of a look.
+sub await_asleep
+{
+	my ($name) = @_;
+	await_true($node, "SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE application_name = '$name'");
+	return;
+}
+
+sub start_waiting
+{
+	my ($name, $sql) = @_;
+	$session{$name}->send($sql);
+	await_asleep($name);
+	return;
+}
+
+sub answer_of
+{
+	my ($name) = @_;
+	return $session{$name}->receive;
+}
+
+sub wakeups
+{
+	return value("SELECT wakeups FROM eventstore.pg_stat_eventstore_workers WHERE worker = 'notifier' AND database = 'postgres'");
+}
+
+# The notifier has seen what was appended so far: it wakes a waiter of its own.
+sub settle
+{
+	start_waiting('second', "SELECT eventstore.wait_for('w', eventstore.head('w'), '1 hour') > 0");
+	value("SELECT position FROM eventstore.append('w', 'settle', tags => '{settle}')");
+	is(answer_of('second'), 't', 'another waiter was woken');
+	return;
+}
+
+my $rare = q{SELECT type FROM eventstore.read('w', after => eventstore.head('w'), tags => '{rare}', wait => '1 hour')};
+
+# ---- only those who have reason to ---------------------------------------------------
+
+value("SELECT position FROM eventstore.append('w', 'x')");
+start_waiting('waiter', $rare);
+await_true($node, "SELECT state = 'running' FROM eventstore.pg_stat_eventstore_workers WHERE worker = 'notifier' AND database = 'postgres'");
+settle();
+my $before = wakeups();
+value("SELECT position FROM eventstore.append('w', 'common', tags => '{common}')") for 1 .. 20;
+value("INSERT INTO w (type, tags) SELECT 'common', ARRAY['common'] FROM generate_series(1, 1000)");
+settle();
+is(wakeups() - $before, 1, 'a waiter for a rare tag is not woken by events without it');
+value("SELECT position FROM eventstore.append('other', 'rare', tags => '{rare}')");
+settle();
+is(wakeups() - $before, 2, 'nor by one in another collection');
+value("SELECT position FROM eventstore.append('w', 'it', tags => '{a,rare}')");
+is(answer_of('waiter'), 'it', 'and by the one that has it');
+
+start_waiting('waiter', q{SELECT version FROM eventstore.read_stream('w', 's', 1, wait => '1 hour')});
+$before = wakeups();
+value("SELECT position FROM eventstore.append('w', 'x', stream => 't')") for 1 .. 20;
+settle();
+is(wakeups() - $before, 1, 'a waiter for a stream is not woken by another stream');
+value("INSERT INTO w (type, stream) VALUES ('x', 's')");
+is(answer_of('waiter'), '1', 'and by its own');
+
+# ---- events above another's open position -----------------------------------------------
+
+sub appended { return $session{ $_[0] }->run("SELECT type FROM eventstore.append('w', 'x', tags => '{$_[1]}') a, LATERAL (SELECT 'x' AS type) t"); }
+
+foreach my $end (qw(COMMIT ROLLBACK))
+{
+	$session{one}->run('BEGIN');
+	appended('one', 'common');
+	start_waiting('waiter', $rare);
+	appended('two', 'rare');
+	await_asleep('waiter');
+	appended('two', 'common');
+	is(value("SELECT state FROM pg_stat_activity WHERE application_name = 'waiter'"), 'active', "$end: an event above an open position is waited for");
+	$session{one}->run($end);
+	is(answer_of('waiter'), 'x', "$end of the one below lets it through");
+}
+
+# Both sides of another's: the first is not what is waited for.
+$session{one}->run('BEGIN');
+appended('one', 'common');
+$session{two}->run('BEGIN');
+appended('two', 'common');
+appended('one', 'rare');
+start_waiting('waiter', $rare);
+$session{one}->run('COMMIT');
+await_asleep('waiter');
+$session{two}->run('ROLLBACK');
+is(answer_of('waiter'), 'x', 'the later event of a transaction that lies around another');
+
+# More commits above an open position than are remembered.
+$session{one}->run('BEGIN');
+appended('one', 'common');
+start_waiting('waiter', $rare);
+appended('two', 'rare');
+appended('two', 'common') for 1 .. 200;
+$session{one}->run('COMMIT');
+is(answer_of('waiter'), 'x', 'an event that was committed two hundred commits before the head passed it');
+
+$session{one}->run('BEGIN');
+appended('one', 'common');
+appended('two', 'rare');
+appended('two', 'common') for 1 .. 200;
+start_waiting('waiter', $rare);
+$session{one}->run('COMMIT');
+is(answer_of('waiter'), 'x', 'and before the waiter came');
+
+# ---- what ends a wait from outside ----------------------------------------------------------
+
+my $pid = $session{waiter}->backend_pid;
+
+start_waiting('waiter', "SELECT eventstore.wait_for('w', eventstore.head('w'), NULL)");
+value("SELECT pg_cancel_backend($pid)");
+answer_of('waiter');
+is($session{waiter}{state}, '57014', 'a wait can be cancelled');
+is($session{waiter}->run("SELECT eventstore.wait_for('w', 1, '1 s') > 1"), 't', 'and the session waits again');
+
+start_waiting('waiter', "SELECT eventstore.wait_for('other', eventstore.head('other'), NULL)");
+$session{one}->run("SELECT eventstore.drop_collection('other')");
+answer_of('waiter');
+is($session{waiter}{state}, '42P01', 'DROP goes through, and ends the wait');
+
+start_waiting('waiter', "SELECT eventstore.wait_for('w', eventstore.head('w'), NULL)");
+$session{one}->run("SELECT eventstore.truncate_before('w', eventstore.head('w'))");
+appended('one', 'common');
+like(answer_of('waiter'), qr/^\d+$/, 'a truncation does not');
+
+start_waiting('waiter', "SELECT eventstore.wait_for('w', eventstore.head('w'), NULL)");
+$session{one}->run("SELECT eventstore.repair_collection('w')");
+appended('one', 'common');
+like(answer_of('waiter'), qr/^\d+$/, 'nor does a repair');
+
+# ---- what is held while waiting ---------------------------------------------------------------
+
+sub has_snapshot { return value("SELECT backend_xmin IS NOT NULL FROM pg_stat_activity WHERE application_name = '$_[0]'"); }
+
+start_waiting('waiter', "CALL eventstore.await('w', eventstore.head('w'), timeout => NULL)");
+is(has_snapshot('waiter'), 'f', 'await holds no snapshot');
+is(value("SELECT count(*) FROM pg_locks WHERE pid = $pid AND relation = 'w'::regclass"), 0, 'and no lock on the collection');
+appended('one', 'common');
+like(answer_of('waiter'), qr/^\d+$/, 'await returns the head');
+start_waiting('waiter', "DO \$\$ DECLARE h bigint; BEGIN CALL eventstore.await('w', eventstore.head('w'), h, NULL); PERFORM 1 / (h > 0)::int; END \$\$");
+is(has_snapshot('waiter'), 'f', 'nor in a DO block');
+appended('one', 'common');
+answer_of('waiter');
+is($session{waiter}{state}, '00000', 'and SQL goes on after it');
+
+# ---- without a notifier --------------------------------------------------------------------------
+
+start_waiting('waiter', $rare);
+my $notifier = "SELECT pid FROM eventstore.pg_stat_eventstore_workers WHERE worker = 'notifier' AND database = 'postgres' AND pid IS NOT NULL";
+my $old = value($notifier);
+value("SELECT pg_terminate_backend($old)");
+appended('one', 'rare');
+is(answer_of('waiter'), 'x', 'a wait ends though the notifier has gone');
+start_waiting('waiter', "SELECT eventstore.wait_for('w', eventstore.head('w'), NULL)");
+await_true($node, "SELECT count(*) = 1 FROM ($notifier) n WHERE pid <> $old");
+appended('one', 'common');
+like(answer_of('waiter'), qr/^\d+$/, 'another notifier is started');
+
+# ---- hundreds ----------------------------------------------------------------------------------------
+
+my @crowd = map { EventstoreTest::Session->new($node, application_name => "crowd $_") } 1 .. 60;
+my $head = value("SELECT eventstore.head('w')");
+$_->send("SELECT eventstore.wait_for('w', $head, NULL)") foreach @crowd;
+await_true($node, "SELECT count(*) = 60 FROM pg_stat_activity WHERE application_name LIKE 'crowd%' AND wait_event_type = 'Extension'");
+appended('one', 'common');
+is(scalar(grep { $_->receive > $head } @crowd), 60, 'all of a crowd are woken');
+$_->quit foreach @crowd;
+
+is(value("SELECT late_wakeups FROM eventstore.pg_stat_eventstore WHERE collection = 'w'::regclass"), 0, 'nobody was woken late');
+
+start_waiting('waiter', "SELECT eventstore.wait_for('w', eventstore.head('w'), NULL)");
+$node->stop('fast');
+pass('a waiter does not stand in the way of a shutdown');
+no_crash($node);
+done_testing();
