@@ -49,6 +49,7 @@
 #include "partitioning/partbounds.h"
 #include "partitioning/partdesc.h"
 #include "rewrite/prs2lock.h"
+#include "shmem.h"
 #include "spi.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
@@ -561,18 +562,21 @@ find_origin(EsCollection *coll, EsHeadOrigin *origin)
 	return origin->last_present <= es_reservation_read(coll->counter).reserved;
 }
 
+static bool
+find_head(EsCollection *coll)
+{
+	if (coll->head.head == NULL && es_head_find(&coll->head))
+		coll->behind = false;	/* repaired, if it was */
+	return coll->head.head != NULL;
+}
+
 void
 es_collection_load_head(EsCollection *coll)
 {
 	EsHeadOrigin origin;
 
-	if (coll->head.head != NULL || RecoveryInProgress())
+	if (coll->head.head != NULL || RecoveryInProgress() || find_head(coll))
 		return;
-	if (es_head_find(&coll->head))
-	{
-		coll->behind = false;	/* repaired, if it was */
-		return;
-	}
 	coll->behind = !find_origin(coll, &origin);
 	if (!coll->behind)
 		es_head_make(&coll->head, &origin);
@@ -695,6 +699,16 @@ es_collection_last_allotted(EsCollection *coll)
 	if (!es_head_in_use(&coll->head))
 		last = Max(last, es_collection_highest_present(coll));
 	return last;
+}
+
+bool
+es_collection_last_known(EsCollection *coll, EsPosition *last)
+{
+	if (!es_preloaded() || RecoveryInProgress() || !find_head(coll) ||
+		!es_head_in_use(&coll->head))
+		return false;
+	*last = es_head_last_allotted(&coll->head);
+	return true;
 }
 
 void

@@ -14,6 +14,10 @@
  *		channel that is listened to (survey), and send one notification for each
  *		whose head has moved since the last one, however many commits that was.
  *
+ * On a standby there are no appends to call it, and no LISTEN.  As long as
+ * somebody waits it looks every STANDBY_LOOK_MS whether replay has advanced, and
+ * if so at the heads that travel with the data, once for all who wait.
+ *
  * After a notification for a collection the next one waits a little, so that a
  * busy collection sends hundreds a second, not tens of thousands; the first one
  * after a rest goes out at once.  PostgreSQL before 19 wakes every listener of
@@ -32,6 +36,8 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xlogrecovery.h"
 #include "compat.h"
 #include "feed/announce.h"
 #include "guc.h"
@@ -42,6 +48,7 @@
 #include "spi.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -59,6 +66,8 @@
 #define PAUSE_MAX_US			(50 * 1000)
 /* After an error, before sending is tried again. */
 #define ERROR_PAUSE_MS			1000
+/* On a standby, while somebody waits. */
+#define STANDBY_LOOK_MS			5
 /* With nothing to do. */
 #define IDLE_MS					(60 * 1000)
 
@@ -315,6 +324,53 @@ announce_all(TimestampTz *next)
 }
 
 /* ---------------------------------------------------------------------------
+ * On a standby
+ * ------------------------------------------------------------------------- */
+
+/* In a transaction of its own, so that one that fails disturbs no other. */
+static void
+look_at_head(Oid relid)
+{
+	EsPosition	head = PG_INT64_MAX;	/* gone: they are to find out */
+
+	StartTransactionCommand();
+	if (ConditionalLockRelationOid(relid, AccessShareLock))
+	{
+		if (es_collection_exists(relid))
+		{
+			EsView		view;
+
+			es_view_open(es_collection_get(relid), &view);
+			head = view.head;
+			es_view_close(&view);
+		}
+	}
+	else
+		head = 0;				/* being dropped, perhaps: later */
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(cycle_context);
+	es_worker_count(ES_WORKER_WAKEUPS, es_watch_pass_over(relid, head));
+}
+
+/* Returns when to look again; 0 = when somebody comes to wait. */
+static TimestampTz
+follow_replay(void)
+{
+	static XLogRecPtr seen = InvalidXLogRecPtr;
+	XLogRecPtr	replayed = GetXLogReplayRecPtr(NULL);
+	Oid		   *relids;
+	int			n = es_watch_list_unshared(&relids);
+
+	if (n == 0)
+		return 0;
+	if (replayed != seen || es_worker_pending(ES_WAKE_NOTIFIER) != 0)
+		for (int i = 0; i < n; i++)
+			look_at_head(relids[i]);
+	seen = replayed;
+	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STANDBY_LOOK_MS);
+}
+
+/* ---------------------------------------------------------------------------
  * The process
  * ------------------------------------------------------------------------- */
 
@@ -380,7 +436,9 @@ notify_for_ever(void)
 		/* Before we look: who calls from now on calls again. */
 		(void) es_worker_take(ES_WAKE_NOTIFIER);
 		wake_waiters();
-		if (es_listeners_in_database() > 0 && paused_until <= GetCurrentTimestamp())
+		if (RecoveryInProgress())
+			next = follow_replay();
+		else if (es_listeners_in_database() > 0 && paused_until <= GetCurrentTimestamp())
 		{
 			paused_until = next = 0;
 			if (!announce_all(&next))

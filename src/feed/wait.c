@@ -109,11 +109,16 @@ es_wait_check_allowed(void)
 				 errhint("Commit first.")));
 }
 
-/* Nobody calls the notifier here, so nobody wakes us. */
+/*
+ * Does nobody wake us?  Without a shared entry only the notifier of a standby
+ * does, which looks for itself.
+ */
 static bool
 must_poll(void)
 {
-	return watch.head.head == NULL || !es_wake_notifier_runs();
+	if (watch.head.head == NULL && !RecoveryInProgress())
+		return true;
+	return !es_wake_notifier_runs();
 }
 
 static void
@@ -121,7 +126,8 @@ enter(const EsCollection *coll)
 {
 	watch.head = coll->head;
 	es_watch_begin(&watch);
-	if (!RecoveryInProgress() && !es_wake_notifier_runs())
+	/* It has to be started, or to be told that there is somebody to look for. */
+	if (watch.head.head == NULL || !es_wake_notifier_runs())
 		es_wake_notifier();
 }
 

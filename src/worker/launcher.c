@@ -28,6 +28,7 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
@@ -52,6 +53,8 @@
 
 /* How often databases without the extension are looked at unasked. */
 #define RESCAN_MS			(60 * 1000)
+/* On a standby, how often it looks whether it has been promoted. */
+#define PROMOTION_MS		1000
 /* Should the launcher itself die of an error. */
 #define RESTART_S			5
 
@@ -220,7 +223,8 @@ es_launcher_install(void)
 
 	memset(&worker, 0, sizeof(worker));
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	/* On a standby too: there are notifiers there. */
+	worker.bgw_start_time = BgWorkerStart_ConsistentState;
 	worker.bgw_restart_time = RESTART_S;
 	strlcpy(worker.bgw_library_name, "eventstore", BGW_MAXLEN);
 	strlcpy(worker.bgw_function_name, "es_launcher_main", BGW_MAXLEN);
@@ -278,6 +282,9 @@ rescan_databases(void)
 	for (int i = 0; i < nworkers; i++)
 		if (!list_member_oid(databases, workers[i].key.database))
 			es_worker_forget(workers[i].key.database);
+	/* A standby keeps up what its primary does. */
+	if (RecoveryInProgress())
+		return;
 	foreach(cell, databases)
 	{
 		EsWorkerKey key = {lfirst_oid(cell), ES_WORKER_MAINTENANCE};
@@ -335,7 +342,7 @@ start_worker(EsWorkerKey key)
 
 	memset(&worker, 0, sizeof(worker));
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_start_time = BgWorkerStart_ConsistentState;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	worker.bgw_notify_pid = MyProcPid;
 	worker.bgw_main_arg = ObjectIdGetDatum(key.database);
@@ -393,6 +400,7 @@ void
 es_launcher_main(Datum arg)
 {
 	TimestampTz last_rescan = 0;
+	bool		in_recovery = true;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -420,6 +428,11 @@ es_launcher_main(Datum arg)
 		}
 
 		reap_workers();
+		if (in_recovery && !RecoveryInProgress())
+		{
+			in_recovery = false;
+			last_rescan = 0;
+		}
 		if (es_launcher_take_rescan() ||
 			TimestampDifferenceExceeds(last_rescan, GetCurrentTimestamp(), RESCAN_MS))
 		{
@@ -429,6 +442,8 @@ es_launcher_main(Datum arg)
 		wait_ms = start_due_worker();
 
 		MemoryContextReset(cycle_context);
+		if (in_recovery)
+			wait_ms = Min(wait_ms, PROMOTION_MS);
 		if (wait_ms > 0)
 			sleep_launcher(wait_ms);
 	}

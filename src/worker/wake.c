@@ -51,6 +51,7 @@
 #include <signal.h>
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "compat.h"
 #include "miscadmin.h"
 #include "port/atomics.h"
@@ -700,6 +701,7 @@ EsWorkerKey
 es_worker_due(TimestampTz now, long *wait_ms)
 {
 	WorkerSlot *chosen = NULL;
+	bool		in_recovery = RecoveryInProgress();
 	bool		starting = false;
 	EsWorkerKey result = {InvalidOid};
 
@@ -709,6 +711,10 @@ es_worker_due(TimestampTz now, long *wait_ms)
 		WorkerSlot *slot = &control->slots[i];
 		EsWorkerState state = get_state(slot);
 		long		until = time_until_due(slot, state, now);
+
+		/* A standby cannot be written to. */
+		if (in_recovery && key_of(slot).kind == ES_WORKER_MAINTENANCE)
+			continue;
 
 		/* One after the other, so as not to take all process slots at once. */
 		if (state == ES_WORKER_STARTING &&
