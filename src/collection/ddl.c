@@ -10,8 +10,8 @@
  * What DDL on the table itself leaves behind is swept up by two event triggers:
  *
  *	on_drop		however the collection went (DROP TABLE, DROP SCHEMA CASCADE,
- *				DROP OWNED, ...) its heads table, its rows in our tables and
- *				its shared entry go too.  The counter is owned by a column and
+ *				DROP OWNED, ...) its heads table, its rows in our tables (its
+ *				subscriptions too) and its shared entry go too.  The counter is owned by a column and
  *				went with it.
  *	on_alter	OWNER TO and SET SCHEMA reach segments and heads table, which
  *				PostgreSQL would leave as they are; who attaches a segment takes
@@ -491,6 +491,25 @@ require_event_trigger(FunctionCallInfo fcinfo, const char *name)
 				 errmsg("function \"%s\" was not called as an event trigger", name)));
 }
 
+/* Their subscriptions; what these handed out is nobody's any more. */
+static void
+delete_dropped_subscriptions(void)
+{
+	es_spi_execute("WITH gone AS (DELETE FROM eventstore.subscription s"
+				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
+				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
+				   " AND d.objsubid = 0 AND d.objid = s.collection::pg_catalog.oid"
+				   " RETURNING s.name)"
+				   " DELETE FROM eventstore.subscription_lane l USING gone"
+				   " WHERE l.subscription = gone.name",
+				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
+	es_spi_execute("DELETE FROM eventstore.dead_letter l"
+				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
+				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
+				   " AND d.objsubid = 0 AND d.objid = l.collection::pg_catalog.oid",
+				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
+}
+
 /* The rows of dropped collections: each one's OID and that of its heads table. */
 static void
 delete_dropped_rows(void)
@@ -541,6 +560,7 @@ es_on_drop(PG_FUNCTION_ARGS)
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
+	delete_dropped_subscriptions();
 	delete_dropped_rows();
 	n = SPI_processed;
 	heads = palloc(sizeof(Oid) * (n + 1));
