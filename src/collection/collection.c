@@ -787,3 +787,13 @@ es_view_close(EsView *view)
 	UnregisterSnapshot(view->snapshot);
 	view->snapshot = NULL;
 }
+
+EsPosition
+es_view_head(EsCollection *coll)
+{
+	EsView		view;
+
+	es_view_open(coll, &view);
+	es_view_close(&view);
+	return view.head;
+}

@@ -164,6 +164,9 @@ extern void es_collection_check_cursor(EsCollection *coll, EsPosition after);
 extern void es_view_open(EsCollection *coll, EsView *view);
 extern void es_view_close(EsView *view);
 
+/* The head alone, of such a view. */
+extern EsPosition es_view_head(EsCollection *coll);
+
 /* The head that travels with the data, for a given snapshot (design 5.3). */
 extern EsPosition es_collection_head_in(EsCollection *coll, Snapshot snapshot);
 

@@ -59,7 +59,7 @@
 #include "parser/parsetree.h"
 #include "shmem.h"
 #include "storage/lmgr.h"
-#include "tcop/utility.h"
+#include "utility.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
@@ -339,18 +339,11 @@ begin_copy(CopyStmt *stmt)
 }
 
 static void
-note_copy_target(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
-				 ProcessUtilityContext context, ParamListInfo params,
-				 QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc)
+note_copy_target(ES_UTILITY_PARAMETERS)
 {
 	if (IsA(pstmt->utilityStmt, CopyStmt))
 		begin_copy((CopyStmt *) pstmt->utilityStmt);
-	if (previous_process_utility)
-		previous_process_utility(pstmt, query_string, read_only_tree, context, params,
-								 query_env, dest, qc);
-	else
-		standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params,
-								query_env, dest, qc);
+	es_next_utility(previous_process_utility, ES_UTILITY_ARGUMENTS);
 }
 
 void

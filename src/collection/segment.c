@@ -621,14 +621,15 @@ EsPosition
 es_segments_prepare(Oid collection, bool wait)
 {
 	EsCollection *coll = es_collection_get(collection);
-	EsHeadRef	found = coll->head;
-	EsHeadRef  *head = coll->head.head != NULL ? &coll->head : &found;
+	EsHeadRef  *head = &coll->head;
 	int64		room = Min(coll->segment_size, PREPARED_ROOM);
 	EsPosition	end;
 	bool		created_here;
 	bool		locked_here;
 
-	if (head->head == NULL && !es_head_find(head))
+	/* After a restart positions may go on beyond all segments. */
+	es_collection_load_head(coll);
+	if (head->head == NULL)
 		return 0;
 	end = es_head_ready_end(head);
 	if (!wait || end - es_head_last_allotted(head) > room)

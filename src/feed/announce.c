@@ -110,7 +110,8 @@ append_base64(StringInfo out, bytea *value)
 	int			room = pg_b64_enc_len(length);
 	char	   *encoded = palloc(room + 1);
 
-	room = pg_b64_encode(VARDATA_ANY(value), length, encoded, room);
+	/* Bytes are char before PostgreSQL 18, and uint8 since. */
+	room = pg_b64_encode((void *) VARDATA_ANY(value), length, encoded, room);
 	appendStringInfo(out, "\"%.*s\"", room, encoded);
 }
 
@@ -364,16 +365,6 @@ check_may_listen(void)
 				 errmsg("cannot LISTEN within a background process")));
 }
 
-static EsPosition
-read_head(EsCollection *coll)
-{
-	EsView		view;
-
-	es_view_open(coll, &view);
-	es_view_close(&view);
-	return view.head;
-}
-
 /*
  * Counts this session among the listeners.  The first one needs no news of what
  * was there before he came.  Whoever comes second has a head that is not below
@@ -382,7 +373,7 @@ read_head(EsCollection *coll)
 static void
 join_listeners(EsCollection *coll, const char *channel)
 {
-	EsAnnounced announced = {.head = read_head(coll), .events = PG_UINT64_MAX};
+	EsAnnounced announced = {.head = es_view_head(coll), .events = PG_UINT64_MAX};
 
 	if (es_listeners_add(channel) && coll->head.head != NULL)
 		es_head_set_announced(&coll->head, &announced);
@@ -415,7 +406,7 @@ es_listen(PG_FUNCTION_ARGS)
 	join_listeners(coll, channel);
 	Async_Listen(channel);
 	values[0] = CStringGetTextDatum(channel);
-	values[1] = Int64GetDatum(read_head(coll));
+	values[1] = Int64GetDatum(es_view_head(coll));
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");

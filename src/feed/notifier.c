@@ -337,13 +337,7 @@ look_at_head(Oid relid)
 	if (ConditionalLockRelationOid(relid, AccessShareLock))
 	{
 		if (es_collection_exists(relid))
-		{
-			EsView		view;
-
-			es_view_open(es_collection_get(relid), &view);
-			head = view.head;
-			es_view_close(&view);
-		}
+			head = es_view_head(es_collection_get(relid));
 	}
 	else
 		head = 0;				/* being dropped, perhaps: later */
@@ -412,25 +406,12 @@ sleep_notifier(TimestampTz next)
 	ResetLatch(MyLatch);
 }
 
-/* False where the extension is not there. */
-static bool
-look_for_extension(void)
-{
-	bool		present;
-
-	StartTransactionCommand();
-	present = OidIsValid(es_extension_schema());
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(cycle_context);
-	return present;
-}
-
 static void
 notify_for_ever(void)
 {
 	while (!es_process_interrupts())
 	{
-		TimestampTz next = paused_until;
+		TimestampTz next = 0;
 
 		Assert(CurrentMemoryContext == cycle_context);
 		/* Before we look: who calls from now on calls again. */
@@ -438,9 +419,13 @@ notify_for_ever(void)
 		wake_waiters();
 		if (RecoveryInProgress())
 			next = follow_replay();
-		else if (es_listeners_in_database() > 0 && paused_until <= GetCurrentTimestamp())
+		else if (es_listeners_in_database() == 0)
+			paused_until = 0;	/* nor is anything due */
+		else if (paused_until > GetCurrentTimestamp())
+			next = paused_until;
+		else
 		{
-			paused_until = next = 0;
+			paused_until = 0;
 			if (!announce_all(&next))
 			{
 				es_worker_set_absent();
@@ -467,7 +452,9 @@ es_notifier_main(Datum arg)
 	CacheRegisterRelcacheCallback(note_invalidation, (Datum) 0);
 	es_head_attach();
 
-	if (look_for_extension())
+	/* What was asked before is what the first pass does anyway. */
+	(void) es_worker_take(ES_WAKE_NOTIFIER);
+	if (es_process_has_extension())
 	{
 		es_worker_set_running();
 		notify_for_ever();

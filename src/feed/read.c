@@ -558,7 +558,7 @@ next_in_walk(EsRead *read)
 	return slot;
 }
 
-/* Gives back all that a read holds, for the time of a sleep. */
+/* Gives back what a read holds, for the time of a sleep, but for the lock. */
 static EsPosition
 leave_view(EsRead *read)
 {
@@ -566,12 +566,18 @@ leave_view(EsRead *read)
 
 	end_walk(read);
 	es_view_close(&read->view);
-	es_wait_unlock(read->coll);
 
 	/* Forward, the next look begins where this one ended. */
 	if (ScanDirectionIsForward(read->args.direction))
 		read->looked = head;
 	return head;
+}
+
+/* Can nothing come any more that lies below the upper bound? */
+static bool
+is_passed(const EsRead *read, EsPosition head)
+{
+	return read->args.before != ES_READ_END && head >= read->args.before - 1;
 }
 
 /* The walk has found nothing: the first event that comes in time, or NULL. */
@@ -583,22 +589,25 @@ await_event(EsRead *read)
 		.stream = read->args.stream,
 	};
 	TupleTableSlot *slot = NULL;
+	EsPosition	looked;
 
 	/* Positions in (after, before) are all that matter, and nothing below the head is left. */
-	what.looked = leave_view(read);
-	if (read->args.before != ES_READ_END && what.looked >= read->args.before - 1)
+	looked = leave_view(read);
+	if (is_passed(read, looked))
 		return NULL;
+	what.looked = looked;
 	es_wait_begin(read->coll, &what);
+	es_wait_unlock(read->coll);
 	for (;;)
 	{
-		EsPosition	looked;
-
 		enter_view(read, es_wait_reopen(read->args.collection));
 		slot = next_in_walk(read);
 		if (slot != NULL)
 			break;
 		looked = leave_view(read);
-		if (!es_wait_sleep(read->coll, looked, read->args.wait_until))
+		es_wait_unlock(read->coll);
+		if (is_passed(read, looked) ||
+			!es_wait_sleep(read->coll, looked, read->args.wait_until))
 			break;
 	}
 	es_wait_end(slot != NULL);
@@ -692,11 +701,9 @@ Datum
 es_head(PG_FUNCTION_ARGS)
 {
 	EsCollection *coll = es_read_open_collection(es_read_collection_arg(&fcinfo->args[0]));
-	EsView		view;
+	EsPosition	head = es_view_head(coll);
 
-	es_view_open(coll, &view);
-	es_view_close(&view);
 	/* A number needs no lock: wait_for(c, head(c)) is not to stand in a DROP's way. */
 	es_wait_unlock(coll);
-	PG_RETURN_INT64(view.head);
+	PG_RETURN_INT64(head);
 }

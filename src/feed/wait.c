@@ -14,7 +14,8 @@
  *	2.	Waiting is refused (25001) where the transaction's snapshot does not move,
  *		since then nothing new will ever be seen, and where it has positions in
  *		flight itself: what it waits for may be waiting for it, and no deadlock
- *		detector would know.
+ *		detector would know.  Nor may what a look calls (a policy's function)
+ *		wait itself.
  *	3.	Where the notifier does not run (it is being started, or there is no
  *		process slot for it) we look every POLL_MS.  On a standby, and on a logical
  *		copy, events do not come by appends, so we look as replay advances.
@@ -107,6 +108,11 @@ es_wait_check_allowed(void)
 				 errmsg("cannot wait for events in this transaction"),
 				 errdetail("It has appended events itself, and what it waits for may be waiting for them."),
 				 errhint("Commit first.")));
+	if (es_watch_underway())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("cannot wait for events while this session waits for events"),
+				 errdetail("A function that row-level security calls must not wait.")));
 }
 
 /*
@@ -134,6 +140,10 @@ enter(const EsCollection *coll)
 void
 es_wait_begin(EsCollection *coll, const EsWaitFor *what)
 {
+	const char *name = get_rel_name(coll->relid);
+
+	/* Again: a cursor, or a scan that begins anew, was perhaps allowed long ago. */
+	es_wait_check_allowed();
 	memset(&watch, 0, sizeof(watch));
 	watch.looked = what->looked;
 	watch.topic = what->topic;
@@ -144,7 +154,7 @@ es_wait_begin(EsCollection *coll, const EsWaitFor *what)
 		es_query_to_condition(what->query, &condition);
 		watch.condition = &condition;
 	}
-	strlcpy(waited_for, get_rel_name(coll->relid), NAMEDATALEN);
+	strlcpy(waited_for, name != NULL ? name : "?", NAMEDATALEN);
 	by_safety = false;
 	es_watch_end();				/* one that a caught error has left behind */
 	enter(coll);
@@ -172,6 +182,9 @@ es_wait_sleep(EsCollection *coll, EsPosition looked, TimestampTz until)
 	static uint32 wait_event = 0;
 	TimestampTz began = GetCurrentTimestamp();
 
+	/* First, or who is woken in vain again and again would never end. */
+	if (began >= until)
+		return false;
 	by_safety = false;
 	watch.looked = Max(watch.looked, looked);
 	/* Repaired, or known to shared memory only now: enter as what it is. */
@@ -198,7 +211,7 @@ es_wait_sleep(EsCollection *coll, EsPosition looked, TimestampTz until)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 		if (es_watch_woken())
-			return true;
+			break;
 		now = GetCurrentTimestamp();
 		if (now >= until)
 			return false;
@@ -206,8 +219,10 @@ es_wait_sleep(EsCollection *coll, EsPosition looked, TimestampTz until)
 			continue;
 		by_safety = !poll;
 		if (by_safety || may_have_replayed())
-			return true;
+			break;
 	}
+	es_watch_looking();
+	return true;
 }
 
 EsCollection *
@@ -244,16 +259,6 @@ es_wait_unlock(const EsCollection *coll)
  * wait_for, await
  * ------------------------------------------------------------------------- */
 
-static EsPosition
-look(EsCollection *coll)
-{
-	EsView		view;
-
-	es_view_open(coll, &view);
-	es_view_close(&view);
-	return view.head;
-}
-
 /*
  * The statement's own snapshot, which CALL has registered with its portal: a
  * procedure may do without while it runs no SQL.
@@ -280,14 +285,14 @@ wait_for_head(Oid collection, EsPosition after, TimestampTz until, bool without_
 	EsPosition	head;
 
 	es_collection_check_cursor(coll, after);
-	head = look(coll);
+	head = es_view_head(coll);
 	if (head > after)
 		return head;
 
 	es_wait_begin(coll, &what);
 	for (;;)
 	{
-		head = look(coll);
+		head = es_view_head(coll);
 		if (head > after)
 			break;
 		es_wait_unlock(coll);

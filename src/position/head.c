@@ -172,7 +172,7 @@ struct EsHead
 	EsAnnounced announced;		/* the last one; 'events' counts on since */
 	bool		in_use;			/* a position was handed out since the start */
 	int			watchers;		/* sessions that wait for something here */
-	dsa_pointer releases;		/* EsReleases, from the first watcher on; kept for good */
+	dsa_pointer releases;		/* EsReleases, while there are watchers */
 	dsa_pointer list_first[LIST_COUNT];
 	dsa_pointer list_last[LIST_COUNT];
 	dsa_pointer self;			/* constant */
@@ -993,30 +993,6 @@ es_head_holding(void)
  * For who waits, and who announces
  * ------------------------------------------------------------------------- */
 
-void
-es_head_watch(const EsHeadRef *ref)
-{
-	dsa_pointer made = InvalidDsaPointer;
-	EsHead	   *head = lock_head(ref, LW_EXCLUSIVE);
-
-	if (!DsaPointerIsValid(head->releases))
-	{
-		LWLockRelease(&head->lock);
-		made = dsa_allocate0(area, sizeof(EsReleases));
-		head = lock_head(ref, LW_EXCLUSIVE);
-		if (!DsaPointerIsValid(head->releases))
-		{
-			head->releases = made;
-			made = InvalidDsaPointer;
-		}
-	}
-	if (head->watchers++ == 0)
-		es_releases_restart(releases_at(head->releases), head->next - 1);
-	LWLockRelease(&head->lock);
-	if (DsaPointerIsValid(made))
-		dsa_free(area, made);
-}
-
 /* With its lock: is it still the collection's? */
 static bool
 is_same(const EsHead *head, const EsHeadRef *ref)
@@ -1025,13 +1001,45 @@ is_same(const EsHead *head, const EsHeadRef *ref)
 		head->dbid == MyDatabaseId;
 }
 
+bool
+es_head_watch(const EsHeadRef *ref)
+{
+	EsHead	   *head = ref->head;
+	dsa_pointer spare = dsa_allocate(area, sizeof(EsReleases));
+	bool		there;
+
+	LWLockAcquire(&head->lock, LW_EXCLUSIVE);
+	there = is_same(head, ref);
+	if (there && head->watchers++ == 0)
+	{
+		dsa_pointer made = spare;
+
+		/* Another one's, whose watchers were still there when it was dropped. */
+		spare = head->releases;
+		head->releases = made;
+		es_releases_init(releases_at(made), head->next - 1);
+	}
+	LWLockRelease(&head->lock);
+	if (DsaPointerIsValid(spare))
+		dsa_free(area, spare);
+	return there;
+}
+
 void
 es_head_unwatch(const EsHeadRef *ref)
 {
-	LWLockAcquire(&ref->head->lock, LW_EXCLUSIVE);
-	if (is_same(ref->head, ref))
-		ref->head->watchers--;
-	LWLockRelease(&ref->head->lock);
+	EsHead	   *head = ref->head;
+	dsa_pointer unused = InvalidDsaPointer;
+
+	LWLockAcquire(&head->lock, LW_EXCLUSIVE);
+	if (is_same(head, ref) && --head->watchers == 0)
+	{
+		unused = head->releases;
+		head->releases = InvalidDsaPointer;
+	}
+	LWLockRelease(&head->lock);
+	if (DsaPointerIsValid(unused))
+		dsa_free(area, unused);
 }
 
 bool

@@ -170,9 +170,10 @@ struct EsReleases;
 
 /*
  * Counts one more, or one less, session that watches: as long as there are any,
- * releases are noted, and the notifier is called.  es_head_unwatch raises no error.
+ * releases are noted, and the notifier is called.  es_head_watch says false where
+ * the entry is gone (and may be out of memory); es_head_unwatch raises no error.
  */
-extern void es_head_watch(const EsHeadRef *ref);
+extern bool es_head_watch(const EsHeadRef *ref);
 extern void es_head_unwatch(const EsHeadRef *ref);
 
 /* The head and the releases noted; false where the entry is gone.  No error. */

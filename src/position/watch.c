@@ -33,7 +33,11 @@
  * look in vain is reported (es_watch_looked) under the same lock, and only
  * positions that it has covered leave the window.
  *
- * The waiter that the notifier has woken is left alone until he has looked.
+ * A waiter who looks, because he has just entered or was woken, is left alone
+ * until he reports; then he is compared with all that came meanwhile.  Whoever
+ * else wakes him while he looks (3 has no window to remember it in, nor has 5)
+ * makes him look once more.
+ *
  * When the notifier ends it wakes everybody, and without one they look for
  * themselves from time to time (feed/wait.c).
  *
@@ -71,11 +75,19 @@
 /* No positions: the window is empty. */
 #define NOWHERE				PG_INT64_MAX
 
-/* One process that waits.  All of it is guarded by the table's lock, but 'woken'. */
+/* What a waiter does, as those who wake see it. */
+typedef enum WaiterState
+{
+	WAITER_ASLEEP,				/* or about to be: he has looked and found nothing */
+	WAITER_LOOKING,				/* he compares himself when he has looked */
+	WAITER_WOKEN				/* there is reason to look (again) */
+} WaiterState;
+
+/* One process that waits.  Guarded by the table's lock, but for 'state'. */
 typedef struct Waiter
 {
 	Latch	   *latch;			/* of a PGPROC, so it is always there; NULL = does not wait */
-	pg_atomic_uint32 woken;		/* set with the lock; read without */
+	pg_atomic_uint32 state;		/* WaiterState; others set WOKEN, with the lock */
 	Oid			dbid;
 	EsHeadRef	head;			/* 'head' in it: the same address in all processes, or NULL */
 	uint64		seen;			/* releases before this number have been compared */
@@ -84,7 +96,6 @@ typedef struct Waiter
 	EsPosition	to;				/* ... and at each move of it up to here */
 	EsLabel		stream;
 	uint64		topic;
-	bool		touched;		/* the topic was, since the last look was reported */
 	bool		everything;
 	int			nitems;
 	EsLabel		words[WATCH_WORDS_MAX];
@@ -109,6 +120,7 @@ typedef struct Glance
 
 static WatchControl *control = NULL;
 static Waiter *own = NULL;		/* this process's, while it waits */
+static SubTransactionId own_subid;	/* where it began to */
 
 static uint64 touched[TOUCHED_MAX];
 static int	ntouched = 0;
@@ -150,10 +162,11 @@ bloom_has(const EsBloom *bloom, EsLabel label)
 }
 
 void
-es_releases_restart(EsReleases *releases, EsPosition upto)
+es_releases_init(EsReleases *releases, EsPosition upto)
 {
-	releases->oldest = releases->next;
-	releases->lost_last = Max(releases->lost_last, upto);
+	/* Not 0: who enters has been compared with nothing, what was lost included. */
+	releases->next = releases->oldest = 1;
+	releases->lost_last = upto;
 }
 
 void
@@ -287,7 +300,7 @@ is_due(Waiter *waiter, Glance *glance)
 static void
 wake(Waiter *waiter)
 {
-	pg_atomic_write_u32(&waiter->woken, 1);
+	pg_atomic_write_u32(&waiter->state, WAITER_WOKEN);
 	SetLatch(waiter->latch);
 }
 
@@ -319,7 +332,7 @@ es_watch_shmem_init(void)
 	control->lock = &GetNamedLWLockTranche("EventstoreWatch")[0].lock;
 	pg_atomic_init_u32(&control->topics, 0);
 	for (int i = 0; i < MaxBackends; i++)
-		pg_atomic_init_u32(&control->waiters[i].woken, 0);
+		pg_atomic_init_u32(&control->waiters[i].state, WAITER_ASLEEP);
 }
 
 /* ---------------------------------------------------------------------------
@@ -350,10 +363,7 @@ end_at_release(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void 
 			for (int j = 0; j < ntouched && !hit; j++)
 				hit = waiter->topic == touched[j];
 			if (hit && is_waiting_here(waiter))
-			{
-				waiter->touched = true;
 				wake(waiter);
-			}
 		}
 		LWLockRelease(control->lock);
 	}
@@ -380,7 +390,6 @@ fill_waiter(Waiter *waiter, const EsWatch *watch)
 	waiter->head = watch->head;
 	waiter->stream = watch->stream;
 	waiter->topic = watch->topic;
-	waiter->touched = false;
 	waiter->seen = 0;
 	waiter->everything = condition == NULL || condition->everything ||
 		condition->nwords > WATCH_WORDS_MAX;
@@ -396,17 +405,20 @@ void
 es_watch_begin(const EsWatch *watch)
 {
 	Waiter	   *waiter = &control->waiters[es_process_number()];
+	EsHeadRef	ref = watch->head;
 	Glance		glance = {0};
 
 	Assert(own == NULL);
 	register_callback();
-	if (watch->head.head != NULL)
-		es_head_watch(&watch->head);
+	if (ref.head != NULL && !es_head_watch(&ref))
+		ref.head = NULL;
 
 	LWLockAcquire(control->lock, LW_EXCLUSIVE);
 	own = waiter;
+	own_subid = GetCurrentSubTransactionId();
 	fill_waiter(waiter, watch);
-	pg_atomic_write_u32(&waiter->woken, 0);
+	waiter->head = ref;
+	pg_atomic_write_u32(&waiter->state, WAITER_LOOKING);
 	waiter->latch = MyLatch;
 	control->used = Max(control->used, es_process_number() + 1);
 	if (waiter->topic != 0)
@@ -417,9 +429,22 @@ es_watch_begin(const EsWatch *watch)
 }
 
 bool
+es_watch_underway(void)
+{
+	return own != NULL && SubTransactionIsActive(own_subid);
+}
+
+bool
 es_watch_woken(void)
 {
-	return own != NULL && pg_atomic_read_u32(&own->woken) != 0;
+	return pg_atomic_read_u32(&own->state) == WAITER_WOKEN;
+}
+
+void
+es_watch_looking(void)
+{
+	/* A full barrier: whatever he was woken for he will see. */
+	(void) pg_atomic_exchange_u32(&own->state, WAITER_LOOKING);
 }
 
 bool
@@ -429,12 +454,12 @@ es_watch_looked(EsPosition head)
 	bool		due;
 
 	LWLockAcquire(control->lock, LW_EXCLUSIVE);
-	pg_atomic_write_u32(&own->woken, 0);
 	narrow(own, head);
 	due = is_due(own, &glance);
-	/* Whether the look came before or after it nobody knows: one more is cheap. */
-	due = due || own->touched;
-	own->touched = false;
+	/* Woken while he looked: perhaps for what his snapshot was too old to show. */
+	if (pg_atomic_read_u32(&own->state) == WAITER_WOKEN)
+		due = true;
+	pg_atomic_write_u32(&own->state, due ? WAITER_LOOKING : WAITER_ASLEEP);
 	LWLockRelease(control->lock);
 	return due;
 }
@@ -473,7 +498,8 @@ es_watch_pass(void)
 	{
 		Waiter	   *waiter = &control->waiters[i];
 
-		if (!is_waiting_here(waiter) || pg_atomic_read_u32(&waiter->woken) != 0)
+		if (!is_waiting_here(waiter) ||
+			pg_atomic_read_u32(&waiter->state) != WAITER_ASLEEP)
 			continue;
 		if (is_due(waiter, &glance))
 		{

@@ -42,7 +42,7 @@ typedef struct EsReleases
 /* What a session waits for. */
 typedef struct EsWatch
 {
-	EsHeadRef	head;			/* head NULL: nobody will wake it but by topic */
+	EsHeadRef	head;			/* head NULL, or gone: nobody will wake it but by topic */
 	EsPosition	looked;			/* events up to here are of no interest */
 	const EsCondition *condition;	/* NULL: every event */
 	EsLabel		stream;			/* not 0: an event of this stream, whatever the head */
@@ -55,7 +55,7 @@ extern void es_watch_shmem_init(void);
 extern void es_bloom_add(EsBloom *bloom, EsLabel label);
 
 /* With the head's lock: nothing released up to 'upto' is known any more. */
-extern void es_releases_restart(EsReleases *releases, EsPosition upto);
+extern void es_releases_init(EsReleases *releases, EsPosition upto);
 extern void es_releases_put(EsReleases *releases, const EsReleased *released);
 
 /* --- for who waits; one wait per process at a time --- */
@@ -67,8 +67,17 @@ extern void es_releases_put(EsReleases *releases, const EsReleased *released);
  */
 extern void es_watch_begin(const EsWatch *watch);
 
+/*
+ * Does this session wait already?  No: a wait that an error has ended, even if
+ * the error was caught and the transaction goes on.
+ */
+extern bool es_watch_underway(void);
+
 /* Was it woken since it looked? */
 extern bool es_watch_woken(void);
+
+/* To be called before it looks again. */
+extern void es_watch_looking(void);
 
 /*
  * It has looked up to this head, in vain.  True where something has come since

@@ -42,7 +42,7 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/tcopprot.h"
-#include "tcop/utility.h"
+#include "utility.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -155,19 +155,6 @@ may_empty(Oid database, Node *stmt)
 	return IsA(stmt, CreatedbStmt) && is_template(database) && may_create_databases();
 }
 
-static void
-call_process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
-					 ProcessUtilityContext context, ParamListInfo params,
-					 QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
-{
-	if (prev_process_utility != NULL)
-		prev_process_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv,
-							 dest, qc);
-	else
-		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context, params,
-								queryEnv, dest, qc);
-}
-
 /* What comes and goes with the extension itself has no trigger to tell it. */
 static bool
 concerns_extension(Node *stmt)
@@ -177,9 +164,7 @@ concerns_extension(Node *stmt)
 }
 
 static void
-process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
-				ProcessUtilityContext context, ParamListInfo params,
-				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+process_utility(ES_UTILITY_PARAMETERS)
 {
 	Node	   *stmt = pstmt->utilityStmt;
 	const char *name = database_to_empty(stmt);
@@ -189,8 +174,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 
 	if (!OidIsValid(database) || !may_empty(database, stmt))
 	{
-		call_process_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv,
-							 dest, qc);
+		es_next_utility(prev_process_utility, ES_UTILITY_ARGUMENTS);
 		if (wake)
 			es_wake_maintenance_at_commit();
 		return;
@@ -199,8 +183,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	es_worker_hold(database);
 	PG_TRY();
 	{
-		call_process_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv,
-							 dest, qc);
+		es_next_utility(prev_process_utility, ES_UTILITY_ARGUMENTS);
 	}
 	PG_FINALLY();
 	{

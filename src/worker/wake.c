@@ -323,7 +323,9 @@ wake_worker(EsWorkerKind kind, uint32 flag)
 	else if (state == ES_WORKER_NONE || state == ES_WORKER_ABSENT)
 	{
 		LWLockAcquire(control->lock, LW_EXCLUSIVE);
-		want_slot(slot);
+		/* It may have become free, or another's, meanwhile. */
+		if (is_slot_of(slot, (EsWorkerKey) {MyDatabaseId, kind}))
+			want_slot(slot);
 		LWLockRelease(control->lock);
 		wake_launcher();
 	}
@@ -626,8 +628,15 @@ es_worker_release(Oid database)
 		EsWorkerKey key = {database, kind};
 		WorkerSlot *slot = find_slot(key);
 
-		if (slot != NULL)
-			slot->held_until = 0;
+		if (slot == NULL)
+			continue;
+		slot->held_until = 0;
+		/* Claimed for the hold only: the database may be gone. */
+		if (get_state(slot) == ES_WORKER_NONE && slot->pid == 0)
+		{
+			pg_atomic_write_u32(&slot->database, InvalidOid);
+			pg_atomic_write_u32(&control->full, 0);
+		}
 	}
 	LWLockRelease(control->lock);
 	es_launcher_rescan();

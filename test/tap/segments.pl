@@ -162,6 +162,13 @@ scalar_of(q{SET session_replication_role = replica; UPDATE damaged_1 SET data = 
 is(scalar_of("SELECT count(*) > 0 FROM eventstore.verify('damaged') WHERE position = 7"), 't', 'verify finds a forged event');
 is(scalar_of("SELECT count(*) > 0 FROM eventstore.verify('damaged') WHERE stream = 's2'"), 't', 'and a missing one');
 
+# ---- a restart --------------------------------------------------------------------------------
+
+# Positions that were reserved and not used lie beyond all segments.
+$node->restart;
+is(sqlstate_of($node, "INSERT INTO rapid (type, stream) SELECT 'x', 's' FROM generate_series(1, 8)"), '00000', 'an INSERT right after a restart finds room');
+is_clean($node, 'rapid');
+
 $node->stop;
 no_crash($node);
 done_testing();

@@ -122,6 +122,61 @@ start_waiting('waiter', $rare);
 $session{one}->run('COMMIT');
 is(answer_of('waiter'), 'x', 'and before the waiter came');
 
+# Nobody has waited for anything of this collection before.
+value("SELECT eventstore.create_collection('fresh')");
+$session{one}->run("BEGIN; SELECT position FROM eventstore.append('fresh', 'common')");
+value("SELECT position FROM eventstore.append('fresh', 'rare')");
+start_waiting('waiter', q{SELECT type FROM eventstore.read('fresh', types => '{rare}', wait => '1 hour')});
+$session{one}->run('COMMIT');
+is(answer_of('waiter'), 'rare', 'and before the first waiter of all came');
+
+# ---- what happens during a look -----------------------------------------------------------------
+
+# A policy's function makes looks last as long as it takes.
+value(q{
+	CREATE ROLE reader LOGIN;
+	GRANT USAGE ON SCHEMA eventstore TO reader;
+	CREATE SEQUENCE looks;
+	CREATE FUNCTION gate(version bigint) RETURNS bool LANGUAGE plpgsql SECURITY DEFINER AS $$
+	BEGIN
+		IF nextval('looks') = 3 THEN
+			PERFORM pg_advisory_xact_lock(42);
+		END IF;
+		RETURN version > 1;
+	END $$;
+	CREATE FUNCTION nap() RETURNS bool LANGUAGE sql AS 'SELECT pg_sleep(0.05) IS NULL';
+	CREATE FUNCTION nest() RETURNS bool LANGUAGE plpgsql AS $$
+	BEGIN
+		RETURN eventstore.wait_for('nested', eventstore.head('nested'), '1 ms') < 0;
+	END $$;
+	SELECT eventstore.create_collection(name) FROM unnest(ARRAY['gated', 'napping', 'nested']) name});
+value("ALTER TABLE $_->[0] ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON $_->[0] USING ($_->[1]); GRANT SELECT ON $_->[0] TO reader; SELECT position FROM eventstore.append('$_->[0]', 'x', stream => 's')")
+  foreach [ 'gated', 'gate(version)' ], [ 'napping', '(SELECT nap())' ], [ 'nested', 'true' ];
+$session{reader} = EventstoreTest::Session->new($node, application_name => 'reader', user => 'reader');
+
+# The first look calls the gate twice; here is the next one, with its snapshot taken.
+$session{one}->run('SELECT pg_advisory_lock(42)');
+$session{reader}->send(q{SELECT version FROM eventstore.read_stream('gated', 's', wait => '1 hour')});
+await_true($node, "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE application_name = 'reader'");
+value("SELECT position FROM eventstore.append('gated', 'x', stream => 's')");
+settle();
+$session{one}->run('SELECT pg_advisory_unlock(42)');
+is(answer_of('reader'), '2', 'an event that comes after the snapshot of a look');
+is(value("SELECT late_wakeups FROM eventstore.pg_stat_eventstore WHERE collection = 'gated'::regclass"), 0, 'is not found by chance');
+
+# There is always something to look at again, and never to be seen.
+$session{one}->send(q{DO $$ BEGIN FOR i IN 1 .. 2000 LOOP PERFORM eventstore.append('napping', 'x'); COMMIT; PERFORM pg_sleep(0.005); END LOOP; END $$});
+is($session{reader}->run(q{SELECT count(*) FROM eventstore.read('napping', wait => '300 ms')}), '0', 'the time of a wait is over');
+is(value("SELECT state FROM pg_stat_activity WHERE application_name = 'one'"), 'active', 'while events come without end');
+value("SELECT pg_cancel_backend(" . $session{one}->backend_pid . ")");
+answer_of('one');
+
+value("ALTER POLICY p ON nested USING (nest())");
+start_waiting('reader', q{SELECT count(*) FROM eventstore.read('nested', eventstore.head('nested'), wait => '1 hour')});
+value("SELECT position FROM eventstore.append('nested', 'x')");
+answer_of('reader');
+is($session{reader}{state}, '25001', 'what a look calls must not wait itself');
+
 # ---- what ends a wait from outside ----------------------------------------------------------
 
 my $pid = $session{waiter}->backend_pid;
