@@ -906,6 +906,30 @@ es_head_in_use(const EsHeadRef *ref)
 	return result;
 }
 
+bool
+es_head_seems_used(const EsHeadRef *ref)
+{
+	return ref->head->in_use;
+}
+
+void
+es_head_renew(const EsHeadRef *ref, EsPosition next)
+{
+	EsHead	   *head;
+
+	/* Mostly there is nothing to do. */
+	if (es_head_last_allotted(ref) + 1 >= next)
+		return;
+	head = lock_head(ref, LW_EXCLUSIVE);
+	if (!head->in_use && head->next < next)
+	{
+		head->next = next;
+		head->reserved = next - 1;
+		head->announced.head = next - 1;
+	}
+	LWLockRelease(&head->lock);
+}
+
 EsPosition
 es_head_ready_end(const EsHeadRef *ref)
 {
