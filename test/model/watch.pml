@@ -12,7 +12,7 @@
  * for such an event at or below the head (read, poll) or, as ON_STREAM, for one that has been
  * committed, whatever the head. He may begin before, between and after the appenders.
  *
- * The ring holds one release, the latest: with two appenders that is a loss.
+ * The ring holds one release, the latest: the second one is a loss.
  *
  * One who sleeps for ever is an invalid end state, provided that there is something to be read:
  * else he may sleep, which his end label tells. (Spin's memory is sequentially consistent. An
@@ -22,7 +22,7 @@
  */
 
 #ifndef APPENDERS
-#define APPENDERS		3
+#define APPENDERS		2
 #endif
 
 #define NOWHERE			9			/* an empty window begins there */
@@ -145,20 +145,20 @@ proctype appender()
 	bool	may_match;
 	bool	call;
 
-	d_step
+	atomic
 	{
 		pos = next;
 		next++;
-		inflight = inflight | BIT(pos)
-	}
-	if
-	:: matches = true; may_match = true
-	:: may_match = true
-	:: skip
-	fi;
+		inflight = inflight | BIT(pos);
+		if
+		:: matches = true; may_match = true
+		:: may_match = true
+		:: skip
+		fi
+	};
 
 	if
-	:: atomic { matching = matching | (matches -> BIT(pos) : 0) };	/* commit: rows are visible */
+	:: matching = matching | (matches -> BIT(pos) : 0);		/* commit: rows are visible */
 		atomic												/* ... and then the release */
 		{
 			inflight = inflight & ~BIT(pos);
@@ -213,15 +213,6 @@ end_idle:
 				:: due -> wake()
 				:: else
 				fi
-#ifdef WOKEN_CLEARED_AFTER_LOOK
-			/* A waiter that looks is compared too, and what is found does not count. */
-			:: entered && state == LOOKING ->
-				is_due(due);
-				if
-				:: due -> waiter_latch = true
-				:: else
-				fi
-#endif
 			:: else
 			fi;
 			due = false
@@ -252,13 +243,19 @@ inline enter()
 	atomic								/* es_head_watch */
 	{
 		watched = true;
-		ring_next++;
+#ifdef RING_FROM_ZERO
+		ring_next = 0;
+#endif
 		lost_last = next - 1
 	};
 	atomic								/* es_watch_begin */
 	{
 		entered = true;
+#ifdef WOKEN_CLEARED_AFTER_LOOK
+		state = ASLEEP;
+#else
 		state = LOOKING;
+#endif
 		from = NOWHERE;
 		looked = view_head;
 #ifdef WINDOW_NOT_FILLED
@@ -301,7 +298,9 @@ proctype waiter()
 			narrow(view_head);
 #endif
 			is_due(due);
+#ifndef WOKEN_CLEARED_AFTER_LOOK
 			due = due || state == WOKEN;
+#endif
 			state = (due -> LOOKING : ASLEEP);
 			if
 			:: due -> due = false; goto again
@@ -319,9 +318,6 @@ sleep:
 		:: state == WOKEN -> skip
 		:: else -> goto sleep
 		fi;
-#ifdef WOKEN_CLEARED_BY_LOOKED
-		skip;
-#endif
 		state = LOOKING;
 again:	skip
 	od;
