@@ -191,7 +191,8 @@ pause_us(void)
 static TimestampTz
 wanted_at(Announced *entry)
 {
-	TimestampTz beat = entry->heartbeat_us > 0 ? entry->sent_at + entry->heartbeat_us : 0;
+	TimestampTz beat = entry->heartbeat_us == 0 ? 0 :
+		entry->sent_at + Max(entry->heartbeat_us, pause_us());
 	EsAnnounced announced;
 	EsPosition	head;
 

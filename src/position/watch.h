@@ -95,7 +95,7 @@ extern int	es_watch_pass(void);
 /* Everybody in this database: the notifier goes. */
 extern void es_watch_wake_all(void);
 
-/* Those who wait for this collection, which is gone. */
+/* Those who wait for this collection, which is gone or has another entry. */
 extern void es_watch_wake_collection(Oid relid);
 
 /*
