@@ -30,7 +30,8 @@
  * can refuse one, it takes listeners that do not read for hours; then an error is
  * logged once, and sending is tried again after a pause.  Appenders never feel it.
  *
- * Locks: those of a reader, for the time of one short transaction.  A crash
+ * Locks: those of a reader, for the time of one short transaction; one that somebody
+ * holds against us is not waited for, since that would hold up all who wait.  A crash
  * ends all sessions, listeners too; after it nothing is owed to anybody.
  */
 #include "postgres.h"
@@ -53,6 +54,7 @@
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "worker/launcher.h"
 #include "worker/listeners.h"
@@ -68,6 +70,8 @@
 #define ERROR_PAUSE_MS			1000
 /* On a standby, while somebody waits. */
 #define STANDBY_LOOK_MS			5
+/* Somebody has locked a collection exclusively: when it is tried again. */
+#define LOCKED_PAUSE_MS			20
 /* With nothing to do. */
 #define IDLE_MS					(60 * 1000)
 
@@ -80,6 +84,7 @@ typedef struct Announced
 	int64		heartbeat_us;	/* 0 = none */
 	TimestampTz sent_at;		/* or, where nothing was sent yet, since when we know of it */
 	EsPosition	sent_head;		/* 0 = nothing was sent yet */
+	TimestampTz locked_until;	/* it was locked: not before this; else 0 */
 	bool		sending;		/* in the open transaction ... */
 	EsAnnounced told;			/* ... this */
 } Announced;
@@ -185,9 +190,9 @@ pause_us(void)
 						  (int64) es_listeners_in_database() * PAUSE_PER_LISTENER_US));
 }
 
-/* When something is to be sent, as far as is known now; 0 = nothing to be sent. */
+/* When something is to be sent, but for locks; 0 = nothing to be sent. */
 static TimestampTz
-due_at(Announced *entry)
+wanted_at(Announced *entry)
 {
 	TimestampTz beat = entry->heartbeat_us > 0 ? entry->sent_at + entry->heartbeat_us : 0;
 	EsAnnounced announced;
@@ -203,9 +208,36 @@ due_at(Announced *entry)
 	return beat;
 }
 
+/* When to try, as far as is known now; 0 = nothing to be sent. */
+static TimestampTz
+due_at(Announced *entry)
+{
+	TimestampTz wanted = wanted_at(entry);
+
+	return wanted == 0 ? 0 : Max(wanted, entry->locked_until);
+}
+
+/*
+ * We must not wait for a lock: all who wait in this database would wait with us.
+ * False where it has to be tried again; where the collection is gone, the
+ * invalidations that came with the lock have a survey made.
+ */
+static bool
+lock_announced(Announced *entry)
+{
+	entry->locked_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOCKED_PAUSE_MS);
+	if (!ConditionalLockRelationOid(entry->head.relid, AccessShareLock) ||
+		!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(entry->head.relid)))
+		return false;
+	entry->locked_until = 0;
+	return true;
+}
+
 static void
 send_notification(Announced *entry)
 {
+	if (!lock_announced(entry))
+		return;
 	entry->told.events = 0;
 	if (es_head_find(&entry->head))
 		es_head_announced(&entry->head, &entry->told);
