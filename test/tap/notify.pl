@@ -354,38 +354,41 @@ is(scalar($slow->notes), 0, 'and is given none');
 $slow->run('COMMIT');
 is(join(',', map { $_->{said}{head} } $slow->await_head('public.e', $before + 40)), join(',', $before + 1 .. $before + 40), 'it gets all of them when it ends, in order');
 
-# What the queue cannot take: here since its files cannot be written.
+# What the queue cannot take: here because its files cannot be written.
 sub errors { return value("SELECT errors FROM eventstore.pg_stat_eventstore_workers WHERE worker = 'notifier' AND database = 'postgres'"); }
 
 my $errors = errors();
 my $queue = $node->data_dir . '/pg_notify';
-$slow->run('BEGIN; SELECT 1');
-rename $queue, "$queue.away" or die "cannot rename: $!";
+my $due = 0;
 $before = value("SELECT eventstore.head('e')");
-my $appended = 0;
-until (errors() > $errors)
+sub append_large { append("'e', repeat('t', 7000)"); $due++; return; }
+
+# PostgreSQL cuts the queue's tail after a commit, and could not do so then: let
+# the tail come to where it stays, before.
+$slow->run('BEGIN; SELECT 1');
+foreach (1 .. 10)
 {
-	append("'e', repeat('t', 7000)");
-	$appended++;
+	append_large();
+	$one->await_head('public.e', $before + $due);
 }
-append("'e', 'after'") for 1 .. 20;
-is(value("SELECT eventstore.head('e')"), $before + $appended + 20, 'appends go on while notifications cannot be sent');
+my $heard = $due;
+chmod(0400, glob "$queue/*") && chmod(0500, $queue) or die "cannot chmod: $!";
+append_large() until errors() > $errors;
+append("'e', 'after'"), $due++ for 1 .. 20;
+is(value("SELECT eventstore.head('e')"), $before + $due, 'appends go on while notifications cannot be sent');
 $waiter->send("SELECT eventstore.wait_for('h', eventstore.head('h'), NULL) > 0");
 await_true($node, "SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE application_name = 'waiter'");
 append("'h', 'x'");
 is($waiter->receive, 't', 'and who waits is woken');
 is(value("SELECT late_wakeups FROM eventstore.pg_stat_eventstore WHERE collection = 'h'::regclass"), 0, 'in time');
-rename "$queue.away", $queue or die "cannot rename: $!";
+chmod(0700, $queue) && chmod(0600, glob "$queue/*") or die "cannot chmod: $!";
 $slow->run('COMMIT');
-my ($sum, $last) = (0, 0);
-foreach my $listener ($one, $slow)
-{
-	my @notes = $listener->await_head('public.e', $before + $appended + 20);
-
-	$sum = 0;
-	$sum += $_->{said}{count} foreach @notes;
-	is($sum, $appended + 20, 'afterwards all that was due is told, once');
-}
+my $sum = 0;
+$sum += $_->{said}{count} foreach $slow->await_head('public.e', $before + $due);
+is($sum, $due, 'afterwards all that was due is told');
+$sum = $heard;
+$sum += $_->{said}{count} foreach $one->await_head('public.e', $before + $due);
+is($sum, $due, 'to each');
 
 # ---- another notifier, another database ------------------------------------------------------------------
 
@@ -394,7 +397,7 @@ $before = value("SELECT eventstore.head('h')");
 $one->notes;
 value("SELECT pg_terminate_backend($old)");
 append("'h', 'x'") for 1 .. 10;
-($sum, $last) = (0, 0);
+$sum = 0;
 $sum += $_->{said}{count} foreach $one->await_head('public.h', $before + 10);
 is($sum, 10, 'another notifier goes on where the last one ended');
 isnt(value($notifier), $old, 'it is another one');
