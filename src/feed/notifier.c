@@ -54,7 +54,6 @@
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "worker/launcher.h"
 #include "worker/listeners.h"
@@ -227,7 +226,7 @@ lock_announced(Announced *entry)
 {
 	entry->locked_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOCKED_PAUSE_MS);
 	if (!ConditionalLockRelationOid(entry->head.relid, AccessShareLock) ||
-		!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(entry->head.relid)))
+		!es_collection_exists(entry->head.relid))
 		return false;
 	entry->locked_until = 0;
 	return true;

@@ -112,6 +112,20 @@ waiting_is(1);
 $head = $client{wait_for}->run("SELECT position FROM eventstore.append('c', 'x', stream => 's', tags => '{t}')");
 is($client{read}->receive, $head, 'woken by another client of the pool');
 
+# ---- subscriptions ------------------------------------------------------------------------------------
+
+$client{read}->run("SELECT eventstore.subscribe('s', 'c', after => $head)");
+$client{read}->send("SELECT position FROM eventstore.poll('s', wait => '1 hour')");
+waiting_is(1);
+$head = $client{wait_for}->run("SELECT position FROM eventstore.append('c', 'x', stream => 's', tags => '{t}')");
+is($client{read}->receive, $head, 'poll is woken');
+$client{read}->send("SELECT position FROM eventstore.poll('s', wait => '1 hour', member => 'm', lease => '1 min')");
+waiting_is(1);
+$head = $client{wait_for}->run("SELECT position FROM eventstore.append('c', 'x', stream => 's', tags => '{t}')");
+is($client{read}->receive, $head, 'and with a lease');
+$client{await}->run("SELECT eventstore.ack('s', $head, 'm')");
+is($client{wait_for}->run("SELECT count(*) FROM eventstore.poll('s')"), 0, 'which another connection of the pool acknowledges');
+
 # ---- the ends of a wait ------------------------------------------------------------------------------
 
 is($client{wait_for}->run("SELECT eventstore.wait_for('c', $head, '20 ms')"), $head, 'a time-out');

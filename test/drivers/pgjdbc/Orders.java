@@ -203,17 +203,17 @@ public class Orders {
 	record Page(List<Event> events, long next) {
 	}
 
+	interface Handler {
+		/** False to end. */
+		boolean handle(Event event) throws SQLException;
+	}
+
 	/** The next page of events after a position, and the position to go on from. */
 	Page readOn(long after) throws SQLException {
 		long head = head();
 		List<Event> events = events("eventstore.read(?::regclass, after => ?, max_count => ?)", ORDERS, after, PAGE);
 		long last = events.isEmpty() ? after : events.get(events.size() - 1).position();
 		return new Page(events, events.size() == PAGE ? last : Math.max(head, last));
-	}
-
-	interface Handler {
-		/** False to end. */
-		boolean handle(Event event) throws SQLException;
 	}
 
 	/** All events after a position, and then each new one. The connection is in autocommit. */
