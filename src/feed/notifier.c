@@ -136,10 +136,11 @@ note_row(HeapTuple row, TupleDesc desc, const Announced *old, int nold)
 {
 	Announced  *entry = &audience[naudience];
 	char	   *channel = SPI_getvalue(row, desc, 4);
+	EsChannel	number = es_listeners_channel(channel);
 	bool		isnull;
 	Datum		heartbeat;
 
-	if (!es_listeners_any(es_listeners_channel(channel)))
+	if (!es_listeners_any(number))
 		return;
 	memset(entry, 0, sizeof(Announced));
 	entry->head.relid = DatumGetObjectId(SPI_getbinval(row, desc, 1, &isnull));
@@ -149,6 +150,8 @@ note_row(HeapTuple row, TupleDesc desc, const Announced *old, int nold)
 	heartbeat = SPI_getbinval(row, desc, 5, &isnull);
 	entry->heartbeat_us = isnull ? 0 : interval_us(DatumGetIntervalP(heartbeat));
 	keep_history(entry, old, nold);
+	if (es_head_find(&entry->head))
+		es_head_set_channel(&entry->head, number);
 	naudience++;
 }
 

@@ -210,13 +210,26 @@ value("SELECT eventstore.set_option('o', 'channel', NULL)");
 append("'o', 'x'");
 is(payloads($one, 'public.o', 6), '{"collection": "public.o", "head": 6, "count": 1}', 'back to the first channel');
 
+foreach my $option ([ 'notify', 'none' ], [ 'channel', 'elsewhere' ])
+{
+	value("SELECT eventstore.set_option('o', '$option->[0]', '$option->[1]')");
+	$head = value("SELECT eventstore.head('o')");
+	$holder->run('BEGIN');
+	$holder->run("SELECT position FROM eventstore.append('o', 'x')");
+	value("SELECT eventstore.set_option('o', '$option->[0]', NULL)");
+	settle();
+	$holder->run('COMMIT');
+	$one->await_head('public.o', $head + 1);
+	pass("$option->[0] was changed while an append was open: it is told");
+}
+
 value('ALTER TABLE o RENAME TO p');
 append("'p', 'x'");
-is(payloads($one, 'public.o', 7), '{"collection": "public.p", "head": 7, "count": 1}', 'RENAME: the channel stays');
+is(payloads($one, 'public.o', 9), '{"collection": "public.p", "head": 9, "count": 1}', 'RENAME: the channel stays');
 value('ALTER TABLE p SET SCHEMA "Sales"');
 append(q{'"Sales".p', 'x'});
-is(payloads($one, 'public.o', 8), '{"collection": "\"Sales\".p", "head": 8, "count": 1}', 'SET SCHEMA: the channel stays');
-is(join('|', $one->listen('"Sales".p')), 'public.o|8', 'and listen knows it');
+is(payloads($one, 'public.o', 10), '{"collection": "\"Sales\".p", "head": 10, "count": 1}', 'SET SCHEMA: the channel stays');
+is(join('|', $one->listen('"Sales".p')), 'public.o|10', 'and listen knows it');
 value(q{SELECT eventstore.drop_collection('"Sales".p')});
 create('o');
 append("'o', 'x'");
