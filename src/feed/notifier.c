@@ -32,7 +32,8 @@
  * can refuse one, it takes listeners that do not read for hours; then an error is
  * logged once, and sending is tried again after a pause.  Appenders never feel it.
  *
- * Locks: those of a reader, for the time of one short transaction.  A crash
+ * Locks: those of a reader, for the time of one short transaction; one that somebody
+ * holds against us is not waited for, since that would hold up all who wait.  A crash
  * ends all sessions, listeners too; after it nothing is owed to anybody.
  */
 #include "postgres.h"
@@ -142,10 +143,11 @@ note_row(HeapTuple row, TupleDesc desc, const Announced *old, int nold)
 {
 	Announced  *entry = &audience[naudience];
 	char	   *channel = SPI_getvalue(row, desc, 4);
+	EsChannel	number = es_listeners_channel(channel);
 	bool		isnull;
 	Datum		heartbeat;
 
-	if (!es_listeners_any(es_listeners_channel(channel)))
+	if (!es_listeners_any(number))
 		return;
 	memset(entry, 0, sizeof(Announced));
 	entry->head.relid = DatumGetObjectId(SPI_getbinval(row, desc, 1, &isnull));
@@ -155,6 +157,8 @@ note_row(HeapTuple row, TupleDesc desc, const Announced *old, int nold)
 	heartbeat = SPI_getbinval(row, desc, 5, &isnull);
 	entry->heartbeat_us = isnull ? 0 : interval_us(DatumGetIntervalP(heartbeat));
 	keep_history(entry, old, nold);
+	if (es_head_find(&entry->head))
+		es_head_set_channel(&entry->head, number);
 	naudience++;
 }
 

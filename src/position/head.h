@@ -197,6 +197,12 @@ extern void es_head_announced(const EsHeadRef *ref, EsAnnounced *announced);
 /* Announced up to here, and that many of those events are told. */
 extern void es_head_set_announced(const EsHeadRef *ref, const EsAnnounced *announced);
 
+/*
+ * Where it is announced now.  Transactions that were open when the option changed
+ * know the old channel only.  No error.
+ */
+extern void es_head_set_channel(const EsHeadRef *ref, EsChannel channel);
+
 extern void es_head_count(const EsHeadRef *ref, EsHeadStat stat, uint64 n);
 extern uint64 es_head_stat(const EsHeadRef *ref, EsHeadStat stat);
 
