@@ -22,6 +22,7 @@ SQL_PARTS = \
 	src/feed/read.sql \
 	src/feed/live.sql \
 	src/feed/subscription.sql \
+	src/store/store.sql \
 	src/stats/monitor.sql
 
 INSTALL_SQL = $(EXTENSION)--$(EXTVERSION).sql

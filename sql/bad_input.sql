@@ -5,6 +5,8 @@ SET client_min_messages = error;
 CREATE SCHEMA bad;
 SET search_path = bad, public;
 SELECT eventstore.create_collection('bad.c', segment_size => 1000);
+SELECT eventstore.create_store('kv'), eventstore.create_store('texts', 'text'), eventstore.create_store('blobs', 'bytes', 'bytes');
+SELECT eventstore.put('kv', 'k', '1'), eventstore.put_text('texts', 'k', '1'), eventstore.put_bytes('blobs', '\x6b', '\x31');
 SELECT count(*) FROM eventstore.append_batch('c', '[{"type": "a", "stream": "s", "tags": ["t"]}, {"type": "b", "stream": "s"}, {"type": "c"}]');
 
 -- what is no collection, in many ways
@@ -28,7 +30,7 @@ INSERT INTO bad_values VALUES
 	('regclass', 'partitioned', '''parted'''), ('regclass', 'partition', '''parted_1'''), ('regclass', 'temporary', '''temporary'''),
 	('regclass', 'view', '''looker'''), ('regclass', 'stored', '''stored'''), ('regclass', 'sequence', '''counted'''), ('regclass', 'type', '''composed'''),
 	('regclass', 'index', '''c_pkey'''), ('regclass', 'segment', '''c_1'''), ('regclass', 'heads', '''c_heads'''), ('regclass', 'unshaped', '''unshaped'''),
-	('regclass', 'own table', '''eventstore.collection_catalog'''), ('regclass', 'own view', '''eventstore.collections'''),
+	('regclass', 'store', '''kv'''), ('regclass', 'changelog', '''kv_changelog'''), ('regclass', 'own table', '''eventstore.collection_catalog'''), ('regclass', 'own view', '''eventstore.collections'''),
 	('text', 'null', 'NULL'), ('text', 'empty', ''''''), ('text', 'blank', ''' '''), ('text', 'long', 'repeat(''x'', 300000)'),
 	('text', 'control', 'E''\x01\n'''), ('text', 'number', '''NaN'''), ('text', 'dots', '''a.b.c.d'''), ('text', 'quote', '''"a'''), ('text', 'unicode', 'U&''\+01F600'''),
 	('bigint', 'null', 'NULL'), ('bigint', 'negative', '''-1'''), ('bigint', 'zero', '0'), ('bigint', 'lowest', '''-9223372036854775808'''), ('bigint', 'highest', '9223372036854775807'),
@@ -55,6 +57,7 @@ INSERT INTO bad_values VALUES
 CREATE TABLE good_values (argument text, value text);
 INSERT INTO good_values VALUES
 	('collection', '''c'''), ('collections', '''{c}'''), ('name', '''made'''), ('type', '''x'''), ('stream', '''s'''), ('events', '''[{"type": "x"}]'''),
+	('store', '''kv'''), ('key', '''k'''), ('keys', '''{k,j}'''), ('prefix', '''k'''), ('at', '''infinity'''),
 	('option', '''notify'''), ('value', '''head'''), ('before', '2'), ('first', '1'), ('end', '3'),
 	('after', '0'), ('up_to', '1'), ('member', '''m'''), ('holder', '''h'''), ('ttl', '''1 hour''');
 -- a member that has events to give back
@@ -62,6 +65,7 @@ SELECT eventstore.subscribe('made', 'c');
 SELECT position FROM eventstore.poll('made', 2, member => 'm', lease => '1 day');
 CREATE FUNCTION good(argument text, type regtype) RETURNS text LANGUAGE sql AS $$
 	SELECT CASE WHEN good.type = 'eventstore.new_event[]'::regtype THEN '''{"(x,,,,,,,,)"}'''
+		WHEN good.argument = 'value' AND good.type = 'jsonb'::regtype THEN '''1'''
 		ELSE (SELECT value FROM good_values g WHERE g.argument = good.argument) END
 $$;
 
@@ -76,7 +80,9 @@ WHERE p.pronamespace = 'eventstore'::regnamespace
 CREATE VIEW calls AS
 SELECT p.proname::text AS function, a.name AS argument, v.label,
 	format('eventstore.%I(%s)', p.proname, (
-		SELECT string_agg(format('%I => %s::%s', b.name, CASE WHEN b.n = a.n THEN v.value ELSE good(b.name, b.type) END, b.type), ', ')
+		SELECT string_agg(format('%I => %s::%s', b.name, CASE WHEN b.n = a.n THEN v.value
+			WHEN b.name = 'store' AND p.proname LIKE '%\_text' THEN '''texts''' WHEN b.name = 'store' AND p.proname LIKE '%\_bytes' THEN '''blobs'''
+			ELSE good(b.name, b.type) END, b.type), ', ')
 		FROM arguments b WHERE b.oid = p.oid AND (b.n = a.n OR b.required))) AS call
 FROM pg_proc p JOIN arguments a USING (oid) JOIN bad_values v USING (type);
 
@@ -104,8 +110,8 @@ SELECT * FROM calls WHERE label NOT IN ('many', 'long', 'megabytes', 'same') AND
 CREATE TABLE outcomes (function text, argument text, label text, call text, how text, state text);
 
 -- ---- every value for itself ----
--- those that wait come first: later the transaction has appended
-INSERT INTO outcomes SELECT *, 'from', outcome(call) FROM (SELECT * FROM calls ORDER BY function NOT IN ('wait_for', 'await')) c;
+-- those that wait or repair come first: later the transaction has appended
+INSERT INTO outcomes SELECT *, 'from', outcome(call) FROM (SELECT * FROM calls ORDER BY function NOT IN ('wait_for', 'await', 'repair_collection')) c;
 SELECT function, argument, string_agg(label || ' ' || state, ', ' ORDER BY label COLLATE "C") AS outcomes
 FROM outcomes WHERE function NOT LIKE 'collection\_%' GROUP BY 1, 2 ORDER BY function COLLATE "C", argument COLLATE "C";
 

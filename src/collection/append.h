@@ -12,7 +12,17 @@
 #include "collection/event.h"
 #include "collection/query.h"
 
-/* One call of an append function. */
+struct EsStreamHead;
+
+/*
+ * One call of an append function.
+ *
+ * 'recording' is for who records changes of something else (a store): he acts
+ * for the collection, so neither the caller's rights nor row-level security are
+ * asked, and a changelog takes his events as it takes no others.  'settle' runs
+ * when the streams are locked and sees how they stand; it may change times and
+ * leave events out (from events and nevents), also all of them.
+ */
 typedef struct EsAppend
 {
 	EsCollection *coll;
@@ -22,6 +32,9 @@ typedef struct EsAppend
 	EsQuery    *fail_if;		/* or NULL */
 	bool		after_given;
 	EsPosition	after;
+	bool		recording;
+	void		(*settle) (struct EsAppend *append, const struct EsStreamHead *streams);
+	void	   *settle_arg;
 } EsAppend;
 
 /*

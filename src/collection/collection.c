@@ -264,6 +264,35 @@ load_row(EsCollection *coll)
 	return found;
 }
 
+/* The store that has the collection as its changelog; InvalidOid. */
+static Oid
+find_store(Oid changelog)
+{
+	Relation	catalog = table_open(es_extension_relation("store_catalog"),
+									 AccessShareLock);
+	Oid			index = get_relname_relid("store_catalog_changelog_key",
+										  RelationGetNamespace(catalog));
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Oid			store = InvalidOid;
+
+	ScanKeyInit(&key, ES_STORE_CATALOG_CHANGELOG, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(changelog));
+	scan = systable_beginscan(catalog, index, OidIsValid(index), NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		bool		isnull;
+
+		store = DatumGetObjectId(heap_getattr(tuple, ES_STORE_CATALOG_STORE,
+											  RelationGetDescr(catalog), &isnull));
+	}
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return store;
+}
+
 static void
 report_not_collection(Relation rel)
 {
@@ -308,6 +337,7 @@ load_collection(EsCollection *coll)
 			report_not_collection(rel);
 		check_shape(coll, rel);
 		load_segments(coll, rel);
+		coll->store = find_store(coll->relid);
 		coll->plain = is_plain(rel);
 		if (coll->head.incarnation != incarnation)
 		{
@@ -432,6 +462,19 @@ es_collection_check_owner(Oid relid)
 {
 	if (!es_owns_relation(relid, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, get_rel_name(relid));
+}
+
+void
+es_collection_refuse_changelog(const EsCollection *coll)
+{
+	if (!OidIsValid(coll->store))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_ES_APPEND_ONLY),
+			 errmsg("cannot append to changelog \"%s\"", get_rel_name(coll->relid)),
+			 errdetail("It records the changes of store \"%s\" and nothing else.",
+					   get_rel_name(coll->store)),
+			 errhint("Change the store: its changelog follows.")));
 }
 
 bool

@@ -60,6 +60,13 @@
 #define ES_CATALOG_HEARTBEAT		12	/* interval or null */
 #define ES_CATALOG_NATTS			12
 
+/* Attribute numbers of eventstore.store_catalog (store.sql). */
+#define ES_STORE_CATALOG_STORE		1	/* regclass, primary key */
+#define ES_STORE_CATALOG_CHANGELOG	2	/* regclass or null, unique */
+#define ES_STORE_CATALOG_FORMAT		3	/* text: json, text, bytes */
+#define ES_STORE_CATALOG_KEY_FORMAT	4	/* text: text, bytes */
+#define ES_STORE_CATALOG_NATTS		4
+
 typedef struct EsSegment
 {
 	EsPosition	first;
@@ -82,6 +89,7 @@ typedef struct EsCollection
 	Oid			counter;
 	int64		segment_size;
 	EsPosition	first_position; /* the first kept; earlier ones are LG005 */
+	Oid			store;			/* the store whose changes it records; InvalidOid */
 	bool		plain;			/* nothing of the user's stands against the fast append path */
 	int			nsegments;
 	EsSegment  *segments;		/* ascending, in the cache's memory */
@@ -117,6 +125,9 @@ extern void es_collection_check_acl(const EsCollection *coll, AclMode mode);
 
 /* Raises 42501 (must be owner of ...) unless the current user owns it. */
 extern void es_collection_check_owner(Oid relid);
+
+/* LG003 where the collection is a changelog: nobody writes those by hand. */
+extern void es_collection_refuse_changelog(const EsCollection *coll);
 
 /* True where row-level security applies to the current user (may raise, as SELECT would). */
 extern bool es_collection_row_security(const EsCollection *coll);

@@ -14,7 +14,8 @@
  *				subscriptions too) and its shared entry go too.  The counter is owned by a column and
  *				went with it.
  *	on_alter	OWNER TO and SET SCHEMA reach segments and heads table, which
- *				PostgreSQL would leave as they are; who attaches a segment takes
+ *				PostgreSQL would leave as they are (a changelog
+ *				follows its store by a trigger in store/); who attaches a segment takes
  *				the lock of those who make them (segment.c).
  *
  * DROP EXTENSION drops the event triggers before they could run; it leaves
@@ -31,6 +32,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "collection/collection.h"
+#include "collection/ddl.h"
 #include "collection/layout.h"
 #include "collection/retention.h"
 #include "collection/segment.h"
@@ -166,7 +168,7 @@ check_notify(const char *value, Oid collection)
 
 /* PostgreSQL's own words for a bad name do not say which one it is. */
 static void
-check_name(text *name)
+check_name(text *name, const char *kind)
 {
 	char	   *string = text_to_cstring(name);
 	List	   *parts;
@@ -179,19 +181,18 @@ check_name(text *name)
 	if (!good)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid name of a collection: \"%s\"", string),
+				 errmsg("invalid name of a %s: \"%s\"", kind, string),
 				 errhint("It is a name, or a schema's name, a dot and a name; what is not a plain identifier stands in double quotes.")));
 }
 
-/* Where the name says, or in the first schema of the search_path. */
-static Oid
-creation_schema(text *name, char **relname)
+Oid
+es_creation_schema(text *name, const char *kind, char **relname)
 {
 	RangeVar   *target;
 	Oid			schema;
 	AclResult	acl;
 
-	check_name(name);
+	check_name(name, kind);
 	target = makeRangeVarFromNameList(textToQualifiedNameList(name));
 	schema = RangeVarGetCreationNamespace(target);
 	acl = es_schema_aclcheck(schema, GetUserId(), ACL_CREATE);
@@ -200,7 +201,7 @@ creation_schema(text *name, char **relname)
 	if (isAnyTempNamespace(schema))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot create collection \"%s\" in a temporary schema", target->relname)));
+				 errmsg("cannot create %s \"%s\" in a temporary schema", kind, target->relname)));
 	*relname = target->relname;
 	return schema;
 }
@@ -214,13 +215,19 @@ require_arg(FunctionCallInfo fcinfo, int n, const char *name)
 				 errmsg("argument \"%s\" must not be null", name)));
 }
 
-/* Arguments 1 to 6 of create_collection; null means what it says. */
 static void
-read_options(FunctionCallInfo fcinfo, EsOptions *options)
+default_options(EsOptions *options)
 {
 	memset(options, 0, sizeof(EsOptions));
 	options->segment_size = ES_SEGMENT_SIZE_DEFAULT;
 	options->notify = ES_NOTIFY_DEFAULT;
+}
+
+/* Arguments 1 to 6 of create_collection; null means what it says. */
+static void
+read_options(FunctionCallInfo fcinfo, EsOptions *options)
+{
+	default_options(options);
 	if (!PG_ARGISNULL(1))
 		options->segment_size = check_segment_size(PG_GETARG_INT64(1));
 	if (!PG_ARGISNULL(2))
@@ -235,11 +242,40 @@ read_options(FunctionCallInfo fcinfo, EsOptions *options)
 		options->channel = check_channel(text_to_cstring(PG_GETARG_TEXT_PP(6)));
 }
 
+/* With these options; in SPI, in the role of its owner to be. */
+static Oid
+create_collection(Oid schema, const char *name, EsOptions *options)
+{
+	EsLayout	layout = {InvalidOid, InvalidOid};
+	Oid			collection = es_layout_create_table(schema, name);
+
+	es_layout_complete(collection, &layout);
+	if (options->channel == NULL)
+		options->channel = es_layout_default_channel(collection);
+	es_layout_register(collection, &layout, options, 1);
+	return collection;
+}
+
+Oid
+es_create_changelog(Oid schema, const char *name)
+{
+	EsOptions	options;
+
+	default_options(&options);
+	return create_collection(schema, name, &options);
+}
+
+void
+es_make_ready_to_append(Oid collection)
+{
+	es_segments_keep_ahead(collection);
+	es_wake_maintenance_at_commit();
+}
+
 Datum
 es_create_collection(PG_FUNCTION_ARGS)
 {
 	EsOptions	options;
-	EsLayout	layout = {InvalidOid, InvalidOid};
 	EsRoleSwitch saved;
 	char	   *name;
 	Oid			schema;
@@ -249,21 +285,16 @@ es_create_collection(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("create_collection");
 	require_arg(fcinfo, 0, "name");
 	read_options(fcinfo, &options);
-	schema = creation_schema(PG_GETARG_TEXT_PP(0), &name);
+	schema = es_creation_schema(PG_GETARG_TEXT_PP(0), "collection", &name);
 
 	/* The caller's own role: what this adds is the locked search_path. */
 	es_role_assume(GetUserId(), &saved);
 	SPI_connect();
-	collection = es_layout_create_table(schema, name);
-	es_layout_complete(collection, &layout);
-	if (options.channel == NULL)
-		options.channel = es_layout_default_channel(collection);
-	es_layout_register(collection, &layout, &options, 1);
+	collection = create_collection(schema, name, &options);
 	SPI_finish();
 	es_role_restore(&saved);
 
-	es_segments_keep_ahead(collection);
-	es_wake_maintenance_at_commit();
+	es_make_ready_to_append(collection);
 	PG_RETURN_OID(collection);
 }
 
@@ -510,6 +541,52 @@ delete_dropped_subscriptions(void)
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
 }
 
+/*
+ * A changelog without its store is a plain collection; a store without its
+ * changelog would be one that forgets, so that is refused.
+ */
+static void
+delete_dropped_stores(void)
+{
+	es_spi_execute("DELETE FROM eventstore.store_catalog s"
+				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
+				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
+				   " AND d.objsubid = 0 AND d.objid = s.store::pg_catalog.oid"
+				   " RETURNING s.changelog::pg_catalog.oid",
+				   0, NULL, NULL, NULL, false, SPI_OK_DELETE_RETURNING);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		isnull;
+		Oid			changelog = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i],
+															   SPI_tuptable->tupdesc, 1,
+															   &isnull));
+
+		if (!isnull && get_rel_relkind(changelog) != '\0')
+			CacheInvalidateRelcacheByRelid(changelog);
+	}
+	es_spi_execute("SELECT s.store::pg_catalog.oid, d.object_identity"
+				   " FROM eventstore.store_catalog s"
+				   " JOIN pg_catalog.pg_event_trigger_dropped_objects() d"
+				   " ON d.objid = s.changelog::pg_catalog.oid"
+				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
+				   " AND d.objsubid = 0",
+				   0, NULL, NULL, NULL, false, SPI_OK_SELECT);
+	if (SPI_processed > 0)
+	{
+		bool		isnull;
+		Datum		store = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+										  &isnull);
+
+		ereport(ERROR,
+				(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+				 errmsg("cannot drop changelog %s of a store",
+						SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2)),
+				 errdetail("Store \"%s\" records its changes there.",
+						   get_rel_name(DatumGetObjectId(store))),
+				 errhint("Drop both with eventstore.drop_store().")));
+	}
+}
+
 /* The rows of dropped collections: each one's OID and that of its heads table. */
 static void
 delete_dropped_rows(void)
@@ -561,6 +638,7 @@ es_on_drop(PG_FUNCTION_ARGS)
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
 	delete_dropped_subscriptions();
+	delete_dropped_stores();
 	delete_dropped_rows();
 	n = SPI_processed;
 	heads = palloc(sizeof(Oid) * (n + 1));

@@ -417,6 +417,7 @@ begin_statement(FunctionCallInfo fcinfo, Oid relid)
 	PreventCommandIfParallelMode("append");
 	coll = es_collection_open(relid, RowExclusiveLock);
 	check_may_insert(coll);
+	es_collection_refuse_changelog(coll);
 	es_collection_load_head_for_append(coll);
 	es_head_register(&coll->head, &nothing);
 
@@ -674,6 +675,8 @@ read_row(InsertRow *row, TriggerData *trigdata)
 		report_no_position(row->coll);
 	if (!take_handed(relid, position, &row->taken))
 		report_own_value(row->coll, "position", position);
+	if (row->taken.event == NULL)
+		es_collection_refuse_changelog(row->coll);
 	if (row->taken.event == NULL && !row->nulls[ES_ATT_VERSION - 1])
 		report_own_value(row->coll, "version",
 						 DatumGetInt64(row->values[ES_ATT_VERSION - 1]));
