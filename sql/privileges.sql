@@ -287,8 +287,63 @@ SELECT eventstore.repair_collection('closed.e');
 SELECT collection, head > 0 AS has_head, events FROM eventstore.collections ORDER BY collection::pg_catalog.text;
 SELECT item FROM eventstore.doctor() WHERE NOT ok;
 SELECT eventstore.drop_collection('closed.e');
+SELECT eventstore.create_store('closed.e', key_format => 'bytes', unlogged => true);
+SELECT eventstore.put('closed.e', 'k', '1'), eventstore.put('closed.e', 'k', '2'), eventstore.get('closed.e', 'k');
+SELECT eventstore.keys('closed.e', 'k'), eventstore.get_at('closed.e', 'k', 'infinity'), eventstore.delete('closed.e', 'j');
+SELECT eventstore.delete_prefix('closed.e', 'k');
+SELECT eventstore.clear('closed.e'), eventstore.rebuild('closed.e');
+SELECT eventstore.drop_store('closed.e');
 RESET ROLE;
 RESET search_path;
+
+-- ---- stores: the rights are those of the table, and the changelog is nobody's to write ----
+SET ROLE es_own;
+SELECT eventstore.create_store('closed.kv');
+SELECT eventstore.put('closed.kv', 'k', '"secret"');
+GRANT SELECT ON closed.kv TO es_read;
+GRANT INSERT ON closed.kv TO es_write;
+GRANT SELECT, INSERT, UPDATE, DELETE ON closed.kv TO es_both;
+GRANT ALL ON closed.kv_changelog TO es_write;
+RESET ROLE;
+TRUNCATE statements, outcomes;
+INSERT INTO statements (statement) VALUES
+	('SELECT eventstore.get(''closed.kv'', ''k'')'),
+	('SELECT * FROM eventstore.get_many(''closed.kv'', ''{k}'')'),
+	('SELECT * FROM eventstore.keys(''closed.kv'')'),
+	('SELECT eventstore.put(''closed.kv'', ''k'', ''1'')'),
+	('SELECT eventstore.put(''closed.kv'', ''new'', ''1'')'),
+	('INSERT INTO closed.kv (key, value) VALUES (''new'', ''1'')'),
+	('UPDATE closed.kv SET value = ''1'''),
+	('SELECT eventstore.delete(''closed.kv'', ''k'')'),
+	('SELECT eventstore.delete_prefix(''closed.kv'', '''')'),
+	('SELECT eventstore.clear(''closed.kv'')'),
+	('TRUNCATE closed.kv'),
+	('SELECT eventstore.get_at(''closed.kv'', ''k'', now())'),
+	('SELECT * FROM eventstore.read_stream(''closed.kv_changelog'', ''k'')'),
+	('SELECT * FROM eventstore.append(''closed.kv_changelog'', ''put'', stream => ''k'')'),
+	('INSERT INTO closed.kv_changelog (type, stream) VALUES (''put'', ''k'')'),
+	('SELECT eventstore.rebuild(''closed.kv'')'),
+	('SELECT eventstore.drop_store(''closed.kv'')'),
+	('SELECT eventstore.create_store(''closed.other'')'),
+	('INSERT INTO eventstore.store_catalog SELECT * FROM eventstore.store_catalog');
+SET ROLE es_own;
+INSERT INTO outcomes SELECT n, current_user, state_of(statement) FROM statements;
+SET ROLE es_both;
+INSERT INTO outcomes SELECT n, current_user, state_of(statement) FROM statements;
+SET ROLE es_read;
+INSERT INTO outcomes SELECT n, current_user, state_of(statement) FROM statements;
+SET ROLE es_write;
+INSERT INTO outcomes SELECT n, current_user, state_of(statement) FROM statements;
+SET ROLE es_none;
+INSERT INTO outcomes SELECT n, current_user, state_of(statement) FROM statements;
+RESET ROLE;
+SELECT max(state) FILTER (WHERE role = 'es_own') AS own,
+	max(state) FILTER (WHERE role = 'es_both') AS both,
+	max(state) FILTER (WHERE role = 'es_read') AS read,
+	max(state) FILTER (WHERE role = 'es_write') AS write,
+	max(state) FILTER (WHERE role = 'es_none') AS none,
+	statement
+FROM outcomes JOIN statements USING (n) GROUP BY n, statement ORDER BY n;
 
 -- ---- and all of it goes ----
 DROP SCHEMA evil CASCADE;
