@@ -65,6 +65,8 @@
 #define ERROR_PAUSE_MS			1000
 /* Before a collection that is locked is tried again. */
 #define LOCKED_PAUSE_MS			20
+/* Collections in one transaction: each costs it some ten locks. */
+#define SEND_MAX				100
 /* With nothing to do. */
 #define IDLE_MS					(60 * 1000)
 
@@ -255,21 +257,28 @@ send_notification(Announced *entry)
 	entry->sending = true;
 }
 
-/* In a transaction with a snapshot. */
+/* In a transaction with a snapshot.  What is too much for one is due at once again. */
 static void
 send_due(void)
 {
+	static int	turn = 0;		/* who comes first, so that everybody's turn comes */
 	TimestampTz now = GetCurrentTimestamp();
+	int			nsent = 0;
 
 	for (int i = 0; i < naudience; i++)
+		audience[i].sending = false;
+	for (int i = 0; i < naudience && nsent < SEND_MAX; i++)
 	{
 		TimestampTz due;
 
-		at_work = &audience[i];
-		at_work->sending = false;
+		turn = (turn + 1) % naudience;
+		at_work = &audience[turn];
 		due = due_at(at_work);
 		if (due != 0 && due <= now)
+		{
 			send_notification(at_work);
+			nsent++;
+		}
 	}
 	at_work = NULL;
 }
