@@ -295,6 +295,7 @@ settle_sent(void)
 		Announced  *entry = &audience[i];
 		TimestampTz due;
 
+		at_work = entry;
 		if (entry->sending)
 		{
 			entry->not_before = 0;
@@ -310,6 +311,7 @@ settle_sent(void)
 		if (due != 0 && (next == 0 || due < next))
 			next = due;
 	}
+	at_work = NULL;
 	return next;
 }
 
