@@ -21,6 +21,7 @@ SQL_PARTS = \
 	src/collection/append.sql \
 	src/feed/read.sql \
 	src/feed/live.sql \
+	src/feed/subscription.sql \
 	src/stats/monitor.sql
 
 INSTALL_SQL = $(EXTENSION)--$(EXTVERSION).sql

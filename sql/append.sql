@@ -94,7 +94,17 @@ SELECT * FROM eventstore.append_batch('orders', '[{"type": "x", "tags": ["a", nu
 SELECT * FROM eventstore.append_batch('orders', '[{"type": "x", "stream": "s", "expected_version": 1.5}]');
 SELECT * FROM eventstore.append_batch('orders', '[{"type": "x", "stream": "s", "expected_version": -1}]');
 SELECT * FROM eventstore.append_batch('orders', '[{"type": "x", "id": "zzz"}]');
+\echo :LAST_ERROR_SQLSTATE
+SELECT * FROM eventstore.append_batch('orders', '[{"type": "x"}, {"type": "x", "id": 7}]');
+SELECT * FROM eventstore.append_batch('orders', '[{"type": "x"}, {"type": "x", "created_at": "never"}]');
+\echo :LAST_ERROR_SQLSTATE
+SELECT * FROM eventstore.append_batch('orders', '[{"type": "x", "created_at": "2024-02-30"}]');
+\echo :LAST_ERROR_SQLSTATE
+SELECT * FROM eventstore.append_batch('orders', '[{"type": "x", "created_at": "294277-01-01"}]');
+\echo :LAST_ERROR_SQLSTATE
 SELECT * FROM eventstore.append_batch('orders', '[{"type": "x", "body": "!"}]');
+\echo :LAST_ERROR_SQLSTATE
+SELECT * FROM eventstore.append_batch('orders', jsonb_build_array(jsonb_build_object('type', 'x', 'body', repeat('ü', 100000))));
 SELECT * FROM eventstore.append_batch('orders', '[{"type": null}]');
 \echo :LAST_ERROR_SQLSTATE
 SELECT * FROM eventstore.append_batch('orders', '[1]');

@@ -32,6 +32,7 @@ INSERT INTO bad_values VALUES
 	('text', 'null', 'NULL'), ('text', 'empty', ''''''), ('text', 'blank', ''' '''), ('text', 'long', 'repeat(''x'', 300000)'),
 	('text', 'control', 'E''\x01\n'''), ('text', 'number', '''NaN'''), ('text', 'dots', '''a.b.c.d'''), ('text', 'quote', '''"a'''), ('text', 'unicode', 'U&''\+01F600'''),
 	('bigint', 'null', 'NULL'), ('bigint', 'negative', '''-1'''), ('bigint', 'zero', '0'), ('bigint', 'lowest', '''-9223372036854775808'''), ('bigint', 'highest', '9223372036854775807'),
+	('integer', 'null', 'NULL'), ('integer', 'negative', '''-1'''), ('integer', 'zero', '0'), ('integer', 'highest', '2147483647'),
 	('interval', 'null', 'NULL'), ('interval', 'negative', '''-1 day'''), ('interval', 'zero', '''0'''), ('interval', 'ages', '''178000000 years'''), ('interval', 'mixed', '''1 month -30 days'''),
 	('timestamptz', 'null', 'NULL'), ('timestamptz', 'infinite', '''infinity'''), ('timestamptz', 'minus infinite', '''-infinity'''), ('timestamptz', 'first', '''4714-11-25 BC UTC'''), ('timestamptz', 'last', '''294276-12-31 UTC'''),
 	('uuid', 'null', 'NULL'), ('uuid', 'zeros', '''00000000-0000-0000-0000-000000000000'''),
@@ -54,7 +55,11 @@ INSERT INTO bad_values VALUES
 CREATE TABLE good_values (argument text, value text);
 INSERT INTO good_values VALUES
 	('collection', '''c'''), ('collections', '''{c}'''), ('name', '''made'''), ('type', '''x'''), ('stream', '''s'''), ('events', '''[{"type": "x"}]'''),
-	('option', '''notify'''), ('value', '''head'''), ('after', '0'), ('before', '2'), ('first', '1'), ('end', '3');
+	('option', '''notify'''), ('value', '''head'''), ('before', '2'), ('first', '1'), ('end', '3'),
+	('after', '0'), ('up_to', '1'), ('member', '''m'''), ('holder', '''h'''), ('ttl', '''1 hour''');
+-- a member that has events to give back
+SELECT eventstore.subscribe('made', 'c');
+SELECT position FROM eventstore.poll('made', 2, member => 'm', lease => '1 day');
 CREATE FUNCTION good(argument text, type regtype) RETURNS text LANGUAGE sql AS $$
 	SELECT CASE WHEN good.type = 'eventstore.new_event[]'::regtype THEN '''{"(x,,,,,,,,)"}'''
 		ELSE (SELECT value FROM good_values g WHERE g.argument = good.argument) END

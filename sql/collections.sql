@@ -20,6 +20,10 @@ SELECT eventstore.create_collection('');
 \echo :LAST_ERROR_SQLSTATE
 SELECT eventstore.create_collection(null);
 \echo :LAST_ERROR_SQLSTATE
+SELECT eventstore.create_collection('"open');
+\echo :LAST_ERROR_SQLSTATE
+SELECT eventstore.create_collection('public.""');
+\echo :LAST_ERROR_SQLSTATE
 SELECT eventstore.create_collection('a.b.c.d');
 \echo :LAST_ERROR_SQLSTATE
 SELECT eventstore.create_collection('pg_catalog.orders');
@@ -97,6 +101,7 @@ SELECT eventstore.set_option('opted', 'segment_size', '1.5');
 SELECT eventstore.set_option('opted', 'segment_size', '99999999999999999999');
 SELECT eventstore.set_option('opted', 'retain_events', '-3');
 SELECT eventstore.set_option('opted', 'retain_for', 'soon');
+\echo :LAST_ERROR_SQLSTATE
 SELECT eventstore.set_option('opted', 'heartbeat', '0');
 SELECT eventstore.set_option('opted', 'notify', 'all');
 SELECT eventstore.set_option('opted', 'channel', '');
@@ -211,6 +216,11 @@ INSERT INTO moved_on (type, extra) VALUES ('x', 50);
 SELECT max(position) - 64 AS more FROM eventstore.append_batch('moved_on', (SELECT jsonb_agg('{"type": "e"}'::jsonb) FROM generate_series(1, 60)));
 SELECT * FROM eventstore.verify('moved_on');
 DROP TABLE moved_on;
+-- nor does a segment that was detached, and is not gone yet, stand in the way
+SELECT eventstore.create_collection('parted_with', segment_size => 10);
+ALTER TABLE parted_with DETACH PARTITION parted_with_1;
+DROP TABLE parted_with;
+DROP TABLE parted_with_1;
 
 -- ---- dropping ----
 SELECT eventstore.drop_collection('sales.renamed');

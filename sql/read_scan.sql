@@ -35,6 +35,26 @@ EXPLAIN (COSTS OFF) SELECT * FROM bounds b, eventstore.read('orders') r WHERE r.
 SELECT r.position, r.ordinality FROM eventstore.read('orders', 997) WITH ORDINALITY r;
 SELECT b.id, count(*) FROM bounds b, eventstore.read('orders', after => b.low) r GROUP BY 1 ORDER BY 1;
 
+-- the rows are taken apart by whoever looks into them: below a sort, a group, a window, joins, a set operation
+SELECT count(*), max(tags::text), min(data::text), count(DISTINCT id), count(body)
+FROM (SELECT * FROM eventstore.read('orders') ORDER BY stream, version OFFSET 0) r;
+SELECT count(*) FROM (SELECT * FROM eventstore.read('orders') EXCEPT SELECT position, stream, version, id, type, tags, data, body, metadata, created_at FROM orders) r;
+SELECT count(*) FROM (SELECT *, lag(id) OVER (PARTITION BY stream ORDER BY position) AS before FROM eventstore.read('orders')) r WHERE before <> id;
+CREATE TABLE taken AS SELECT * FROM eventstore.read('orders');
+SELECT count(*) FROM taken NATURAL JOIN (SELECT position, stream, version, id, type, tags, created_at FROM orders) o;
+BEGIN;
+SET LOCAL enable_hashjoin = off;
+SET LOCAL enable_nestloop = off;
+SELECT count(*), count(o.id) FROM eventstore.read('orders') r JOIN orders o USING (id, stream, version, position, type, tags, created_at) WHERE r.data IS NULL AND r.body IS NULL AND r.metadata IS NULL;
+SET LOCAL enable_mergejoin = off;
+SET LOCAL enable_hashjoin = on;
+SELECT count(*), count(r.id) FROM orders o LEFT JOIN (SELECT * FROM eventstore.read('orders') OFFSET 0) r ON o.id = r.id AND o.tags = r.tags AND o.created_at = r.created_at;
+SET LOCAL enable_hashjoin = off;
+SET LOCAL enable_nestloop = on;
+SELECT count(*), min(r.type) FROM bounds b CROSS JOIN (SELECT * FROM eventstore.read('orders') OFFSET 0) r;
+ROLLBACK;
+DROP TABLE taken;
+
 -- all the columns, some of them, none of them, the row as a whole
 SELECT count(*) FROM eventstore.read('orders');
 SELECT count(*), count(stream), max(version), min(position) FROM eventstore.read('orders') WHERE type = 't1';

@@ -174,6 +174,28 @@ SELECT version FROM eventstore.peek('accounts', 'wide');
 SELECT eventstore.peek('accounts', 'b') IS NULL AS hidden;
 RESET ROLE;
 
+-- two segments are walked without a look at the heads table, which a serializable transaction takes: the same events
+SELECT eventstore.create_collection('ledger', segment_size => 4096);
+SELECT count(*) FROM eventstore.append_batch('ledger',
+	(SELECT jsonb_agg(jsonb_build_object('type', 't' || n % 3, 'stream', CASE WHEN n = 1 THEN 'first' WHEN n = 5000 THEN 'last' ELSE 's-' || n % 7 END))
+	 FROM generate_series(1, 5000) n));
+CREATE VIEW walks AS
+SELECT s, direction, low, high, n, r.position, r.version, r.type
+FROM unnest('{s-0,s-3,first,last,none}'::text[]) s, unnest('{forward,backward}'::text[]) direction,
+	unnest('{null,0,1,2,700,714,9999}'::bigint[]) low, unnest('{null,0,1,3,713,9999}'::bigint[]) high, unnest('{null,0,1,3}'::bigint[]) n,
+	LATERAL eventstore.read_stream('ledger', s, from_version => low, max_count => n, direction => direction, to_version => high) r;
+CREATE TEMP TABLE unasked AS SELECT * FROM walks;
+SELECT count(*), count(DISTINCT (s, direction)) FROM unasked;
+BEGIN ISOLATION LEVEL SERIALIZABLE;
+SELECT count(*) = (SELECT count(*) FROM unasked) AS as_many FROM walks;
+SELECT count(*) AS different FROM (SELECT * FROM walks EXCEPT SELECT * FROM unasked) r;
+SELECT s, (eventstore.peek('ledger', s)).version FROM unnest('{s-0,s-3,first,last,none}'::text[]) s;
+COMMIT;
+SELECT s, (eventstore.peek('ledger', s)).version FROM unnest('{s-0,s-3,first,last,none}'::text[]) s;
+DROP VIEW walks;
+DROP TABLE unasked;
+SELECT eventstore.drop_collection('ledger');
+
 DROP FUNCTION refusal;
 SELECT eventstore.drop_collection('accounts');
 DROP ROLE regress_reader;

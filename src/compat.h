@@ -134,6 +134,15 @@ es_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot)
 #define es_process_number()		(MyBackendId - 1)
 #endif
 
+/* A slot's copy as a minimal tuple can have room in front since 18. */
+#if PG_VERSION_NUM >= 180000
+#define ES_COPY_MINIMAL_ARGS(slot)	slot, Size extra
+#define ES_COPY_MINIMAL_PASS(slot)	(slot), extra
+#else
+#define ES_COPY_MINIMAL_ARGS(slot)	slot
+#define ES_COPY_MINIMAL_PASS(slot)	(slot)
+#endif
+
 /* PostgreSQL 15 exports everything; later servers need the mark on worker mains. */
 #ifndef PGDLLEXPORT
 #define PGDLLEXPORT

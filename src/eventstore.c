@@ -15,6 +15,7 @@
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
+#include "position/head.h"
 #include "shmem.h"
 #include "worker/launcher.h"
 #include "worker/listeners.h"
@@ -31,6 +32,7 @@ _PG_init(void)
 		return;
 
 	es_shmem_install();
+	es_head_install();
 	es_launcher_install();
 	es_listeners_install();
 	es_append_install_hooks();

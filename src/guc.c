@@ -22,6 +22,7 @@ int			es_tick_delay_ms = 100;
 int			es_notify_interval_ms = 1;
 int			es_max_hold_warning_ms = 0;
 int			es_max_hold_ms = 0;
+int			es_subscription_hold_ms = -1;
 
 /* All of ours are whole numbers; 'flags' carries the unit. */
 static void
@@ -63,5 +64,9 @@ es_guc_define(void)
 			   "Age from which a session whose transaction holds back the head of a collection is terminated.",
 			   "0 turns this off.",
 			   &es_max_hold_ms, 0, INT_MAX, PGC_SUSET, GUC_UNIT_MS);
+	define_int("eventstore.subscription_hold",
+			   "How long retention waits for a subscription that nobody polls.",
+			   "It keeps what the slowest lane has not passed, until the subscription has not been polled or acknowledged for so long. -1 waits without limit, 0 does not wait.",
+			   &es_subscription_hold_ms, -1, INT_MAX, PGC_SUSET, GUC_UNIT_MS);
 	MarkGUCPrefixReserved("eventstore");
 }

@@ -1,6 +1,10 @@
 /*
- * The types that everything speaks, and the extension's own table.
+ * The schema, the types that everything speaks, and the extension's own tables.
  */
+
+CREATE SCHEMA eventstore;
+COMMENT ON SCHEMA eventstore IS
+'Event collections: append, read and follow, never skipping an event.';
 
 CREATE TYPE eventstore.event AS (
 	position bigint,

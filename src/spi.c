@@ -65,10 +65,7 @@ es_extension_owner(void)
 	return namespace_owner(get_namespace_oid(EXTENSION_NAME, false));
 }
 
-/*
- * The schema outlives DROP EXTENSION (PostgreSQL makes it before it makes the
- * extension), so both are asked for.
- */
+/* A schema of that name without the extension is somebody else's. */
 Oid
 es_extension_schema(void)
 {

@@ -532,15 +532,6 @@ check_arguments(AppendRun *run)
  * Intent and positions
  * ------------------------------------------------------------------------- */
 
-static int
-compare_labels(const void *a, const void *b)
-{
-	EsLabel		la = *(const EsLabel *) a;
-	EsLabel		lb = *(const EsLabel *) b;
-
-	return (la > lb) - (la < lb);
-}
-
 static void
 register_intent(AppendRun *run)
 {
@@ -550,7 +541,6 @@ register_intent(AppendRun *run)
 	EsLabel    *labels;
 	int			room = run->nstreams;
 	int			n = 0;
-	int			distinct = 0;
 
 	for (int i = 0; i < append->nevents; i++)
 		room += 1 + ArrayGetNItems(ARR_NDIM(append->events[i].tags),
@@ -558,18 +548,14 @@ register_intent(AppendRun *run)
 	labels = palloc_extended(sizeof(EsLabel) * room, MCXT_ALLOC_HUGE);
 	for (int i = 0; i < append->nevents; i++)
 		n += es_event_labels(append->events[i].type, append->events[i].tags, labels + n);
-	if (append->nevents > 1)
-		qsort(labels, n, sizeof(EsLabel), compare_labels);
-	for (int i = 0; i < n; i++)
-		if (distinct == 0 || labels[i] != labels[distinct - 1])
-			labels[distinct++] = labels[i];
+	n = es_labels_sort(labels, n);
 
 	/* Behind them the streams'. */
 	for (int i = 0; i < run->nstreams; i++)
 		labels[n + i] = es_label_of_stream(run->streams[i].stream);
 
 	intent.labels = labels;
-	intent.nlabels = distinct;
+	intent.nlabels = n;
 	intent.streams = labels + n;
 	intent.nstreams = run->nstreams;
 	if (append->fail_if != NULL)

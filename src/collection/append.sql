@@ -37,7 +37,7 @@ AS 'MODULE_PATHNAME', 'es_append_batch';
 COMMENT ON FUNCTION eventstore.append_batch(regclass, jsonb, bigint, jsonb, bigint) IS
 'Appends an array of objects with the fields type, data, tags, stream, metadata, body (base64), id, created_at, expected_version; all or nothing, in consecutive positions, results in input order.
 expected_version as an argument is for the one stream that all events name; as a field it is the version of the event''s stream just before it. fail_if, after and repetition as for append().
-Errors: as append(); 22023 names an unknown field; LG003 for a position or version.';
+Errors: as append(); 22023 names the element and field that is unknown or has a bad value; LG003 for a position or version.';
 
 CREATE FUNCTION eventstore.append_array(
 	collection regclass,

@@ -49,6 +49,7 @@
 #include "partitioning/partbounds.h"
 #include "partitioning/partdesc.h"
 #include "rewrite/prs2lock.h"
+#include "shmem.h"
 #include "spi.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
@@ -536,7 +537,7 @@ segments_end(const EsCollection *coll)
 /*
  * Finds what the entry is made from.  The list of segments must be one that
  * every reader can have by now, so we wait for whoever is making one: his lock
- * goes after his invalidations were sent.
+ * goes after his invalidations were sent.  Our own may be rolled back still.
  */
 static bool
 find_origin(EsCollection *coll, EsHeadOrigin *origin)
@@ -552,18 +553,28 @@ find_origin(EsCollection *coll, EsHeadOrigin *origin)
 	origin->created_in = rel->rd_createSubid;
 	relation_close(rel, NoLock);
 	origin->counter = coll->counter;
-	origin->ready_end = segments_end(coll);
+	/* Nobody else can know of the collection's segments before he knows of it. */
+	if (origin->created_in != InvalidSubTransactionId)
+		origin->ready_end = segments_end(coll);
+	else
+		origin->ready_end = es_segments_committed_end(coll);
 	origin->last_present = es_collection_highest_present(coll);
 	return origin->last_present <= es_reservation_read(coll->counter).reserved;
 }
 
-void
-es_collection_load_head(EsCollection *coll)
+static bool
+find_head(EsCollection *coll)
+{
+	if (coll->head.head == NULL && es_head_find(&coll->head))
+		coll->behind = false;	/* repaired, if it was */
+	return coll->head.head != NULL;
+}
+
+static void
+find_or_make_head(EsCollection *coll)
 {
 	EsHeadOrigin origin;
 
-	if (coll->head.head != NULL || RecoveryInProgress())
-		return;
 	if (es_head_find(&coll->head))
 	{
 		coll->behind = false;	/* repaired, if it was */
@@ -572,6 +583,29 @@ es_collection_load_head(EsCollection *coll)
 	coll->behind = !find_origin(coll, &origin);
 	if (!coll->behind)
 		es_head_make(&coll->head, &origin);
+}
+
+/*
+ * An entry that was never used may have been made in the middle of a restore,
+ * before the counter got its value.
+ */
+static void
+renew_head(EsCollection *coll)
+{
+	EsReservation reservation = es_reservation_read(coll->counter);
+
+	es_head_renew(&coll->head, es_reservation_next(&reservation));
+}
+
+void
+es_collection_load_head(EsCollection *coll)
+{
+	if (RecoveryInProgress())
+		return;
+	if (coll->head.head == NULL)
+		find_or_make_head(coll);
+	if (coll->head.head != NULL && !es_head_seems_used(&coll->head))
+		renew_head(coll);
 }
 
 void
@@ -693,6 +727,16 @@ es_collection_last_allotted(EsCollection *coll)
 	return last;
 }
 
+bool
+es_collection_last_known(EsCollection *coll, EsPosition *last)
+{
+	if (!es_preloaded() || RecoveryInProgress() || !find_head(coll) ||
+		!es_head_in_use(&coll->head))
+		return false;
+	*last = es_head_last_allotted(&coll->head);
+	return true;
+}
+
 void
 es_collection_check_cursor(EsCollection *coll, EsPosition after)
 {
@@ -768,4 +812,14 @@ es_view_close(EsView *view)
 {
 	UnregisterSnapshot(view->snapshot);
 	view->snapshot = NULL;
+}
+
+EsPosition
+es_view_head(EsCollection *coll)
+{
+	EsView		view;
+
+	es_view_open(coll, &view);
+	es_view_close(&view);
+	return view.head;
 }

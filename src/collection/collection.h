@@ -145,6 +145,14 @@ extern EsPosition es_collection_highest_present(const EsCollection *coll);
  */
 extern EsPosition es_collection_last_allotted(EsCollection *coll);
 
+/*
+ * The same at the price of a look into shared memory, where that is enough to
+ * tell: no event that a snapshot taken before sees lies beyond.  False where it
+ * is not: not preloaded, in recovery, or unused since the start, when events
+ * may have come by replication.
+ */
+extern bool es_collection_last_known(EsCollection *coll, EsPosition *last);
+
 /* LG004, LG005 for an explicit cursor. */
 extern void es_collection_check_cursor(EsCollection *coll, EsPosition after);
 
@@ -155,6 +163,9 @@ extern void es_collection_check_cursor(EsCollection *coll, EsPosition after);
  */
 extern void es_view_open(EsCollection *coll, EsView *view);
 extern void es_view_close(EsView *view);
+
+/* The head alone, of such a view. */
+extern EsPosition es_view_head(EsCollection *coll);
 
 /* The head that travels with the data, for a given snapshot (design 5.3). */
 extern EsPosition es_collection_head_in(EsCollection *coll, Snapshot snapshot);

@@ -10,11 +10,12 @@
  * What DDL on the table itself leaves behind is swept up by two event triggers:
  *
  *	on_drop		however the collection went (DROP TABLE, DROP SCHEMA CASCADE,
- *				DROP OWNED, ...) its heads table, its rows in our tables and
- *				its shared entry go too.  The counter is owned by a column and
+ *				DROP OWNED, ...) its heads table, its rows in our tables (its
+ *				subscriptions too) and its shared entry go too.  The counter is owned by a column and
  *				went with it.
  *	on_alter	OWNER TO and SET SCHEMA reach segments and heads table, which
- *				PostgreSQL would leave as they are.
+ *				PostgreSQL would leave as they are; who attaches a segment takes
+ *				the lock of those who make them (segment.c).
  *
  * DROP EXTENSION drops the event triggers before they could run; it leaves
  * plain tables behind.
@@ -98,7 +99,7 @@ static Interval *
 check_interval(const char *option, Interval *value)
 {
 	Interval	zero = {0};
-	MemoryContext context = CurrentMemoryContext;
+	Datum		ignored;
 
 	if (DatumGetInt32(DirectFunctionCall2(interval_cmp, IntervalPGetDatum(value),
 										  IntervalPGetDatum(&zero))) <= 0)
@@ -106,23 +107,13 @@ check_interval(const char *option, Interval *value)
 						  DatumGetCString(DirectFunctionCall1(interval_out,
 															  IntervalPGetDatum(value))),
 						  "It must be longer than nothing; null means no limit.");
-	/* Retention will take it off the clock: arithmetic, which leaves nothing behind. */
-	PG_TRY();
-	{
-		DirectFunctionCall2(timestamptz_mi_interval,
-							TimestampTzGetDatum(GetCurrentTimestamp()),
-							IntervalPGetDatum(value));
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		FlushErrorState();
+	/* Retention will take it off the clock. */
+	if (!es_convert(timestamptz_mi_interval, TimestampTzGetDatum(GetCurrentTimestamp()),
+					IntervalPGetDatum(value), (Datum) 0, &ignored))
 		report_bad_option(option,
 						  DatumGetCString(DirectFunctionCall1(interval_out,
 															  IntervalPGetDatum(value))),
 						  "It reaches back beyond the times that PostgreSQL knows.");
-	}
-	PG_END_TRY();
 	return value;
 }
 
@@ -173,14 +164,37 @@ check_notify(const char *value, Oid collection)
  * create_collection
  * ------------------------------------------------------------------------- */
 
+/* PostgreSQL's own words for a bad name do not say which one it is. */
+static void
+check_name(text *name)
+{
+	char	   *string = text_to_cstring(name);
+	List	   *parts;
+	bool		good = SplitIdentifierString(pstrdup(string), '.', &parts) &&
+		parts != NIL && list_length(parts) <= 3;
+	ListCell   *cell;
+
+	foreach(cell, parts)
+		good = good && *(char *) lfirst(cell) != '\0';
+	if (!good)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid name of a collection: \"%s\"", string),
+				 errhint("It is a name, or a schema's name, a dot and a name; what is not a plain identifier stands in double quotes.")));
+}
+
 /* Where the name says, or in the first schema of the search_path. */
 static Oid
 creation_schema(text *name, char **relname)
 {
-	RangeVar   *target = makeRangeVarFromNameList(textToQualifiedNameList(name));
-	Oid			schema = RangeVarGetCreationNamespace(target);
-	AclResult	acl = es_schema_aclcheck(schema, GetUserId(), ACL_CREATE);
+	RangeVar   *target;
+	Oid			schema;
+	AclResult	acl;
 
+	check_name(name);
+	target = makeRangeVarFromNameList(textToQualifiedNameList(name));
+	schema = RangeVarGetCreationNamespace(target);
+	acl = es_schema_aclcheck(schema, GetUserId(), ACL_CREATE);
 	if (acl != ACLCHECK_OK)
 		aclcheck_error(acl, OBJECT_SCHEMA, get_namespace_name(schema));
 	if (isAnyTempNamespace(schema))
@@ -271,11 +285,14 @@ parse_number(const char *option, const char *value)
 }
 
 static Interval *
-parse_interval(const char *value)
+parse_interval(const char *option, const char *value)
 {
-	return DatumGetIntervalP(DirectFunctionCall3(interval_in, CStringGetDatum(value),
-												 ObjectIdGetDatum(InvalidOid),
-												 Int32GetDatum(-1)));
+	Datum		interval;
+
+	if (!es_convert(interval_in, CStringGetDatum(value), ObjectIdGetDatum(InvalidOid),
+					Int32GetDatum(-1), &interval))
+		report_bad_option(option, psprintf("\"%s\"", value), "It is an interval.");
+	return DatumGetIntervalP(interval);
 }
 
 /*
@@ -308,7 +325,7 @@ option_value(Oid collection, const char *option, const char *value, Oid *type, b
 	*type = INTERVALOID;
 	if (strcmp(option, "retain_for") == 0 || strcmp(option, "heartbeat") == 0)
 		return value == NULL ? (Datum) 0 :
-			IntervalPGetDatum(check_interval(option, parse_interval(value)));
+			IntervalPGetDatum(check_interval(option, parse_interval(option, value)));
 
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -474,6 +491,25 @@ require_event_trigger(FunctionCallInfo fcinfo, const char *name)
 				 errmsg("function \"%s\" was not called as an event trigger", name)));
 }
 
+/* Their subscriptions; what these handed out is nobody's any more. */
+static void
+delete_dropped_subscriptions(void)
+{
+	es_spi_execute("WITH gone AS (DELETE FROM eventstore.subscription s"
+				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
+				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
+				   " AND d.objsubid = 0 AND d.objid = s.collection::pg_catalog.oid"
+				   " RETURNING s.name)"
+				   " DELETE FROM eventstore.subscription_lane l USING gone"
+				   " WHERE l.subscription = gone.name",
+				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
+	es_spi_execute("DELETE FROM eventstore.dead_letter l"
+				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
+				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
+				   " AND d.objsubid = 0 AND d.objid = l.collection::pg_catalog.oid",
+				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
+}
+
 /* The rows of dropped collections: each one's OID and that of its heads table. */
 static void
 delete_dropped_rows(void)
@@ -524,6 +560,7 @@ es_on_drop(PG_FUNCTION_ARGS)
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
+	delete_dropped_subscriptions();
 	delete_dropped_rows();
 	n = SPI_processed;
 	heads = palloc(sizeof(Oid) * (n + 1));
@@ -592,14 +629,29 @@ follow_schema(Oid collection)
 }
 
 static bool
-changes_owner(AlterTableStmt *stmt)
+has_command(AlterTableStmt *stmt, AlterTableType subtype)
 {
 	ListCell   *cell;
 
 	foreach(cell, stmt->cmds)
-		if (lfirst_node(AlterTableCmd, cell)->subtype == AT_ChangeOwner)
+		if (lfirst_node(AlterTableCmd, cell)->subtype == subtype)
 			return true;
 	return false;
+}
+
+/*
+ * The collection that the statement is about, where it has the command; the
+ * relation is locked by now.
+ */
+static Oid
+altered_collection(AlterTableStmt *stmt, AlterTableType subtype)
+{
+	Oid			relid;
+
+	if (!has_command(stmt, subtype))
+		return InvalidOid;
+	relid = RangeVarGetRelid(stmt->relation, NoLock, true);
+	return OidIsValid(relid) && es_collection_exists(relid) ? relid : InvalidOid;
 }
 
 /* Runs after every ALTER TABLE, so it looks at the statement first. */
@@ -611,11 +663,15 @@ es_on_alter(PG_FUNCTION_ARGS)
 
 	require_event_trigger(fcinfo, "eventstore.on_alter");
 	stmt = ((EventTriggerData *) fcinfo->context)->parsetree;
-	if (IsA(stmt, AlterTableStmt) && changes_owner((AlterTableStmt *) stmt))
+	if (IsA(stmt, AlterTableStmt))
 	{
-		relid = RangeVarGetRelid(((AlterTableStmt *) stmt)->relation, NoLock, true);
-		if (OidIsValid(relid) && es_collection_exists(relid))
+		relid = altered_collection((AlterTableStmt *) stmt, AT_ChangeOwner);
+		if (OidIsValid(relid))
 			follow_owner(relid);
+		/* Until others have heard of the segment, nobody is to publish it. */
+		relid = altered_collection((AlterTableStmt *) stmt, AT_AttachPartition);
+		if (OidIsValid(relid))
+			es_segments_lock(relid, ExclusiveLock);
 	}
 	else if (IsA(stmt, AlterObjectSchemaStmt) &&
 			 ((AlterObjectSchemaStmt *) stmt)->relation != NULL)

@@ -23,6 +23,7 @@
 #include "collection/label_index.h"
 #include "errors.h"
 #include "fmgr.h"
+#include "mb/pg_wchar.h"
 #include "port/pg_crc32c.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -274,13 +275,30 @@ static const char *const field_names[FIELD_COUNT] = {
 	"expected_version", "position", "version"
 };
 
+/* So much of a bad value is shown, in bytes. */
+#define SHOWN_BYTES		80
+
+/* As JSON, and the beginning only of what is long. */
+static char *
+shown_value(JsonbValue *value)
+{
+	Jsonb	   *json = JsonbValueToJsonb(value);
+	char	   *string = JsonbToCString(NULL, &json->root, VARSIZE(json));
+	int			length = strlen(string);
+
+	if (length <= SHOWN_BYTES)
+		return string;
+	return psprintf("%.*s...", pg_mbcliplen(string, length, SHOWN_BYTES), string);
+}
+
 static void
-report_bad_field(const char *field, int index, const char *expected)
+report_bad_field(EventField field, JsonbValue *value, int index, const char *expected)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("field \"%s\" of an event must be %s", field, expected),
-			 errdetail("It is in element %d of the array of events.", index)));
+			 errmsg("field \"%s\" of an event must be %s", field_names[field], expected),
+			 errdetail("Element %d of the array of events has %s %s.", index,
+					   field_names[field], shown_value(value))));
 }
 
 static EventField
@@ -300,23 +318,42 @@ find_field(const JsonbValue *key, int index)
 }
 
 static text *
-json_text(const JsonbValue *value, EventField field, int index)
+json_text(JsonbValue *value, EventField field, int index, const char *expected)
 {
 	if (value->type != jbvString)
-		report_bad_field(field_names[field], index, "a string");
+		report_bad_field(field, value, index, expected);
 	return cstring_to_text_with_len(value->val.string.val, value->val.string.len);
 }
 
-static char *
-json_cstring(const JsonbValue *value, EventField field, int index)
+/* By the type's own input function. */
+static Datum
+json_typed(JsonbValue *value, EventField field, int index, PGFunction input,
+		   const char *expected)
 {
-	if (value->type != jbvString)
-		report_bad_field(field_names[field], index, "a string");
-	return pnstrdup(value->val.string.val, value->val.string.len);
+	text	   *string = json_text(value, field, index, expected);
+	Datum		result;
+
+	if (!es_convert(input, CStringGetDatum(text_to_cstring(string)),
+					ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1), &result))
+		report_bad_field(field, value, index, expected);
+	return result;
+}
+
+static bytea *
+json_bytes(JsonbValue *value, int index)
+{
+	static const char *const expected = "a string in base64";
+	text	   *string = json_text(value, FIELD_BODY, index, expected);
+	Datum		result;
+
+	if (!es_convert(binary_decode, PointerGetDatum(string),
+					CStringGetTextDatum("base64"), (Datum) 0, &result))
+		report_bad_field(FIELD_BODY, value, index, expected);
+	return DatumGetByteaP(result);
 }
 
 static ArrayType *
-json_tags(const JsonbValue *value, int index)
+json_tags(JsonbValue *value, int index)
 {
 	JsonbContainer *array;
 	int			n;
@@ -324,7 +361,7 @@ json_tags(const JsonbValue *value, int index)
 
 	if (value->type != jbvBinary || !JsonContainerIsArray(value->val.binary.data) ||
 		JsonContainerIsScalar(value->val.binary.data))
-		report_bad_field("tags", index, "an array of strings");
+		report_bad_field(FIELD_TAGS, value, index, "an array of strings");
 	array = value->val.binary.data;
 	n = JsonContainerSize(array);
 	tags = palloc(sizeof(Datum) * (n + 1));
@@ -335,7 +372,7 @@ json_tags(const JsonbValue *value, int index)
 		if (elem->type == jbvNull)
 			report_bad_tag("nulls");
 		if (elem->type != jbvString)
-			report_bad_field("tags", index, "an array of strings");
+			report_bad_field(FIELD_TAGS, value, index, "an array of strings");
 		tags[i] = PointerGetDatum(cstring_to_text_with_len(elem->val.string.val,
 														   elem->val.string.len));
 	}
@@ -343,7 +380,7 @@ json_tags(const JsonbValue *value, int index)
 }
 
 static int64
-json_version(const JsonbValue *value, int index)
+json_version(JsonbValue *value, int index)
 {
 	Datum		number;
 
@@ -363,7 +400,8 @@ json_version(const JsonbValue *value, int index)
 				return DatumGetInt64(DirectFunctionCall1(numeric_int8, number));
 		}
 	}
-	report_bad_field("expected_version", index, "a whole number that is not negative");
+	report_bad_field(FIELD_EXPECTED_VERSION, value, index,
+					 "a whole number that is not negative");
 	return 0;
 }
 
@@ -373,10 +411,10 @@ set_field(EsEvent *event, EventField field, JsonbValue *value, int index)
 	switch (field)
 	{
 		case FIELD_TYPE:
-			event->type = json_text(value, field, index);
+			event->type = json_text(value, field, index, "a string");
 			break;
 		case FIELD_STREAM:
-			event->stream = json_text(value, field, index);
+			event->stream = json_text(value, field, index, "a string");
 			break;
 		case FIELD_DATA:
 			event->data = JsonbValueToJsonb(value);
@@ -388,21 +426,16 @@ set_field(EsEvent *event, EventField field, JsonbValue *value, int index)
 			event->tags = json_tags(value, index);
 			break;
 		case FIELD_BODY:
-			event->body = DatumGetByteaP(DirectFunctionCall2(binary_decode,
-															 PointerGetDatum(json_text(value, field, index)),
-															 CStringGetTextDatum("base64")));
+			event->body = json_bytes(value, index);
 			break;
 		case FIELD_ID:
-			event->id = *DatumGetUUIDP(DirectFunctionCall1(uuid_in,
-														   CStringGetDatum(json_cstring(value, field, index))));
+			event->id = *DatumGetUUIDP(json_typed(value, field, index, uuid_in, "a UUID"));
 			event->id_given = true;
 			break;
 		case FIELD_CREATED_AT:
-			event->created_at =
-				DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in,
-														CStringGetDatum(json_cstring(value, field, index)),
-														ObjectIdGetDatum(InvalidOid),
-														Int32GetDatum(-1)));
+			event->created_at = DatumGetTimestampTz(json_typed(value, field, index,
+															   timestamptz_in,
+															   "a timestamp"));
 			event->created_at_given = true;
 			break;
 		case FIELD_EXPECTED_VERSION:

@@ -21,7 +21,8 @@
  * Own rows: a transaction that appends to a stream again and again makes a new
  * row version each time, none of which can be pruned before it ends, and an
  * index lookup would wade through all of them.  So the place of the newest
- * version is remembered until the transaction ends or a subtransaction aborts.
+ * version is remembered until the transaction ends or a subtransaction aborts;
+ * that of the first stream, which is often the only one, without a hash table.
  */
 #include "postgres.h"
 
@@ -73,8 +74,10 @@ typedef struct OwnRow
 	ItemPointerData tid;
 } OwnRow;
 
-static HTAB *own_rows = NULL;	/* NULL between transactions that append */
-static MemoryContext own_rows_context = NULL;
+static OwnRow first_own_row;
+static bool has_own_rows = false;	/* first_own_row is valid */
+static HTAB *own_rows = NULL;	/* all the others; NULL where there are none */
+static MemoryContext own_rows_context = NULL;	/* NULL until the first is remembered */
 
 /* ---------------------------------------------------------------------------
  * The places of own rows
@@ -83,15 +86,16 @@ static MemoryContext own_rows_context = NULL;
 static void
 forget_own_rows(void)
 {
-	own_rows = NULL;
-	if (own_rows_context != NULL)
+	has_own_rows = false;
+	if (own_rows != NULL)
 		MemoryContextReset(own_rows_context);
+	own_rows = NULL;
 }
 
 static void
 forget_at_end(XactEvent event, void *arg)
 {
-	if (own_rows != NULL &&
+	if (has_own_rows &&
 		(event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
 		 event == XACT_EVENT_PREPARE))
 		forget_own_rows();
@@ -101,7 +105,7 @@ static void
 forget_at_subabort(SubXactEvent event, SubTransactionId subid,
 				   SubTransactionId parent, void *arg)
 {
-	if (own_rows != NULL && event == SUBXACT_EVENT_ABORT_SUB)
+	if (has_own_rows && event == SUBXACT_EVENT_ABORT_SUB)
 		forget_own_rows();
 }
 
@@ -117,21 +121,15 @@ own_row_key(const EsHeads *heads, const text *stream)
 	return key;
 }
 
-static void
-remember_own_row(const EsHeads *heads, const EsStreamHead *head)
+static bool
+is_first_own_row(const OwnRowKey *key)
 {
-	OwnRowKey	key = own_row_key(heads, head->stream);
-	OwnRow	   *row;
+	return has_own_rows && memcmp(&first_own_row.key, key, sizeof(OwnRowKey)) == 0;
+}
 
-	if (own_rows_context == NULL)
-	{
-		own_rows_context = AllocSetContextCreate(TopMemoryContext, "eventstore own heads",
-												 ALLOCSET_DEFAULT_SIZES);
-		RegisterXactCallback(forget_at_end, NULL);
-		RegisterSubXactCallback(forget_at_subabort, NULL);
-	}
-	if (own_rows != NULL && hash_get_num_entries(own_rows) >= OWN_ROWS_MAX)
-		forget_own_rows();
+static OwnRow *
+enter_own_row(const OwnRowKey *key)
+{
 	if (own_rows == NULL)
 	{
 		HASHCTL		ctl;
@@ -142,20 +140,47 @@ remember_own_row(const EsHeads *heads, const EsStreamHead *head)
 		own_rows = hash_create("eventstore own heads", 64, &ctl,
 							   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	}
-	row = hash_search(own_rows, &key, HASH_ENTER, NULL);
-	row->tid = head->tid;
+	return hash_search(own_rows, key, HASH_ENTER, NULL);
+}
+
+static void
+remember_own_row(const EsHeads *heads, const EsStreamHead *head)
+{
+	OwnRowKey	key = own_row_key(heads, head->stream);
+
+	if (own_rows_context == NULL)
+	{
+		own_rows_context = AllocSetContextCreate(TopMemoryContext, "eventstore own heads",
+												 ALLOCSET_DEFAULT_SIZES);
+		RegisterXactCallback(forget_at_end, NULL);
+		RegisterSubXactCallback(forget_at_subabort, NULL);
+	}
+	if (own_rows != NULL && hash_get_num_entries(own_rows) >= OWN_ROWS_MAX)
+		forget_own_rows();
+	if (!has_own_rows)
+		first_own_row.key = key;
+	if (!has_own_rows || is_first_own_row(&key))
+	{
+		first_own_row.tid = head->tid;
+		has_own_rows = true;
+	}
+	else
+		enter_own_row(&key)->tid = head->tid;
 }
 
 static bool
 recall_own_row(const EsHeads *heads, const text *stream, ItemPointer tid)
 {
 	OwnRowKey	key;
-	OwnRow	   *row;
+	OwnRow	   *row = NULL;
 
-	if (own_rows == NULL)
+	if (!has_own_rows)
 		return false;
 	key = own_row_key(heads, stream);
-	row = hash_search(own_rows, &key, HASH_FIND, NULL);
+	if (is_first_own_row(&key))
+		row = &first_own_row;
+	else if (own_rows != NULL)
+		row = hash_search(own_rows, &key, HASH_FIND, NULL);
 	if (row == NULL)
 		return false;
 	*tid = row->tid;
@@ -172,8 +197,7 @@ es_heads_begin(const EsCollection *coll)
 	EsHeads    *heads = palloc(sizeof(EsHeads));
 
 	heads->rel = table_open(coll->heads, RowExclusiveLock);
-	es_layout_check_heads(heads->rel);
-	heads->index = index_open(RelationGetPrimaryKeyIndex(heads->rel), RowExclusiveLock);
+	heads->index = es_layout_open_heads_index(heads->rel, RowExclusiveLock);
 	heads->slot = table_slot_create(heads->rel, NULL);
 	heads->new_slot = table_slot_create(heads->rel, NULL);
 	heads->estate = NULL;		/* only a row that moves or is new needs the executor */
@@ -250,8 +274,7 @@ es_heads_peek(const EsCollection *coll, const text *stream, Snapshot snapshot,
 	TupleTableSlot *slot;
 	bool		found;
 
-	es_layout_check_heads(rel);
-	index = index_open(RelationGetPrimaryKeyIndex(rel), AccessShareLock);
+	index = es_layout_open_heads_index(rel, AccessShareLock);
 	slot = table_slot_create(rel, NULL);
 	found = find_row(rel, index, stream, snapshot, slot);
 	if (found)
@@ -315,7 +338,7 @@ lock_row(EsHeads *heads, EsStreamHead *head, Snapshot snapshot, ItemPointer tid)
 		case TM_Invisible:
 		case TM_SelfModified:
 			/* A place we remember, that a statement (of a repair) has left since. */
-			if (own_rows != NULL)
+			if (has_own_rows)
 				return false;
 			/* FALLTHROUGH */
 		default:

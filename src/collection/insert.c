@@ -25,9 +25,10 @@
  * have done 2 to 5, hand out the positions with es_insert_expect, and the
  * trigger only completes the row.
  *
- * The partitions that a statement can fill are fixed when it begins.  The
- * default therefore stops at the end of the segments that were ready at its
- * first call in the statement (55000).
+ * The partitions that a statement can fill are fixed when it begins.  Two hooks
+ * note the end of the segments that are ready then, and wait for some where
+ * there is little room (segment.c); the default goes no further (55000), and
+ * wakes the worker in time for the next statement.
  *
  * Rights: the default runs as whoever inserts, through views and definer
  * functions too, so it cannot ask for INSERT on the table in general; but
@@ -41,25 +42,31 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "collection/heads.h"
 #include "collection/label_index.h"
 #include "collection/layout.h"
+#include "collection/segment.h"
 #include "commands/trigger.h"
 #include "compat.h"
 #include "errors.h"
 #include "executor/executor.h"
+#include "guc.h"
 #include "miscadmin.h"
 #include "nodes/plannodes.h"
 #include "parser/parsetree.h"
 #include "shmem.h"
 #include "storage/lmgr.h"
+#include "utility.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "worker/wake.h"
 
 PG_FUNCTION_INFO_V1(es_next_position);
 PG_FUNCTION_INFO_V1(es_append_row);
@@ -79,10 +86,18 @@ static int	nhanded = 0;
 static int	handed_size = 0;
 static int	handed_next = 0;	/* where the next one is looked for first */
 
-/* Collections that a statement of this transaction may insert into. */
-static List *targets = NIL;		/* of OIDs, TopTransactionContext */
+/* A collection that a statement of this transaction inserts into. */
+typedef struct Target
+{
+	Oid			collection;
+	bool		allowed;		/* the executor has checked the right to do so */
+	EsPosition	end;			/* of the segments when the newest one began */
+} Target;
+
+static List *targets = NIL;		/* of Target, TopTransactionContext */
 
 static ExecutorStart_hook_type previous_executor_start = NULL;
+static ProcessUtility_hook_type previous_process_utility = NULL;
 
 /* ---------------------------------------------------------------------------
  * Positions handed out
@@ -203,7 +218,7 @@ take_handed(Oid collection, EsPosition position, HandedOut *taken)
 }
 
 /* ---------------------------------------------------------------------------
- * The executor's hook
+ * The hooks
  * ------------------------------------------------------------------------- */
 
 /* DO NOTHING may drop the row after its version was given: a hole. */
@@ -225,39 +240,63 @@ refuse_on_conflict(Plan *plan, PlannedStmt *stmt)
 			 errhint("Use append functions with ids and expected versions: they recognise a repetition.")));
 }
 
-static void
-note_target(Oid relid)
-{
-	MemoryContext old;
-
-	if (list_member_oid(targets, relid) || !es_collection_exists(relid))
-		return;
-	old = MemoryContextSwitchTo(TopTransactionContext);
-	targets = lappend_oid(targets, relid);
-	MemoryContextSwitchTo(old);
-}
-
-/*
- * The executor routes by the list of partitions that this backend has, and a
- * lock that is held already brings no news of it.  Positions may be handed out
- * in segments made since.
- */
-static void
-accept_new_segments(PlannedStmt *stmt)
+static Target *
+find_target(Oid collection)
 {
 	ListCell   *lc;
 
-	if (stmt->commandType != CMD_INSERT && stmt->commandType != CMD_MERGE)
-		return;
+	foreach(lc, targets)
+		if (((Target *) lfirst(lc))->collection == collection)
+			return lfirst(lc);
+	return NULL;
+}
+
+/*
+ * A statement that inserts into the collection is about to begin: it will route
+ * by the list of partitions that this backend has then, and a lock that is held
+ * already brings no news of it.  So it may fill what is ready now, whenever its
+ * first row comes.
+ */
+static void
+begin_target(Oid collection)
+{
+	Target	   *target = find_target(collection);
+
+	if (target == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+
+		target = palloc0(sizeof(Target));
+		target->collection = collection;
+		targets = lappend(targets, target);
+		MemoryContextSwitchTo(old);
+	}
+	/* The rows of an append function have their positions already. */
+	target->end = es_segments_prepare(collection, nhanded == 0);
+	AcceptInvalidationMessages();
+}
+
+static void
+allow_target(Oid collection)
+{
+	Target	   *target = find_target(collection);
+
+	if (target != NULL)
+		target->allowed = true;
+}
+
+/* For each collection that the statement is to insert into. */
+static void
+for_targets(PlannedStmt *stmt, void (*what) (Oid collection))
+{
+	ListCell   *lc;
+
 	foreach(lc, stmt->resultRelations)
 	{
 		RangeTblEntry *rte = rt_fetch(lfirst_int(lc), stmt->rtable);
 
 		if (rte->relkind == RELKIND_PARTITIONED_TABLE && es_collection_exists(rte->relid))
-		{
-			AcceptInvalidationMessages();
-			return;
-		}
+			what(rte->relid);
 	}
 }
 
@@ -266,27 +305,45 @@ note_insert_targets(QueryDesc *query, int eflags)
 {
 	PlannedStmt *stmt = query->plannedstmt;
 	ListCell   *lc;
+	bool		inserts = stmt->resultRelations != NIL &&
+		(eflags & EXEC_FLAG_EXPLAIN_ONLY) == 0 &&
+		stmt->commandType != CMD_UPDATE && stmt->commandType != CMD_DELETE;
 
-	accept_new_segments(stmt);
+	if (inserts)
+		for_targets(stmt, begin_target);
 	if (previous_executor_start)
 		previous_executor_start(query, eflags);
 	else
 		standard_ExecutorStart(query, eflags);
+	if (!inserts)
+		return;
 
 	/* The executor has checked the rights by now. */
-	if (stmt->resultRelations == NIL || (eflags & EXEC_FLAG_EXPLAIN_ONLY) != 0 ||
-		stmt->commandType == CMD_UPDATE || stmt->commandType == CMD_DELETE)
-		return;
-	foreach(lc, stmt->resultRelations)
-	{
-		RangeTblEntry *rte = rt_fetch(lfirst_int(lc), stmt->rtable);
-
-		if (rte->relkind == RELKIND_PARTITIONED_TABLE)
-			note_target(rte->relid);
-	}
+	for_targets(stmt, allow_target);
 	refuse_on_conflict(stmt->planTree, stmt);
 	foreach(lc, stmt->subplans)
 		refuse_on_conflict((Plan *) lfirst(lc), stmt);
+}
+
+/* COPY checks the rights itself, and they are looked at again at the first row. */
+static void
+begin_copy(CopyStmt *stmt)
+{
+	Oid			relid;
+
+	if (!stmt->is_from || stmt->relation == NULL || RecoveryInProgress())
+		return;
+	relid = RangeVarGetRelid(stmt->relation, RowExclusiveLock, true);
+	if (OidIsValid(relid) && es_collection_exists(relid))
+		begin_target(relid);
+}
+
+static void
+note_copy_target(ES_UTILITY_PARAMETERS)
+{
+	if (IsA(pstmt->utilityStmt, CopyStmt))
+		begin_copy((CopyStmt *) pstmt->utilityStmt);
+	es_next_utility(previous_process_utility, ES_UTILITY_ARGUMENTS);
 }
 
 void
@@ -294,6 +351,8 @@ es_append_install_hooks(void)
 {
 	previous_executor_start = ExecutorStart_hook;
 	ExecutorStart_hook = note_insert_targets;
+	previous_process_utility = ProcessUtility_hook;
+	ProcessUtility_hook = note_copy_target;
 	RegisterXactCallback(clear_at_end, NULL);
 	RegisterSubXactCallback(clear_at_subabort, NULL);
 }
@@ -305,10 +364,12 @@ es_append_install_hooks(void)
 static void
 check_may_insert(const EsCollection *coll)
 {
+	const Target *target = find_target(coll->relid);
+
 	if (pg_class_aclcheck(coll->relid, GetUserId(), ACL_INSERT) == ACLCHECK_OK ||
 		pg_attribute_aclcheck_all(coll->relid, GetUserId(), ACL_INSERT,
 								  ACLMASK_ANY) == ACLCHECK_OK ||
-		list_member_oid(targets, coll->relid))
+		(target != NULL && target->allowed))
 		return;
 	aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, get_rel_name(coll->relid));
 }
@@ -324,6 +385,18 @@ report_segments_full(const EsCollection *coll)
 			 errhint("Use append_batch(), smaller statements, a greater segment_size, or a greater eventstore.segments_ahead.")));
 }
 
+/*
+ * The worker is to make the next segment when one begins to be filled and fewer
+ * than segments_ahead lie beyond it.  Each position is handed out once, so that
+ * of all who insert one wakes him.
+ */
+static void
+wake_in_time(const EsCollection *coll, int64 left)
+{
+	if (left <= coll->segment_size * es_segments_ahead && left % coll->segment_size == 0)
+		es_wake_maintenance();
+}
+
 /* What the default remembers between the rows of one statement. */
 typedef struct StatementState
 {
@@ -336,6 +409,7 @@ begin_statement(FunctionCallInfo fcinfo, Oid relid)
 {
 	StatementState *state;
 	EsCollection *coll;
+	const Target *target;
 	EsIntent	nothing = {0};
 
 	es_require_preloaded();
@@ -349,6 +423,9 @@ begin_statement(FunctionCallInfo fcinfo, Oid relid)
 	state = MemoryContextAlloc(fcinfo->flinfo->fn_mcxt, sizeof(StatementState));
 	state->collection = relid;
 	state->end = es_head_ready_end(&coll->head);
+	target = find_target(relid);
+	if (target != NULL && target->end > 0)
+		state->end = Min(state->end, target->end);
 	fcinfo->flinfo->fn_extra = state;
 	return coll;
 }
@@ -373,6 +450,7 @@ es_next_position(PG_FUNCTION_ARGS)
 		!es_head_allot(&coll->head, 1, false, &allotment) ||
 		allotment.first >= state->end)
 		report_segments_full(coll);
+	wake_in_time(coll, allotment.left);
 	hand_out(relid, allotment.first, allotment.safe, NULL);
 	PG_RETURN_INT64(allotment.first);
 }
@@ -414,6 +492,18 @@ report_own_value(const EsCollection *coll, const char *column, int64 value)
 					get_rel_name(coll->relid)),
 			 errdetail("The row has %s " INT64_FORMAT ".", column, value),
 			 errhint("Leave the column out: the collection gives it.")));
+}
+
+/* Only through the collection does a row get one. */
+static void
+report_no_position(const EsCollection *coll)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_ES_APPEND_ONLY),
+			 errmsg("cannot insert into a segment of collection \"%s\"",
+					get_rel_name(coll->relid)),
+			 errdetail("The row has no position."),
+			 errhint("Insert into the collection: it gives the position.")));
 }
 
 static void *
@@ -488,6 +578,7 @@ renew_position(InsertRow *row, Oid segment_oid, EsPosition overtaken_by)
 				 errdetail("Position " INT64_FORMAT " was overtaken by position " INT64_FORMAT ".",
 						   row->event.position, overtaken_by),
 				 errhint("Try again, or use append_batch().")));
+	wake_in_time(row->coll, allotment.left);
 	row->event.position = allotment.first;
 	row->taken.safe = allotment.safe;
 }
@@ -579,6 +670,8 @@ read_row(InsertRow *row, TriggerData *trigdata)
 	heap_deform_tuple(trigdata->tg_trigtuple, row->desc, row->values, row->nulls);
 
 	position = row->nulls[0] ? 0 : DatumGetInt64(row->values[ES_ATT_POSITION - 1]);
+	if (row->nulls[0])
+		report_no_position(row->coll);
 	if (!take_handed(relid, position, &row->taken))
 		report_own_value(row->coll, "position", position);
 	if (row->taken.event == NULL && !row->nulls[ES_ATT_VERSION - 1])

@@ -200,18 +200,18 @@ compare_labels(const void *a, const void *b)
 	return (left > right) - (left < right);
 }
 
-static void
-remove_duplicates(LabelSet *set)
+int
+es_labels_sort(EsLabel *labels, int n)
 {
 	int			kept = 0;
 
-	if (set->n < 2)
-		return;
-	qsort(set->labels, set->n, sizeof(EsLabel), compare_labels);
-	for (int i = 1; i < set->n; i++)
-		if (set->labels[i] != set->labels[kept])
-			set->labels[++kept] = set->labels[i];
-	set->n = kept + 1;
+	if (n < 2)
+		return n;
+	qsort(labels, n, sizeof(EsLabel), compare_labels);
+	for (int i = 1; i < n; i++)
+		if (labels[i] != labels[kept])
+			labels[++kept] = labels[i];
+	return kept + 1;
 }
 
 static void
@@ -261,7 +261,7 @@ collect_labels(const Datum *values, const bool *isnull, LabelSet *set)
 		add_type(set, values[ES_LABEL_ATT_TYPE - 1]);
 	if (!isnull[ES_LABEL_ATT_TAGS - 1])
 		(void) add_tags(set, values[ES_LABEL_ATT_TAGS - 1]);
-	remove_duplicates(set);
+	set->n = es_labels_sort(set->labels, set->n);
 }
 
 /* ---------------------------------------------------------------------------
@@ -596,7 +596,7 @@ read_keys(IndexScanDesc scan, BitmapQuery *query)
 		else
 			narrow_positions(query, key);
 	}
-	remove_duplicates(&query->labels);
+	query->labels.n = es_labels_sort(query->labels.labels, query->labels.n);
 }
 
 /* Adds the rows that have one label to the bitmap. */

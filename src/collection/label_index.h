@@ -28,6 +28,9 @@ extern EsLabel es_label_of_tag(const char *tag, int length);
 /* The label of a stream: never 0, and not in the index. */
 extern EsLabel es_label_of_stream(const text *stream);
 
+/* Sorts them, and drops those that are there already; returns how many are left. */
+extern int	es_labels_sort(EsLabel *labels, int n);
+
 /* The OID of a segment's label index, usable and valid; InvalidOid. */
 extern Oid	es_label_index_of(Relation segment);
 

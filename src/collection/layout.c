@@ -110,9 +110,9 @@ first_mismatch(TupleDesc desc)
 	return 0;
 }
 
-/* C reads and writes heads tables by attribute number and by their primary key. */
+/* C reads and writes heads tables by attribute number. */
 static bool
-has_shape_of_heads(Relation rel)
+has_columns_of_heads(Relation rel)
 {
 	static const struct
 	{
@@ -123,11 +123,8 @@ has_shape_of_heads(Relation rel)
 		{"last_position", INT8OID}, {"first_at", TIMESTAMPTZOID}, {"last_at", TIMESTAMPTZOID}
 	};
 	TupleDesc	desc = RelationGetDescr(rel);
-	Oid			pk = RelationGetPrimaryKeyIndex(rel);
-	Relation	index;
-	bool		matches;
 
-	if (desc->natts < ES_HEADS_NATTS || !OidIsValid(pk))
+	if (desc->natts < ES_HEADS_NATTS)
 		return false;
 	for (int i = 0; i < ES_HEADS_NATTS; i++)
 	{
@@ -137,24 +134,61 @@ has_shape_of_heads(Relation rel)
 			strcmp(NameStr(att->attname), heads_columns[i].name) != 0)
 			return false;
 	}
-	index = index_open(pk, AccessShareLock);
-	matches = index->rd_rel->relam == BTREE_AM_OID &&
-		index->rd_index->indnkeyatts == 1 && index->rd_index->indkey.values[0] == ES_HEADS_STREAM &&
+	return true;
+}
+
+static bool
+is_index_of_heads(Relation index)
+{
+	return index->rd_rel->relam == BTREE_AM_OID && index->rd_index->indnkeyatts == 1 &&
+		index->rd_index->indkey.values[0] == ES_HEADS_STREAM &&
 		index->rd_indcollation[0] == C_COLLATION_OID;
-	index_close(index, AccessShareLock);
-	return matches;
+}
+
+/* The primary key of a heads table, opened; NULL where the table is not one. */
+static Relation
+try_open_heads_index(Relation rel, LOCKMODE mode)
+{
+	Oid			pk = RelationGetPrimaryKeyIndex(rel);
+	Relation	index;
+
+	if (!OidIsValid(pk) || !has_columns_of_heads(rel))
+		return NULL;
+	index = index_open(pk, mode);
+	if (is_index_of_heads(index))
+		return index;
+	index_close(index, mode);
+	return NULL;
+}
+
+static bool
+has_shape_of_heads(Relation rel)
+{
+	Relation	index = try_open_heads_index(rel, AccessShareLock);
+
+	if (index != NULL)
+		index_close(index, AccessShareLock);
+	return index != NULL;
+}
+
+Relation
+es_layout_open_heads_index(Relation rel, LOCKMODE mode)
+{
+	Relation	index = try_open_heads_index(rel, mode);
+
+	if (index == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" no longer has the columns and the primary key of a heads table",
+						RelationGetRelationName(rel)),
+				 errhint("Give them back, or drop it and call eventstore.repair_collection() as the owner of the collection.")));
+	return index;
 }
 
 void
 es_layout_check_heads(Relation rel)
 {
-	if (has_shape_of_heads(rel))
-		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("table \"%s\" no longer has the columns and the primary key of a heads table",
-					RelationGetRelationName(rel)),
-			 errhint("Give them back, or drop it and call eventstore.repair_collection() as the owner of the collection.")));
+	index_close(es_layout_open_heads_index(rel, AccessShareLock), AccessShareLock);
 }
 
 bool

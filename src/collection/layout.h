@@ -70,4 +70,7 @@ extern void es_layout_check(Relation rel);
 /* 55000 where a heads table has been altered so that C cannot use it. */
 extern void es_layout_check_heads(Relation rel);
 
+/* The same check; its primary key, opened. */
+extern Relation es_layout_open_heads_index(Relation rel, LOCKMODE mode);
+
 #endif							/* ES_LAYOUT_H */

@@ -6,7 +6,7 @@
  *		are copied.  A hole between them is an error: it would be skipped events.
  *	2.	One segment is open at a time, in the order of the walk.
  *	3.	Without a query (or with one that matches everything) the rows come by
- *		the index of the primary key.
+ *		the index of the primary key, a heap page at a time (page_fetch.c).
  *	4.	With one, each item of it is a conjunction of parts: each tag, and the
  *		union of its types.  A part can leap: "your next position at or beyond
  *		p?" (label_scan.c).  The parts are asked in turn, each about the answer
@@ -40,6 +40,7 @@
 #include "collection/label_index.h"
 #include "collection/layout.h"
 #include "collection/match.h"
+#include "collection/page_fetch.h"
 #include "compat.h"
 #include "errors.h"
 #include "miscadmin.h"
@@ -71,6 +72,7 @@ typedef struct SegmentWalk
 	EsPosition	low;			/* the range within it, inclusive */
 	EsPosition	high;
 	IndexScanDesc scan;
+	EsPageFetch *fetch;			/* of 'scan' */
 	bool		compare;		/* the scan's rows with the query */
 	int			nitems;
 	ItemWalk   *items;
@@ -283,6 +285,7 @@ begin_plain(EsMatch *match, SegmentWalk *walk, const EsSegment *segment)
 	walk->index = open_position_index(walk->rel);
 	walk->scan = es_index_beginscan(walk->rel, walk->index, match->snapshot, n);
 	index_rescan(walk->scan, keys, n, NULL, 0);
+	walk->fetch = es_page_fetch_begin(walk->scan, scan_direction(match));
 	walk->compare = match->query != NULL;
 }
 
@@ -354,7 +357,10 @@ close_walk(EsMatch *match)
 	match->open = NULL;
 	ExecDropSingleTupleTableSlot(walk->slot);
 	if (walk->scan != NULL)
+	{
+		es_page_fetch_end(walk->fetch);
 		index_endscan(walk->scan);
+	}
 	for (int i = 0; i < walk->nitems; i++)
 	{
 		ItemWalk   *item = &walk->items[i];
@@ -473,7 +479,7 @@ next_plain(EsMatch *match)
 {
 	SegmentWalk *walk = match->open;
 
-	while (index_getnext_slot(walk->scan, scan_direction(match), walk->slot))
+	while (es_page_fetch_next(walk->fetch, walk->slot))
 	{
 		CHECK_FOR_INTERRUPTS();
 		if (!walk->compare || row_matches(match, walk->slot))

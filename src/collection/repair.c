@@ -18,8 +18,13 @@
  *		its row where its last event was truncated (versions go on), else the
  *		row is about events that are not there, and goes.
  *	5.	Segments to append to.
- *	6.	The catalog row gets a new incarnation, which the shared entry does not
- *		have; so the next one who needs an entry makes one from the tables.
+ *	6.	Subscriptions go on, but for those with a cursor ahead of all that is
+ *		left.  These keep the old incarnation, by which a poll knows them (LG004)
+ *		also when the log has grown past the cursor.
+ *	7.	The catalog row gets a new incarnation, which the shared entry does not
+ *		have; so a new one is made from the tables.  We do it ourselves, since
+ *		this transaction may go on to append, and only it knows yet that the new
+ *		segments are ready; should it abort, nobody has that incarnation.
  */
 #include "postgres.h"
 
@@ -171,10 +176,51 @@ check_repairable(Oid collection)
 				 errdetail("It has to see every event that was committed before its lock.")));
 }
 
+/* The incarnation that the catalog has, -1 for none; in SPI, as the extension's owner. */
+static int64
+noted_incarnation(Oid collection)
+{
+	EsRoleSwitch saved;
+	int64		incarnation;
+
+	es_role_assume(es_extension_owner(), &saved);
+	incarnation = query_number(psprintf("SELECT coalesce((SELECT incarnation"
+										" FROM eventstore.collection_catalog"
+										" WHERE collection = '%u'::pg_catalog.regclass), -1)",
+										collection));
+	es_role_restore(&saved);
+	return incarnation;
+}
+
+/*
+ * Step 6.  'before' is the incarnation that was repaired: who has another one
+ * has been left behind before, and is so still.  Where none was known, none is.
+ */
+static void
+keep_subscriptions(Oid collection, const EsLayout *layout, int64 before)
+{
+	Oid			types[] = {REGCLASSOID, INT8OID, INT8OID};
+	Datum		values[] = {ObjectIdGetDatum(collection),
+		Int64GetDatum(es_reservation_read(layout->counter).reserved),
+	Int64GetDatum(before)};
+	EsRoleSwitch saved;
+
+	es_role_assume(es_extension_owner(), &saved);
+	es_spi_execute("UPDATE eventstore.subscription s SET incarnation = c.incarnation"
+				   " FROM eventstore.collection_catalog c"
+				   " WHERE c.collection = $1 AND s.collection = $1"
+				   " AND ($3 < 0 OR s.incarnation = $3)"
+				   " AND NOT EXISTS (SELECT FROM eventstore.subscription_lane l"
+				   " WHERE l.subscription = s.name AND l.position > $2)",
+				   3, types, values, NULL, false, SPI_OK_UPDATE);
+	es_role_restore(&saved);
+}
+
 /* Parts, row, counter, heads: in the owner's role, in SPI. */
 static void
 repair(Oid collection, EsLayout *layout)
 {
+	int64		before = noted_incarnation(collection);
 	EsPosition	first;
 
 	if (es_layout_read(collection, layout, &first))
@@ -189,6 +235,25 @@ repair(Oid collection, EsLayout *layout)
 	}
 	raise_counter(collection, layout);
 	rebuild_heads(collection, layout, first);
+	keep_subscriptions(collection, layout, before);
+}
+
+/* Step 7, and the segments before it. */
+static void
+make_ready(Oid collection, const EsLayout *layout)
+{
+	EsCollection *coll;
+	EsPosition	end;
+
+	es_segments_keep_ahead(collection);
+	/* The shared entry, obsolete now, may know of a lower position. */
+	end = es_segments_make(collection, es_reservation_read(layout->counter).reserved + 2);
+
+	CommandCounterIncrement();
+	coll = es_collection_get(collection);
+	es_collection_load_head(coll);
+	if (coll->head.head != NULL)
+		es_head_set_ready_end(&coll->head, end);
 }
 
 Datum
@@ -225,9 +290,7 @@ es_repair_collection(PG_FUNCTION_ARGS)
 	SPI_finish();
 	es_role_restore(&saved);
 
-	es_segments_keep_ahead(collection);
-	/* The shared entry, obsolete now, may know of a lower position. */
-	es_segments_make(collection, es_reservation_read(layout.counter).reserved + 2);
+	make_ready(collection, &layout);
 	es_wake_maintenance_at_commit();
 	PG_RETURN_VOID();
 }

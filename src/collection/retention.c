@@ -25,6 +25,10 @@
  * more, so their events are counted once), and never the one that takes the
  * next position, nor the last one there is.
  *
+ * Retention waits for subscriptions: what the slowest lane has not passed stays,
+ * for as long as eventstore.subscription_hold says.  truncate_before does not
+ * wait; who is left behind by it is told (LG005).
+ *
  * What a user could have planted (an index expression, a trigger) is run as
  * the collection's owner.  DETACH, which is several transactions and so cannot
  * be run in another role, evaluates nothing of his.
@@ -39,6 +43,7 @@
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "collection/segment.h"
+#include "guc.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "nodes/plannodes.h"
@@ -262,6 +267,47 @@ first_to_keep(const Candidates *cand, const EsRetention *retention)
 	return cand->segments[excess].first;
 }
 
+/*
+ * The lowest cursor of the subscriptions that retention waits for; in SPI, as
+ * the extension's owner.  Beyond every position where there is none.
+ */
+static EsPosition
+lowest_cursor(Oid collection)
+{
+	Oid			types[] = {REGCLASSOID, INT8OID};
+	Datum		values[] = {ObjectIdGetDatum(collection),
+	Int64GetDatum(es_subscription_hold_ms)};
+	bool		isnull;
+	Datum		value;
+
+	es_spi_execute("SELECT pg_catalog.min(l.position) FROM"
+				   " (SELECT pg_catalog.min(position) AS position,"
+				   " pg_catalog.max(updated_at) AS updated_at"
+				   " FROM eventstore.subscription_lane WHERE subscription IN"
+				   " (SELECT name FROM eventstore.subscription WHERE collection = $1)"
+				   " GROUP BY subscription) l"
+				   " WHERE $2 < 0 OR l.updated_at > pg_catalog.clock_timestamp()"
+				   " - pg_catalog.make_interval(secs => $2 / 1000.0)",
+				   2, types, values, NULL, true, SPI_OK_SELECT);
+	value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	return isnull ? PG_INT64_MAX - 1 : DatumGetInt64(value);
+}
+
+/* The start of the segment that 'first', or what a subscription waits for, is in. */
+static EsPosition
+wait_for_subscriptions(Oid collection, const Candidates *cand, EsPosition first)
+{
+	EsPosition	cursor;
+	int			n = cand->nsegments - 1;
+
+	if (es_subscription_hold_ms == 0)
+		return first;
+	cursor = lowest_cursor(collection);
+	while (n > 0 && (cand->segments[n].first > first || cand->segments[n].first > cursor + 1))
+		n--;
+	return cand->segments[n].first;
+}
+
 void
 es_retention_set_first(Oid collection, EsPosition first)
 {
@@ -303,7 +349,9 @@ es_retention_apply(Oid collection, const EsRetention *retention)
 	{
 		es_role_assume(es_extension_owner(), &saved);
 		SPI_connect();
-		es_retention_set_first(collection, first);
+		first = wait_for_subscriptions(collection, &cand, first);
+		if (first > coll->first_position)
+			es_retention_set_first(collection, first);
 		SPI_finish();
 		es_role_restore(&saved);
 	}

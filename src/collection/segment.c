@@ -16,11 +16,15 @@
  *		below the published end are positions handed out.
  *	4.	An append that does not fit says how far it wants to get, wakes the
  *		worker and waits for the published end.
+ *	5.	An INSERT or COPY can use only what was ready when it began.  It wakes
+ *		the worker when it begins a segment and few are left ahead, and one that
+ *		finds little room waits for more before it begins.
  *
  * Where no shared entry says what is published, whoever makes one reads it
  * from the catalogs, and has to know that the list he reads is in everybody's
  * reach by now: he takes the lock of es_segments_lock for a moment, which its
- * maker gives back only after step 3's messages.
+ * maker, and whoever attaches one by hand, gives back only after step 3's
+ * messages.  What he has attached himself in this transaction does not count.
  *
  * Ranges are contiguous always.  Where the next position has jumped (a new
  * timeline), the segment that takes it is as wide as the jump.
@@ -40,7 +44,11 @@
 
 #include "collection/segment.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/relation.h"
+#include "access/stratnum.h"
+#include "access/table.h"
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/namespace.h"
@@ -63,6 +71,7 @@
 #include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -86,6 +95,13 @@
 #define AWAIT_STEP_MS			5
 /* ... and asking again, should the worker have been restarted meanwhile. */
 #define AWAIT_ASK_AGAIN_MS		1000
+
+/*
+ * An INSERT or COPY waits for a segment where it finds less room than this, or less
+ * than a segment's size: enough for statements one behind the other, and little
+ * enough that it does not matter where segments are great.
+ */
+#define PREPARED_ROOM			1000
 
 /* ---------------------------------------------------------------------------
  * The list
@@ -154,6 +170,43 @@ es_segments_list(Oid collection, EsSegment **segments)
 	}
 	qsort(*segments, n, sizeof(EsSegment), compare_segments);
 	return n;
+}
+
+/* By the row that ATTACH writes, and nobody changes later but DETACH. */
+static bool
+is_attached_here(Oid segment)
+{
+	Relation	inherits = table_open(InheritsRelationId, AccessShareLock);
+	bool		here = false;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_inherits_inhrelid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(segment));
+	scan = systable_beginscan(inherits, InheritsRelidSeqnoIndexId, true, NULL, 1, &key);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+		here = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
+	systable_endscan(scan);
+	table_close(inherits, AccessShareLock);
+	return here;
+}
+
+EsPosition
+es_segments_committed_end(const EsCollection *coll)
+{
+	int			n = coll->nsegments;
+	EsSegment  *segments = palloc(sizeof(EsSegment) * (n + 1));
+	EsPosition	end = 1;
+
+	if (n > 0)
+		memcpy(segments, coll->segments, sizeof(EsSegment) * n);
+	while (n > 0 && is_attached_here(segments[n - 1].relid))
+		n--;
+	if (n > 0)
+		end = segments[n - 1].end;
+	pfree(segments);
+	return end;
 }
 
 void
@@ -249,6 +302,11 @@ make_segment(Oid collection, EsPosition first, EsPosition end)
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "CREATE TABLE %s (LIKE %s INCLUDING ALL)", qualified, parent);
 	append_storage(&sql, collection);
+	es_spi_execute(sql.data, 0, NULL, NULL, NULL, false, SPI_OK_UTILITY);
+
+	/* It names the collection, which could not be dropped while a detached segment did so. */
+	resetStringInfo(&sql);
+	appendStringInfo(&sql, "ALTER TABLE %s ALTER COLUMN \"position\" DROP DEFAULT", qualified);
 	es_spi_execute(sql.data, 0, NULL, NULL, NULL, false, SPI_OK_UTILITY);
 
 	es_segment_guard(get_relname_relid(name, schema));
@@ -518,26 +576,28 @@ sleep_a_step(void)
 	CHECK_FOR_INTERRUPTS();
 }
 
-static void
-await_worker(EsCollection *coll, EsPosition wanted_end)
+/* False where it took longer than eventstore.segment_timeout. */
+static bool
+await_worker(EsHeadRef *head, EsPosition wanted_end)
 {
 	TimestampTz start = GetCurrentTimestamp();
 	TimestampTz asked = 0;
 
-	while (es_head_ready_end(&coll->head) < wanted_end)
+	while (es_head_ready_end(head) < wanted_end)
 	{
 		TimestampTz now = GetCurrentTimestamp();
 
 		if (TimestampDifferenceExceeds(start, now, es_segment_timeout_ms))
-			report_await_timeout(coll);
+			return false;
 		if (asked == 0 || TimestampDifferenceExceeds(asked, now, AWAIT_ASK_AGAIN_MS))
 		{
-			es_head_want_end(&coll->head, wanted_end);
+			es_head_want_end(head, wanted_end);
 			es_wake_maintenance();
 			asked = now;
 		}
 		sleep_a_step();
 	}
+	return true;
 }
 
 void
@@ -555,8 +615,34 @@ es_segments_await(EsCollection *coll, EsPosition wanted_end)
 		if (locked_here)
 			report_no_segment(coll, "This transaction has itself locked the collection, so that the worker cannot make one.",
 							  "Append in a transaction of its own.");
-		await_worker(coll, wanted_end);
+		if (!await_worker(&coll->head, wanted_end))
+			report_await_timeout(coll);
 		AcceptInvalidationMessages();
 	}
 	es_collection_get(coll->relid);
+}
+
+EsPosition
+es_segments_prepare(Oid collection, bool wait)
+{
+	EsCollection *coll = es_collection_get(collection);
+	EsHeadRef  *head = &coll->head;
+	int64		room = Min(coll->segment_size, PREPARED_ROOM);
+	EsPosition	end;
+	bool		created_here;
+	bool		locked_here;
+
+	/* After a restart positions may go on beyond all segments. */
+	es_collection_load_head(coll);
+	if (head->head == NULL)
+		return 0;
+	end = es_head_ready_end(head);
+	if (!wait || end - es_head_last_allotted(head) > room)
+		return end;
+	examine_relation(collection, &created_here, &locked_here);
+	if (created_here || locked_here)
+		return end;
+	es_head_count(head, ES_STAT_SEGMENT_WAITS, 1);
+	(void) await_worker(head, es_head_last_allotted(head) + 1 + room);
+	return es_head_ready_end(head);
 }

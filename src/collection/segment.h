@@ -36,6 +36,12 @@ extern EsPosition es_segments_next_position(EsCollection *coll);
  */
 extern int	es_segments_list(Oid collection, EsSegment **segments);
 
+/*
+ * The end (exclusive) of the last one in the cache that this transaction did
+ * not attach itself; 1 for none.
+ */
+extern EsPosition es_segments_committed_end(const EsCollection *coll);
+
 /* The bounds of a segment; false where the relation is not one. */
 extern bool es_segment_bounds(Oid segment, EsPosition *first, EsPosition *end);
 
@@ -49,9 +55,9 @@ extern bool es_segment_bounds(Oid segment, EsPosition *first, EsPosition *end);
 extern void es_segment_guard(Oid relid);
 
 /*
- * The heavyweight lock between those who make segments (ExclusiveLock, to the
- * end of the transaction, which is after its invalidations are sent) and those
- * who read the list to load a head (ShareLock, released at once).
+ * The heavyweight lock between those who make or attach segments (ExclusiveLock,
+ * to the end of the transaction, which is after its invalidations are sent) and
+ * those who read the list to load a head (ShareLock, released at once).
  */
 extern void es_segments_lock(Oid collection, LOCKMODE mode);
 extern void es_segments_unlock(Oid collection, LOCKMODE mode);
@@ -62,5 +68,13 @@ extern void es_segments_unlock(Oid collection, LOCKMODE mode);
  * eventstore.segment_timeout (55000 then).  The collection is refreshed.
  */
 extern void es_segments_await(EsCollection *coll, EsPosition wanted_end);
+
+/*
+ * An INSERT or COPY is about to begin: where it would find little room it may
+ * wait for the worker as above, but goes on with what there is when the time is
+ * over.  Returns the end of what is ready, to be read before the list of
+ * partitions; 0 = unknown yet.
+ */
+extern EsPosition es_segments_prepare(Oid collection, bool wait);
 
 #endif							/* ES_SEGMENT_H */

@@ -7,8 +7,8 @@
  *		{"collection": "sales.orders", "head": 42, "count": 3}
  *
  * with "events": [...] or "streams": {...} behind it where the collection's
- * option notify asks for them and all of it fits into what PostgreSQL carries;
- * else they are left out as a whole, and the listener reads.  A notification is
+ * option notify asks for them, row-level security is off, and all of it fits into
+ * what PostgreSQL carries; else they are left out as a whole, and the listener reads.  A notification is
  * a hint in any case: it says up to where there is something to read.
  *
  * The events are read as by any reader, head first, so "head" is safe to have
@@ -34,6 +34,7 @@
 #include "utils/datetime.h"
 #include "utils/json.h"
 #include "utils/jsonb.h"
+#include "utils/rel.h"
 #include "utils/uuid.h"
 #include "worker/listeners.h"
 #include "worker/wake.h"
@@ -282,6 +283,20 @@ append_details(StringInfo out, const Payload *payload)
  * Sending
  * ------------------------------------------------------------------------- */
 
+/*
+ * Row-level security refuses the modes that tell more than the head; where it
+ * was switched on after the mode was chosen, the details are withheld.
+ */
+static bool
+is_row_secured(const EsCollection *coll)
+{
+	Relation	rel = RelationIdGetRelation(coll->relid);
+	bool		secured = rel->rd_rel->relrowsecurity;
+
+	RelationClose(rel);
+	return secured;
+}
+
 static void
 read_payload(Payload *payload, Oid collection, EsPosition after, const EsView *view)
 {
@@ -330,6 +345,8 @@ es_announce(Oid collection, EsNotify notify, const char *channel, EsAnnounced *a
 	Payload		payload = {.notify = notify};
 	EsView		view;
 
+	if (is_row_secured(coll))
+		payload.notify = ES_NOTIFY_HEAD;
 	es_view_open(coll, &view);
 	initStringInfo(&payload.details);
 	if (view.head - announced->head > COUNTED_MAX)
@@ -385,16 +402,6 @@ check_may_listen(void)
 				 errmsg("cannot LISTEN within a background process")));
 }
 
-static EsPosition
-read_head(EsCollection *coll)
-{
-	EsView		view;
-
-	es_view_open(coll, &view);
-	es_view_close(&view);
-	return view.head;
-}
-
 /*
  * Counts this session among the listeners.  The first one needs no news of what
  * was there before he came.  Whoever comes second has a head that is not below
@@ -403,7 +410,7 @@ read_head(EsCollection *coll)
 static void
 join_listeners(EsCollection *coll, const char *channel)
 {
-	EsAnnounced announced = {.head = read_head(coll), .events = PG_UINT64_MAX};
+	EsAnnounced announced = {.head = es_view_head(coll), .events = PG_UINT64_MAX};
 
 	if (es_listeners_add(channel) && coll->head.head != NULL)
 		es_head_set_announced(&coll->head, &announced);
@@ -436,7 +443,7 @@ es_listen(PG_FUNCTION_ARGS)
 	join_listeners(coll, channel);
 	Async_Listen(channel);
 	values[0] = CStringGetTextDatum(channel);
-	values[1] = Int64GetDatum(read_head(coll));
+	values[1] = Int64GetDatum(es_view_head(coll));
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");

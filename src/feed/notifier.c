@@ -14,6 +14,10 @@
  *		channel that is listened to (survey), and send one notification for each
  *		whose head has moved since the last one, however many commits that was.
  *
+ * On a standby there are no appends to call it, and no LISTEN.  As long as
+ * somebody waits it looks every STANDBY_LOOK_MS whether replay has advanced, and
+ * if so at the heads that travel with the data, once for all who wait.
+ *
  * After a notification for a collection the next one waits a little, so that a
  * busy collection sends hundreds a second, not tens of thousands; the first one
  * after a rest goes out at once.  PostgreSQL before 19 wakes every listener of
@@ -28,12 +32,15 @@
  * can refuse one, it takes listeners that do not read for hours; then an error is
  * logged once, and sending is tried again after a pause.  Appenders never feel it.
  *
- * Locks: those of a reader, for the time of one short transaction.  A crash
+ * Locks: those of a reader, for the time of one short transaction; one that somebody
+ * holds against us is not waited for, since that would hold up all who wait.  A crash
  * ends all sessions, listeners too; after it nothing is owed to anybody.
  */
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xlogrecovery.h"
 #include "compat.h"
 #include "feed/announce.h"
 #include "guc.h"
@@ -63,6 +70,8 @@
 #define PAUSE_MAX_US			(50 * 1000)
 /* After an error, before sending is tried again. */
 #define ERROR_PAUSE_MS			1000
+/* On a standby, while somebody waits. */
+#define STANDBY_LOOK_MS			5
 /* Before a collection that is locked is tried again. */
 #define LOCKED_PAUSE_MS			20
 /* Collections in one transaction: each costs it some ten locks. */
@@ -136,10 +145,11 @@ note_row(HeapTuple row, TupleDesc desc, const Announced *old, int nold)
 {
 	Announced  *entry = &audience[naudience];
 	char	   *channel = SPI_getvalue(row, desc, 4);
+	EsChannel	number = es_listeners_channel(channel);
 	bool		isnull;
 	Datum		heartbeat;
 
-	if (!es_listeners_any(es_listeners_channel(channel)))
+	if (!es_listeners_any(number))
 		return;
 	memset(entry, 0, sizeof(Announced));
 	entry->head.relid = DatumGetObjectId(SPI_getbinval(row, desc, 1, &isnull));
@@ -149,6 +159,8 @@ note_row(HeapTuple row, TupleDesc desc, const Announced *old, int nold)
 	heartbeat = SPI_getbinval(row, desc, 5, &isnull);
 	entry->heartbeat_us = isnull ? 0 : interval_us(DatumGetIntervalP(heartbeat));
 	keep_history(entry, old, nold);
+	if (es_head_find(&entry->head))
+		es_head_set_channel(&entry->head, number);
 	naudience++;
 }
 
@@ -394,6 +406,47 @@ announce_all(TimestampTz *next)
 }
 
 /* ---------------------------------------------------------------------------
+ * On a standby
+ * ------------------------------------------------------------------------- */
+
+/* In a transaction of its own, so that one that fails disturbs no other. */
+static void
+look_at_head(Oid relid)
+{
+	EsPosition	head = PG_INT64_MAX;	/* gone: they are to find out */
+
+	StartTransactionCommand();
+	if (ConditionalLockRelationOid(relid, AccessShareLock))
+	{
+		if (es_collection_exists(relid))
+			head = es_view_head(es_collection_get(relid));
+	}
+	else
+		head = 0;				/* being dropped, perhaps: later */
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(cycle_context);
+	es_worker_count(ES_WORKER_WAKEUPS, es_watch_pass_over(relid, head));
+}
+
+/* Returns when to look again; 0 = when somebody comes to wait. */
+static TimestampTz
+follow_replay(void)
+{
+	static XLogRecPtr seen = InvalidXLogRecPtr;
+	XLogRecPtr	replayed = GetXLogReplayRecPtr(NULL);
+	Oid		   *relids;
+	int			n = es_watch_list_unshared(&relids);
+
+	if (n == 0)
+		return 0;
+	if (replayed != seen || es_worker_pending(ES_WAKE_NOTIFIER) != 0)
+		for (int i = 0; i < n; i++)
+			look_at_head(relids[i]);
+	seen = replayed;
+	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STANDBY_LOOK_MS);
+}
+
+/* ---------------------------------------------------------------------------
  * The process
  * ------------------------------------------------------------------------- */
 
@@ -435,19 +488,6 @@ sleep_notifier(TimestampTz next)
 	ResetLatch(MyLatch);
 }
 
-/* False where the extension is not there. */
-static bool
-look_for_extension(void)
-{
-	bool		present;
-
-	StartTransactionCommand();
-	present = OidIsValid(es_extension_schema());
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(cycle_context);
-	return present;
-}
-
 static void
 notify_for_ever(void)
 {
@@ -459,7 +499,9 @@ notify_for_ever(void)
 		/* Before we look: who calls from now on calls again. */
 		(void) es_worker_take(ES_WAKE_NOTIFIER);
 		wake_waiters();
-		if (es_listeners_in_database() == 0)
+		if (RecoveryInProgress())
+			next = follow_replay();
+		else if (es_listeners_in_database() == 0)
 			paused_until = 0;	/* nor is anything due */
 		else if (paused_until > GetCurrentTimestamp())
 			next = paused_until;
@@ -494,7 +536,7 @@ es_notifier_main(Datum arg)
 
 	/* What was asked before is what the first pass does anyway. */
 	(void) es_worker_take(ES_WAKE_NOTIFIER);
-	if (look_for_extension())
+	if (es_process_has_extension())
 	{
 		es_worker_set_running();
 		notify_for_ever();

@@ -33,6 +33,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "collection/match.h"
+#include "feed/lane.h"
 #include "feed/stream_walk.h"
 #include "feed/visible.h"
 #include "feed/wait.h"
@@ -363,7 +364,8 @@ begin_visible(EsRead *read)
 	appendStringInfo(&sql, " ORDER BY %s%s",
 					 args->stream != NULL ? "version" : "position",
 					 forward ? "" : " DESC");
-	if (args->max_count != ES_READ_ALL)
+	/* Which lane an event belongs to is not asked in SQL. */
+	if (args->max_count != ES_READ_ALL && args->lanes <= 1)
 		appendStringInfo(&sql, " LIMIT '" INT64_FORMAT "'", args->max_count);
 	query.sql = sql.data;
 	return es_visible_begin(&query, read->view.snapshot);
@@ -534,6 +536,12 @@ in_time(const EsReadArgs *args, TupleTableSlot *slot)
 		(!args->has_until || created_at < args->until);
 }
 
+static inline bool
+in_lane(const EsReadArgs *args, TupleTableSlot *slot)
+{
+	return args->lanes <= 1 || es_lane_of_event(slot, args->lanes) == args->lane;
+}
+
 static TupleTableSlot *
 next_in_walk(EsRead *read)
 {
@@ -544,7 +552,8 @@ next_in_walk(EsRead *read)
 	{
 		CHECK_FOR_INTERRUPTS();
 		slot = next_row(read);
-	} while (slot != NULL && !in_time(&read->args, slot));
+	} while (slot != NULL &&
+			 !(in_time(&read->args, slot) && in_lane(&read->args, slot)));
 	MemoryContextSwitchTo(caller);
 	return slot;
 }
@@ -692,11 +701,9 @@ Datum
 es_head(PG_FUNCTION_ARGS)
 {
 	EsCollection *coll = es_read_open_collection(es_read_collection_arg(&fcinfo->args[0]));
-	EsView		view;
+	EsPosition	head = es_view_head(coll);
 
-	es_view_open(coll, &view);
-	es_view_close(&view);
 	/* A number needs no lock: wait_for(c, head(c)) is not to stand in a DROP's way. */
 	es_wait_unlock(coll);
-	PG_RETURN_INT64(view.head);
+	PG_RETURN_INT64(head);
 }

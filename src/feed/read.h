@@ -40,6 +40,8 @@ typedef struct EsReadArgs
 	bool		has_until;
 	TimestampTz since;			/* inclusive */
 	TimestampTz until;			/* exclusive */
+	int			lanes;			/* 0: all events, else those of one of so many lanes */
+	int			lane;			/* this one, from 0 */
 
 	/* Of a stream (read_stream); NULL for a read of positions: */
 	text	   *stream;

@@ -23,7 +23,10 @@
  *
  * The node's tuples are the ten columns of an event and, where the query uses
  * the row as a whole, an eleventh with the composite.  Values are passed as
- * pointers into the reader's slot, which are good until the next call.
+ * pointers into the reader's slot, which are good until the next call.  Where
+ * the rows go on as they are they are not even taken apart before somebody
+ * looks into them (event_slot.c); the node's own expressions, which were
+ * compiled for a virtual slot, get the columns that the query uses.
  *
  * Memory lives in the executor's per-query context, the snapshot belongs to the
  * portal's resource owner: both last from one FETCH of a cursor to the next.
@@ -39,6 +42,7 @@
 #include "commands/explain.h"
 #include "compat.h"
 #include "executor/executor.h"
+#include "feed/event_slot.h"
 #include "feed/read.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -78,6 +82,7 @@ typedef struct ReadScanState
 	EsReadKind	kind;
 	int			needed;
 	bool		whole_row;
+	bool		lazy;			/* the node's slot is an event slot */
 	TupleDesc	event_desc;		/* of the composite */
 	List	   *arguments;		/* of ExprState */
 	MemoryContext args_context; /* what the arguments were evaluated into */
@@ -371,6 +376,23 @@ check_execute_right(Oid funcid)
 	InvokeFunctionExecuteHook(funcid);
 }
 
+/*
+ * Puts an event slot in the place of the node's, and lets those who read from
+ * the node know before they compile what they read with.
+ */
+static void
+become_lazy(ReadScanState *state, EState *estate)
+{
+	ScanState  *node = &state->css.ss;
+	const TupleTableSlotOps *ops = es_event_slot_ops();
+
+	node->ss_ScanTupleSlot =
+		ExecInitExtraTupleSlot(estate, node->ss_ScanTupleSlot->tts_tupleDescriptor, ops);
+	node->ps.scanops = ops;
+	node->ps.resultops = ops;
+	state->lazy = true;
+}
+
 static void
 begin_scan(CustomScanState *node, EState *estate, int eflags)
 {
@@ -388,6 +410,11 @@ begin_scan(CustomScanState *node, EState *estate, int eflags)
 	if (state->whole_row)
 		state->event_desc = lookup_rowtype_tupdesc_copy(state->call->funcresulttype, -1);
 
+	if (!state->whole_row && node->ss.ps.ps_ProjInfo == NULL && node->ss.ps.qual == NULL)
+	{
+		become_lazy(state, estate);
+		return;
+	}
 	/* What nobody uses stays null. */
 	memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts);
 }
@@ -458,6 +485,11 @@ fetch_event(ScanState *node)
 	ExecClearTuple(slot);
 	if (event == NULL)
 		return slot;
+	if (state->lazy)
+	{
+		es_event_slot_show(slot, event);
+		return slot;
+	}
 	slot_getsomeattrs(event, state->needed);
 	memcpy(slot->tts_values, event->tts_values, sizeof(Datum) * state->needed);
 	memcpy(slot->tts_isnull, event->tts_isnull, sizeof(bool) * state->needed);

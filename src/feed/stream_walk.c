@@ -10,6 +10,8 @@
  *		one segment, most of the time.
  *		Where only the last event is asked for, its position is known and the
  *		primary key leads to it.
+ *		A collection with no more than two segments in use is not worth the
+ *		question: its segments are walked at once (find_all_segments).
  *	3.	A version to start from lies in one segment, found by bisection: the
  *		last version in a segment says whether to look at older or newer ones.
  *		Segments without an event of the stream cost a probe each.
@@ -28,6 +30,7 @@
 #include "feed/stream_walk.h"
 
 #include "access/stratnum.h"
+#include "access/xact.h"
 #include "errors.h"
 #include "feed/lookup.h"
 #include "miscadmin.h"
@@ -37,6 +40,9 @@
 /* Columns of the index on (stream, version). */
 #define VERSIONS_STREAM		1
 #define VERSIONS_VERSION	2
+
+/* A look into one segment too many costs about what the heads table would. */
+#define UNASKED_SEGMENTS_MAX	2
 
 struct EsStreamWalk
 {
@@ -69,31 +75,68 @@ report_missing(const EsStreamWalk *walk, const EsCollection *coll, EsPosition po
 
 /*
  * Copies the part of the collection's list (which may be rebuilt) that lies
- * between the stream's first event that is kept and its last.  A hole there
- * would be skipped events, so it is an error.
+ * between two positions.  Returns the first position there that no segment
+ * holds, 0 where all are held.
  */
-static void
-copy_segments(EsStreamWalk *walk, const EsCollection *coll, const EsStreamHead *head)
+static EsPosition
+copy_segments(EsStreamWalk *walk, const EsCollection *coll, EsPosition first,
+			  EsPosition last)
 {
-	EsPosition	expected = Max(head->first_position, coll->first_position);
+	EsPosition	expected = first;
 	int			begin = 0;
 	int			end = coll->nsegments;
 
-	while (end > 0 && coll->segments[end - 1].first > head->last_position)
+	while (end > 0 && coll->segments[end - 1].first > last)
 		end--;
 	while (begin < end && coll->segments[begin].end <= expected)
 		begin++;
-	for (int i = begin; i < end; i++)
-	{
-		if (coll->segments[i].first > expected)
-			report_missing(walk, coll, expected);
+	for (int i = begin; i < end && coll->segments[i].first <= expected; i++)
 		expected = coll->segments[i].end;
-	}
-	if (expected <= head->last_position)
-		report_missing(walk, coll, expected);
 	walk->nsegments = end - begin;
 	walk->segments = palloc(sizeof(EsSegment) * Max(walk->nsegments, 1));
 	memcpy(walk->segments, &coll->segments[begin], sizeof(EsSegment) * walk->nsegments);
+	return expected <= last ? expected : 0;
+}
+
+/*
+ * The segments between the stream's first event that is kept and its last.  A
+ * hole there would be skipped events, so it is an error.
+ */
+static void
+find_stream_segments(EsStreamWalk *walk, const EsCollection *coll,
+					 const EsStreamHead *head)
+{
+	EsPosition	missing = copy_segments(walk, coll,
+										Max(head->first_position, coll->first_position),
+										head->last_position);
+
+	if (missing != 0)
+		report_missing(walk, coll, missing);
+}
+
+/*
+ * All segments in use, where they are few and hold every position up to the
+ * last one handed out, which is at or above all that the snapshot sees; else
+ * false.  A version to start from, where events have been dropped, needs the
+ * heads row, to tell what was dropped from what never was.  A serializable
+ * transaction reads that row because every append to the stream writes it:
+ * the segments that it would walk do not tell of an append to the next one.
+ */
+static bool
+find_all_segments(EsStreamWalk *walk, EsCollection *coll, const EsReadArgs *args)
+{
+	EsPosition	last;
+
+	if (IsolationIsSerializable() || (args->has_from && coll->first_position > 1) ||
+		!es_collection_last_known(coll, &last))
+		return false;
+	if (copy_segments(walk, coll, coll->first_position, last) == 0 &&
+		walk->nsegments <= UNASKED_SEGMENTS_MAX)
+		return true;
+	pfree(walk->segments);
+	walk->segments = NULL;
+	walk->nsegments = 0;
+	return false;
 }
 
 static EsLookup *
@@ -175,7 +218,7 @@ find_first_kept(const EsCollection *coll, const text *stream, const EsStreamHead
 
 	if (head->first_position >= coll->first_position)
 		return 1;
-	copy_segments(&walk, coll, head);
+	find_stream_segments(&walk, coll, head);
 	for (int i = 0; i < walk.nsegments; i++)
 		if (probe_segment(&walk, i, ForwardScanDirection, &version))
 			break;
@@ -211,10 +254,10 @@ es_stream_check_kept(const EsCollection *coll, const EsReadArgs *args,
 
 /* What from_version and to_version select, as an interval. */
 static void
-set_versions(EsStreamWalk *walk, const EsReadArgs *args, const EsStreamHead *head)
+set_versions(EsStreamWalk *walk, const EsReadArgs *args, int64 last)
 {
 	walk->low = 1;
-	walk->high = head->version;
+	walk->high = last;
 	if (ScanDirectionIsForward(args->direction))
 	{
 		if (args->has_from)
@@ -231,37 +274,53 @@ set_versions(EsStreamWalk *walk, const EsReadArgs *args, const EsStreamHead *hea
 	}
 }
 
-EsStreamWalk *
-es_stream_walk_begin(const EsCollection *coll, const EsReadArgs *args, Snapshot snapshot)
+/* The segments from what the heads table knows, and the one to start in. */
+static void
+begin_by_head(EsStreamWalk *walk, const EsCollection *coll, const EsReadArgs *args)
 {
-	EsStreamWalk *walk = palloc0(sizeof(EsStreamWalk));
+	bool		forward = ScanDirectionIsForward(walk->direction);
 	EsStreamHead head;
 	int64		start;
 
-	walk->stream = args->stream;
-	walk->snapshot = snapshot;
-	walk->direction = args->direction;
-	walk->query = args->query;
-	if (!es_heads_peek(coll, args->stream, snapshot, &head))
-		return walk;			/* nsegments = 0: nothing comes */
-	es_stream_check_kept(coll, args, &head, snapshot);
-	set_versions(walk, args, &head);
+	if (!es_heads_peek(coll, walk->stream, walk->snapshot, &head))
+		return;					/* nsegments = 0: nothing comes */
+	es_stream_check_kept(coll, args, &head, walk->snapshot);
+	set_versions(walk, args, head.version);
 	if (walk->low > walk->high)
-		return walk;
+		return;
 
-	copy_segments(walk, coll, &head);
-	start = ScanDirectionIsForward(walk->direction) ? walk->low : walk->high;
+	find_stream_segments(walk, coll, &head);
+	start = forward ? walk->low : walk->high;
 	if (start == 1 || walk->nsegments == 0)
 		walk->current = 0;
 	else if (start == head.version)
 	{
 		walk->current = walk->nsegments - 1;
-		if (!ScanDirectionIsForward(walk->direction) && args->max_count == 1 &&
-			walk->query == NULL)
+		if (!forward && args->max_count == 1 && walk->query == NULL)
 			walk->only = head.last_position;
 	}
 	else
 		walk->current = find_segment(walk, start);
+}
+
+EsStreamWalk *
+es_stream_walk_begin(EsCollection *coll, const EsReadArgs *args, Snapshot snapshot)
+{
+	EsStreamWalk *walk = palloc0(sizeof(EsStreamWalk));
+
+	walk->stream = args->stream;
+	walk->snapshot = snapshot;
+	walk->direction = args->direction;
+	walk->query = args->query;
+	if (!find_all_segments(walk, coll, args))
+	{
+		begin_by_head(walk, coll, args);
+		return walk;
+	}
+	set_versions(walk, args, PG_INT64_MAX);
+	if (!ScanDirectionIsForward(walk->direction))
+		walk->current = walk->nsegments - 1;
+	walk->complete = walk->low > walk->high;
 	return walk;
 }
 

@@ -121,11 +121,16 @@ es_wait_check_allowed(void)
 				 errdetail("A function that row-level security calls must not wait.")));
 }
 
-/* Nobody calls the notifier here, so nobody wakes us. */
+/*
+ * Does nobody wake us?  Without a shared entry only the notifier of a standby
+ * does, which looks for itself.
+ */
 static bool
 must_poll(void)
 {
-	return watch.head.head == NULL || !es_wake_notifier_runs();
+	if (watch.head.head == NULL && !RecoveryInProgress())
+		return true;
+	return !es_wake_notifier_runs();
 }
 
 static void
@@ -133,7 +138,8 @@ enter(const EsCollection *coll)
 {
 	watch.head = coll->head;
 	es_watch_begin(&watch);
-	if (!RecoveryInProgress() && !es_wake_notifier_runs())
+	/* It has to be started, or to be told that there is somebody to look for. */
+	if (watch.head.head == NULL || !es_wake_notifier_runs())
 		es_wake_notifier();
 }
 
@@ -262,16 +268,6 @@ es_wait_unlock(const EsCollection *coll)
  * wait_for, await
  * ------------------------------------------------------------------------- */
 
-static EsPosition
-look(EsCollection *coll)
-{
-	EsView		view;
-
-	es_view_open(coll, &view);
-	es_view_close(&view);
-	return view.head;
-}
-
 /*
  * The statement's own snapshot, which CALL has registered with its portal: a
  * procedure may do without while it runs no SQL.
@@ -298,14 +294,14 @@ wait_for_head(Oid collection, EsPosition after, TimestampTz until, bool without_
 	EsPosition	head;
 
 	es_collection_check_cursor(coll, after);
-	head = look(coll);
+	head = es_view_head(coll);
 	if (head > after)
 		return head;
 
 	es_wait_begin(coll, &what);
 	for (;;)
 	{
-		head = look(coll);
+		head = es_view_head(coll);
 		if (head > after)
 			break;
 		es_wait_unlock(coll);

@@ -61,6 +61,11 @@
  * Extending the reservation is serialised by a heavyweight lock instead (an
  * advisory lock of a class of our own), so that it can be cancelled.
  *
+ * A database's entries go with it.  An OID may come again (a copy made with
+ * CREATE DATABASE ... OID has the same tables, too), so they go while DROP
+ * DATABASE still has its lock: nobody can be in that database, or get into its
+ * successor.
+ *
  * A crash loses all of this.  After it nothing is in flight, and the next
  * position is the first one that was not reserved (position.c).
  */
@@ -70,6 +75,8 @@
 
 #include "access/transam.h"
 #include "access/xact.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_database.h"
 #include "lib/dshash.h"
 #include "miscadmin.h"
 #include "position/position.h"
@@ -163,6 +170,7 @@ struct EsHead
 	EsPosition	wanted_end;		/* waiting appenders want them to end here; 0 */
 	EsPosition	last_conditional;
 	EsAnnounced announced;		/* the last one; 'events' counts on since */
+	EsChannel	channel;		/* where the notifier announces it; 0 = nowhere, or not seen yet */
 	bool		in_use;			/* a position was handed out since the start */
 	int			watchers;		/* sessions that wait for something here */
 	dsa_pointer releases;		/* EsReleases, while there are watchers */
@@ -232,6 +240,10 @@ static int	local_opens_size = 0;
 static PendingForget *forgets = NULL;
 static int	nforgets = 0;
 static int	forgets_size = 0;
+
+/* The database that this transaction drops; it cannot drop two. */
+static Oid	dropped_database = InvalidOid;
+static object_access_hook_type previous_object_access = NULL;
 
 static dshash_parameters table_parameters = {
 	sizeof(HeadKey), sizeof(HeadEntry), dshash_memcmp, dshash_memhash, 0
@@ -453,6 +465,7 @@ release_open(LocalOpen *local, bool committed)
 	EsOpen	   *open = local->open;
 	bool		moved = open->first != 0;
 	dsa_pointer conditions;
+	EsChannel	channel;
 	bool		watched;
 	bool		deserted;
 
@@ -466,6 +479,7 @@ release_open(LocalOpen *local, bool committed)
 	if (watched && committed)
 		note_release(head, local);
 	conditions = open->conditions;
+	channel = head->channel;
 	deserted = is_deserted(head);
 	LWLockRelease(&head->lock);
 
@@ -473,7 +487,9 @@ release_open(LocalOpen *local, bool committed)
 		recycle_head(head);
 	free_conditions(conditions);
 	dsa_free(area, local->open_ptr);
-	return watched || (moved && es_listeners_any(local->channel));
+	/* Two of them where the option was changed while we were open. */
+	return watched ||
+		(moved && (es_listeners_any(local->channel) || es_listeners_any(channel)));
 }
 
 static void
@@ -638,6 +654,61 @@ es_head_attach(void)
 }
 
 /* ---------------------------------------------------------------------------
+ * Dropped databases
+ * ------------------------------------------------------------------------- */
+
+static void
+forget_database(Oid database)
+{
+	dshash_seq_status status;
+	HeadEntry  *entry;
+
+	dshash_seq_init(&status, table, true);
+	while ((entry = dshash_seq_next(&status)) != NULL)
+	{
+		dsa_pointer ptr = entry->head;
+
+		if (entry->key.dbid != database)
+			continue;
+		dshash_delete_current(&status);
+		retire_head(head_at(ptr));
+	}
+	dshash_seq_term(&status);
+}
+
+/* At commit heavyweight locks are held still, and nothing may fail any more. */
+static void
+settle_database(XactEvent event, void *arg)
+{
+	if (!OidIsValid(dropped_database))
+		return;
+	if (event == XACT_EVENT_COMMIT)
+		forget_database(dropped_database);
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
+		dropped_database = InvalidOid;
+}
+
+/* Called by DROP DATABASE under its lock, some checks before the deed. */
+static void
+note_drop(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
+{
+	if (previous_object_access != NULL)
+		previous_object_access(access, classId, objectId, subId, arg);
+	if (access != OAT_DROP || classId != DatabaseRelationId)
+		return;
+	es_head_attach();
+	dropped_database = objectId;
+}
+
+void
+es_head_install(void)
+{
+	previous_object_access = object_access_hook;
+	object_access_hook = note_drop;
+	RegisterXactCallback(settle_database, NULL);
+}
+
+/* ---------------------------------------------------------------------------
  * Entries
  * ------------------------------------------------------------------------- */
 
@@ -711,6 +782,7 @@ init_head(EsHead *head, const EsHeadRef *ref, const EsHeadOrigin *origin, EsPosi
 	head->last_conditional = 0;
 	head->announced.head = next - 1;
 	head->announced.events = 0;
+	head->channel = 0;
 	head->in_use = false;
 	head->watchers = 0;
 	for (int i = 0; i < LIST_COUNT; i++)
@@ -844,6 +916,30 @@ es_head_in_use(const EsHeadRef *ref)
 
 	LWLockRelease(&head->lock);
 	return result;
+}
+
+bool
+es_head_seems_used(const EsHeadRef *ref)
+{
+	return ref->head->in_use;
+}
+
+void
+es_head_renew(const EsHeadRef *ref, EsPosition next)
+{
+	EsHead	   *head;
+
+	/* Mostly there is nothing to do. */
+	if (es_head_last_allotted(ref) + 1 >= next)
+		return;
+	head = lock_head(ref, LW_EXCLUSIVE);
+	if (!head->in_use && head->next < next)
+	{
+		head->next = next;
+		head->reserved = next - 1;
+		head->announced.head = next - 1;
+	}
+	LWLockRelease(&head->lock);
 }
 
 EsPosition
@@ -1015,6 +1111,15 @@ es_head_set_announced(const EsHeadRef *ref, const EsAnnounced *announced)
 	head->announced.head = Max(head->announced.head, announced->head);
 	head->announced.events -= Min(head->announced.events, announced->events);
 	LWLockRelease(&head->lock);
+}
+
+void
+es_head_set_channel(const EsHeadRef *ref, EsChannel channel)
+{
+	LWLockAcquire(&ref->head->lock, LW_EXCLUSIVE);
+	if (is_same(ref->head, ref))
+		ref->head->channel = channel;
+	LWLockRelease(&ref->head->lock);
 }
 
 void
@@ -1448,6 +1553,7 @@ es_head_allot(const EsHeadRef *ref, int64 n, bool conditional, EsAllotment *allo
 	allotment->safe = head_of(head, false);
 	allotment->first = head->next;
 	head->next += n;
+	allotment->left = head->ready_end - head->next;
 	head->in_use = true;
 	if (conditional)
 		head->last_conditional = head->next - 1;

@@ -66,6 +66,7 @@ typedef struct EsAllotment
 {
 	EsPosition	first;			/* the first of n consecutive positions */
 	EsPosition	safe;			/* the head at that moment: noted in each event */
+	int64		left;			/* positions beyond them that are ready */
 } EsAllotment;
 
 typedef enum EsHeadStat
@@ -96,6 +97,9 @@ typedef struct EsHolder
 extern Size es_head_shmem_size(void);
 extern void es_head_shmem_init(void);
 
+/* At server start: has the entries of a database go with it. */
+extern void es_head_install(void);
+
 /* Registers the transaction callbacks; once per backend, cheap to call again. */
 extern void es_head_attach(void);
 
@@ -117,6 +121,12 @@ extern EsPosition es_head_last_allotted(const EsHeadRef *ref);
 
 /* False until a position has been allotted since the server started. */
 extern bool es_head_in_use(const EsHeadRef *ref);
+
+/* The same without a lock: false may be out of date. */
+extern bool es_head_seems_used(const EsHeadRef *ref);
+
+/* Raises the next position of an entry that is not in use; else nothing. */
+extern void es_head_renew(const EsHeadRef *ref, EsPosition next);
 
 /* The end (exclusive) of the segments that may be filled; raising and reading. */
 extern EsPosition es_head_ready_end(const EsHeadRef *ref);
@@ -186,6 +196,12 @@ extern void es_head_announced(const EsHeadRef *ref, EsAnnounced *announced);
 
 /* Announced up to here, and that many of those events are told. */
 extern void es_head_set_announced(const EsHeadRef *ref, const EsAnnounced *announced);
+
+/*
+ * Where it is announced now.  Transactions that were open when the option changed
+ * know the old channel only.  No error.
+ */
+extern void es_head_set_channel(const EsHeadRef *ref, EsChannel channel);
 
 extern void es_head_count(const EsHeadRef *ref, EsHeadStat stat, uint64 n);
 extern uint64 es_head_stat(const EsHeadRef *ref, EsHeadStat stat);

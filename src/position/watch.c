@@ -41,8 +41,9 @@
  * When the notifier ends it wakes everybody, and without one they look for
  * themselves from time to time (feed/wait.c).
  *
- * A collection without a shared entry (on a standby, on a logical copy) has no
- * releases: there waiters look for themselves too.
+ * A collection without a shared entry has no releases.  On a standby the
+ * notifier looks at its head as replay advances, for all who wait
+ * (es_watch_pass_over); on a logical copy they look for themselves.
  *
  * Locks: WatchControl.lock (tranche EventstoreWatch) for the table; taken
  * before an EsHead's lock, never after it.  Appenders do not take it, except for
@@ -508,6 +509,54 @@ es_watch_pass(void)
 	}
 	LWLockRelease(control->lock);
 	return woken;
+}
+
+static bool
+is_unshared(const Waiter *waiter)
+{
+	return is_waiting_here(waiter) && waiter->head.head == NULL;
+}
+
+/* There is no telling which events are new, so it is the head alone; a stream goes before it. */
+int
+es_watch_pass_over(Oid relid, EsPosition head)
+{
+	int			woken = 0;
+
+	LWLockAcquire(control->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < control->used; i++)
+	{
+		Waiter	   *waiter = &control->waiters[i];
+
+		if (is_unshared(waiter) && waiter->head.relid == relid &&
+			(waiter->stream != 0 || waiter->looked < head))
+		{
+			wake(waiter);
+			woken++;
+		}
+	}
+	LWLockRelease(control->lock);
+	return woken;
+}
+
+int
+es_watch_list_unshared(Oid **relids)
+{
+	int			n = 0;
+
+	*relids = palloc(sizeof(Oid) * MaxBackends);
+	LWLockAcquire(control->lock, LW_SHARED);
+	for (int i = 0; i < control->used; i++)
+	{
+		bool		listed = !is_unshared(&control->waiters[i]);
+
+		for (int j = 0; j < n && !listed; j++)
+			listed = (*relids)[j] == control->waiters[i].head.relid;
+		if (!listed)
+			(*relids)[n++] = control->waiters[i].head.relid;
+	}
+	LWLockRelease(control->lock);
+	return n;
 }
 
 /* InvalidOid: of all collections. */

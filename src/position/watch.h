@@ -92,6 +92,15 @@ extern void es_watch_end(void);
 /* Wakes those whose wait may be over; returns how many.  The notifier's. */
 extern int	es_watch_pass(void);
 
+/*
+ * The same for a collection whose head is not in shared memory (on a standby):
+ * those who wait for something above what they have looked at, up to this head.
+ */
+extern int	es_watch_pass_over(Oid relid, EsPosition head);
+
+/* The collections of such waiters, each once; palloc'd. */
+extern int	es_watch_list_unshared(Oid **relids);
+
 /* Everybody in this database: the notifier goes. */
 extern void es_watch_wake_all(void);
 

@@ -25,14 +25,17 @@
 #include "miscadmin.h"
 #include "position/head.h"
 #include "position/position.h"
+#include "position/watch.h"
 #include "shmem.h"
 #include "spi.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 #include "worker/launcher.h"
+#include "worker/listeners.h"
 #include "worker/wake.h"
 
 PG_FUNCTION_INFO_V1(es_stat_collections);
@@ -244,6 +247,13 @@ diagnose_server(FunctionCallInfo fcinfo)
 			 "It is started with the server and restarted after a failure: see the server log.");
 	diagnose(fcinfo, "worker of this database running", es_wake_worker_pid() != 0,
 			 "Without it no segments are made and none are dropped: see pg_stat_eventstore_workers and the server log.");
+	diagnose(fcinfo, "notifier running where it is needed",
+			 es_wake_notifier_runs() ||
+			 (es_watch_count() == 0 && es_listeners_in_database() == 0),
+			 "Sessions wait or listen. Without it waits end up to 10 ms late and nothing is sent: see pg_stat_eventstore_workers and the server log.");
+	diagnose(fcinfo, "room in the queue of notifications",
+			 DatumGetFloat8(DirectFunctionCall1(pg_notification_queue_usage, (Datum) 0)) < 0.5,
+			 "A session that listens has not read for long: look in pg_stat_activity for one in an open transaction. When the queue is full nothing more is sent; appends go on.");
 	diagnose(fcinfo, "worker slots free", !es_wake_slots_exhausted(),
 			 "Increase max_worker_processes and restart the server.");
 }

@@ -28,6 +28,7 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
@@ -41,7 +42,7 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/tcopprot.h"
-#include "tcop/utility.h"
+#include "utility.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -52,6 +53,8 @@
 
 /* How often databases without the extension are looked at unasked. */
 #define RESCAN_MS			(60 * 1000)
+/* On a standby, how often it looks whether it has been promoted. */
+#define PROMOTION_MS		1000
 /* Should the launcher itself die of an error. */
 #define RESTART_S			5
 
@@ -152,19 +155,6 @@ may_empty(Oid database, Node *stmt)
 	return IsA(stmt, CreatedbStmt) && is_template(database) && may_create_databases();
 }
 
-static void
-call_process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
-					 ProcessUtilityContext context, ParamListInfo params,
-					 QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
-{
-	if (prev_process_utility != NULL)
-		prev_process_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv,
-							 dest, qc);
-	else
-		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context, params,
-								queryEnv, dest, qc);
-}
-
 /* What comes and goes with the extension itself has no trigger to tell it. */
 static bool
 concerns_extension(Node *stmt)
@@ -174,9 +164,7 @@ concerns_extension(Node *stmt)
 }
 
 static void
-process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
-				ProcessUtilityContext context, ParamListInfo params,
-				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+process_utility(ES_UTILITY_PARAMETERS)
 {
 	Node	   *stmt = pstmt->utilityStmt;
 	const char *name = database_to_empty(stmt);
@@ -186,8 +174,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 
 	if (!OidIsValid(database) || !may_empty(database, stmt))
 	{
-		call_process_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv,
-							 dest, qc);
+		es_next_utility(prev_process_utility, ES_UTILITY_ARGUMENTS);
 		if (wake)
 			es_wake_maintenance_at_commit();
 		return;
@@ -196,8 +183,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	es_worker_hold(database);
 	PG_TRY();
 	{
-		call_process_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv,
-							 dest, qc);
+		es_next_utility(prev_process_utility, ES_UTILITY_ARGUMENTS);
 	}
 	PG_FINALLY();
 	{
@@ -220,7 +206,8 @@ es_launcher_install(void)
 
 	memset(&worker, 0, sizeof(worker));
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	/* On a standby too: there are notifiers there. */
+	worker.bgw_start_time = BgWorkerStart_ConsistentState;
 	worker.bgw_restart_time = RESTART_S;
 	strlcpy(worker.bgw_library_name, "eventstore", BGW_MAXLEN);
 	strlcpy(worker.bgw_function_name, "es_launcher_main", BGW_MAXLEN);
@@ -278,6 +265,9 @@ rescan_databases(void)
 	for (int i = 0; i < nworkers; i++)
 		if (!list_member_oid(databases, workers[i].key.database))
 			es_worker_forget(workers[i].key.database);
+	/* A standby keeps up what its primary does. */
+	if (RecoveryInProgress())
+		return;
 	foreach(cell, databases)
 	{
 		EsWorkerKey key = {lfirst_oid(cell), ES_WORKER_MAINTENANCE};
@@ -335,7 +325,7 @@ start_worker(EsWorkerKey key)
 
 	memset(&worker, 0, sizeof(worker));
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_start_time = BgWorkerStart_ConsistentState;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	worker.bgw_notify_pid = MyProcPid;
 	worker.bgw_main_arg = ObjectIdGetDatum(key.database);
@@ -393,6 +383,7 @@ void
 es_launcher_main(Datum arg)
 {
 	TimestampTz last_rescan = 0;
+	bool		in_recovery = true;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -420,6 +411,11 @@ es_launcher_main(Datum arg)
 		}
 
 		reap_workers();
+		if (in_recovery && !RecoveryInProgress())
+		{
+			in_recovery = false;
+			last_rescan = 0;
+		}
 		if (es_launcher_take_rescan() ||
 			TimestampDifferenceExceeds(last_rescan, GetCurrentTimestamp(), RESCAN_MS))
 		{
@@ -429,6 +425,8 @@ es_launcher_main(Datum arg)
 		wait_ms = start_due_worker();
 
 		MemoryContextReset(cycle_context);
+		if (in_recovery)
+			wait_ms = Min(wait_ms, PROMOTION_MS);
 		if (wait_ms > 0)
 			sleep_launcher(wait_ms);
 	}

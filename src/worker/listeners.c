@@ -32,7 +32,7 @@
 #include "port/atomics.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
-#include "tcop/utility.h"
+#include "utility.h"
 #include "utils/memutils.h"
 #include "worker/wake.h"
 
@@ -111,6 +111,8 @@ es_listeners_any(EsChannel channel)
 uint32
 es_listeners_in_database(void)
 {
+	if (listeners == NULL)
+		return 0;
 	return pg_atomic_read_u32(&listeners->counters[database_channel() - 1]);
 }
 
@@ -118,6 +120,20 @@ uint32
 es_listeners_generation(void)
 {
 	return pg_atomic_read_u32(&listeners->generation);
+}
+
+/*
+ * Not by an invalidation: those of a transaction are sent after its commit
+ * callbacks have run, and the notifier may look before.
+ */
+void
+es_listeners_survey(void)
+{
+	if (listeners == NULL || !OidIsValid(MyDatabaseId))
+		return;
+	pg_atomic_fetch_add_u32(&listeners->generation, 1);
+	if (es_listeners_in_database() > 0)
+		es_wake_notifier();
 }
 
 /* ---------------------------------------------------------------------------
@@ -224,9 +240,7 @@ end_listening(const char *name)
 }
 
 static void
-process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
-				ProcessUtilityContext context, ParamListInfo params,
-				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+process_utility(ES_UTILITY_PARAMETERS)
 {
 	Node	   *stmt = pstmt->utilityStmt;
 
@@ -242,12 +256,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	else if (IsA(stmt, DiscardStmt) && ((DiscardStmt *) stmt)->target == DISCARD_ALL)
 		end_listening(NULL);
 
-	if (prev_process_utility != NULL)
-		prev_process_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv,
-							 dest, qc);
-	else
-		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context, params,
-								queryEnv, dest, qc);
+	es_next_utility(prev_process_utility, ES_UTILITY_ARGUMENTS);
 }
 
 void

@@ -10,13 +10,16 @@
 
 #include "worker/process.h"
 
+#include "access/xact.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "spi.h"
 #include "storage/ipc.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
 
 static void
 fix_settings(void)
@@ -50,6 +53,19 @@ es_process_begin(EsWorkerKey key)
 	BackgroundWorkerInitializeConnectionByOid(key.database, InvalidOid, 0);
 	pgstat_report_appname(psprintf("eventstore %s", es_worker_kind_name(key.kind)));
 	fix_settings();
+}
+
+bool
+es_process_has_extension(void)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	bool		present;
+
+	StartTransactionCommand();
+	present = OidIsValid(es_extension_schema());
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(caller);
+	return present;
 }
 
 bool

@@ -18,6 +18,9 @@
  */
 extern void es_process_begin(EsWorkerKey key);
 
+/* Is the extension there?  In a transaction of its own. */
+extern bool es_process_has_extension(void);
+
 /* What every round of a worker's loop begins with; true where it is to end. */
 extern bool es_process_interrupts(void);
 

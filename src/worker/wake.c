@@ -51,6 +51,7 @@
 #include <signal.h>
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "compat.h"
 #include "miscadmin.h"
 #include "port/atomics.h"
@@ -60,6 +61,7 @@
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
 #include "worker/launcher.h"
+#include "worker/listeners.h"
 
 /*
  * More workers than this cannot run or be wanted at one time; each is a process,
@@ -365,7 +367,10 @@ wake_at_end(XactEvent event, void *arg)
 	{
 		wake_at_commit = false;
 		if (event == XACT_EVENT_COMMIT)
+		{
 			wake_worker(ES_WORKER_MAINTENANCE, ES_WAKE_MAINTENANCE);
+			es_listeners_survey();
+		}
 	}
 }
 
@@ -709,6 +714,7 @@ EsWorkerKey
 es_worker_due(TimestampTz now, long *wait_ms)
 {
 	WorkerSlot *chosen = NULL;
+	bool		in_recovery = RecoveryInProgress();
 	bool		starting = false;
 	EsWorkerKey result = {InvalidOid};
 
@@ -718,6 +724,10 @@ es_worker_due(TimestampTz now, long *wait_ms)
 		WorkerSlot *slot = &control->slots[i];
 		EsWorkerState state = get_state(slot);
 		long		until = time_until_due(slot, state, now);
+
+		/* A standby cannot be written to. */
+		if (in_recovery && key_of(slot).kind == ES_WORKER_MAINTENANCE)
+			continue;
 
 		/* One after the other, so as not to take all process slots at once. */
 		if (state == ES_WORKER_STARTING &&

@@ -322,24 +322,12 @@ forget_unlisted(void)
 	}
 }
 
-static bool
-is_extension_present(void)
-{
-	bool		present;
-
-	StartTransactionCommand();
-	present = OidIsValid(es_extension_schema());
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(cycle_context);
-	return present;
-}
-
 /* False where the extension is not there (any more). */
 static bool
 survey_collections(void)
 {
 	if (!begin_work("eventstore: reading the list of collections"))
-		return is_extension_present();
+		return es_process_has_extension();
 	SPI_connect();
 	es_spi_execute("SELECT c.collection::pg_catalog.oid, c.incarnation, c.segment_size,"
 				   " c.retain_events, c.retain_for, c.retain_bytes, t.head"

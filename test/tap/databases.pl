@@ -89,6 +89,18 @@ $node->safe_psql('one', "SELECT eventstore.drop_collection('c'); SELECT eventsto
 is($node->safe_psql('one', "SELECT position, version FROM eventstore.append('c', 'new', stream => 's', expected_version => 0)"), '1|1', 'and so does a new collection');
 is(sqlstate_of($node, "SELECT * FROM eventstore.read('c', after => 500)", dbname => 'one'), 'LG004', 'an old cursor is noticed');
 
+# ---- an OID that comes again -----------------------------------------------------------
+
+# Both are copies of one, so that all that identifies a collection is the same.
+$node->safe_psql('postgres', 'CREATE DATABASE again TEMPLATE one OID 100001');
+my $begun = $node->safe_psql('again', "SELECT eventstore.head('c')");
+$node->safe_psql('again', q{SELECT count(*) FROM eventstore.append_batch('c', (SELECT jsonb_agg('{"type": "x"}'::jsonb) FROM generate_series(1, 100)))});
+cmp_ok($node->safe_psql('again', "SELECT eventstore.head('c')"), '>', $begun + 50, 'a database is used');
+$node->safe_psql('postgres', 'DROP DATABASE again');
+$node->safe_psql('postgres', 'CREATE DATABASE again TEMPLATE one OID 100001');
+is($node->safe_psql('again', "SELECT eventstore.head('c')"), $begun, 'what was known of it went when it was dropped');
+$node->safe_psql('postgres', 'DROP DATABASE again');
+
 # The worker of a database without the extension goes.
 $node->safe_psql('one', 'DROP EXTENSION eventstore CASCADE');
 await_worker('one', 0);

@@ -58,7 +58,15 @@ is_clean($node, 'kept');
 answer('DROP EXTENSION eventstore CASCADE');
 is(answer('SELECT count(*), max(position), count(DISTINCT stream) FROM kept'), '1001|1001|3', 'CASCADE leaves the table and its events');
 is(answer('UPDATE kept SET type = type WHERE position = 5 RETURNING position'), 5, 'a plain table');
+is(answer("SELECT count(*) FROM pg_namespace WHERE nspname = 'eventstore'"), 0, 'nothing else stays, not even the schema');
+is(answer("SELECT count(*) FROM pg_event_trigger WHERE evtname LIKE 'eventstore%'"), 0, 'nor an event trigger');
+answer('CREATE SCHEMA eventstore');
+is(sqlstate_of($node, 'CREATE EXTENSION eventstore'), '42P06', "the extension does not move into somebody else's schema");
+answer('DROP SCHEMA eventstore');
 answer('CREATE EXTENSION eventstore');
+is(answer(q{SELECT count(*) FROM pg_depend d, pg_identify_object(d.classid, d.objid, 0) o WHERE d.deptype = 'e' AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'eventstore') AND o.schema = 'pg_catalog'}),
+	0, 'nothing of it lies outside its schema');
+is(sqlstate_of($node, 'DROP SCHEMA eventstore CASCADE'), '2BP01', 'whose schema is not dropped without it');
 is(sqlstate_of($node, "SELECT * FROM eventstore.append('kept', 'x')"), '55000', 'which the extension, created again, knows only by its columns');
 answer("SELECT eventstore.repair_collection('kept')");
 is(answer("SELECT position > 1001, version FROM eventstore.append('kept', 'x', stream => 's1', expected_version => 334)"), 't|335', 'repaired, appends go on where they were');

@@ -7,6 +7,7 @@ use FindBin;
 use lib "$FindBin::RealBin/lib";
 
 use EventstoreTest;
+use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = new_server('segments');
@@ -63,6 +64,54 @@ is_clean($node, 'inserted');
 my ($result, $stdout, $stderr) = $node->psql('postgres', "INSERT INTO inserted (type) SELECT 'x' FROM generate_series(1, 5000)");
 like($stderr, qr/HINT:.*append_batch/, 'the hint says what to do');
 
+# Many small ones right behind each other use up segments faster than the worker
+# looks at them by itself: it is woken as each segment begins, and waited for.
+scalar_of("SELECT eventstore.create_collection('rapid', segment_size => 10)");
+my $rapid = session($node);
+my @states = map { $rapid->try("INSERT INTO rapid (type, stream) SELECT 'x', 's' FROM generate_series(1, 8)") } 1 .. 200;
+is(scalar(grep { $_ ne '00000' } @states), 0, 'INSERTs one behind the other find room');
+$rapid->quit;
+scalar_of("COPY rapid (type) FROM PROGRAM 'yes x | head -10'");
+is(scalar_of('SELECT count(*), max(version) FROM rapid'), '1610|1600', 'and COPY');
+is_clean($node, 'rapid');
+
+# One that begins a segment has the worker make the next, at once.
+scalar_of("SELECT eventstore.create_collection('awake', segment_size => 100)");
+$node->append_conf('postgresql.conf', "eventstore.tick_delay = '1 h'\neventstore.maintenance_interval = '1 h'");
+$node->reload;
+scalar_of("INSERT INTO awake (type) SELECT 'x' FROM generate_series(1, 101)");
+await_true($node, "SELECT max(last_position) >= 500 FROM eventstore.segments WHERE collection = 'awake'::regclass");
+pass('an INSERT that begins a segment wakes the worker');
+scalar_of("COPY awake (type) FROM PROGRAM 'yes x | head -100'");
+await_true($node, "SELECT max(last_position) >= 600 FROM eventstore.segments WHERE collection = 'awake'::regclass");
+pass('a COPY too');
+is($node->safe_psql('postgres', "SELECT segment_waits FROM eventstore.pg_stat_eventstore WHERE collection = 'awake'::regclass"), 0, 'nobody had to wait for it');
+$node->append_conf('postgresql.conf', "eventstore.tick_delay = '100 ms'\neventstore.maintenance_interval = '10 s'");
+$node->reload;
+
+# One whose first row comes late is bound to what was ready when it began.
+scalar_of("SELECT eventstore.create_collection('late', segment_size => 10)");
+my ($gate, $late) = (session($node), session($node));
+$gate->run('SELECT pg_advisory_lock(1)');
+$late->send("INSERT INTO late (type) SELECT 'x' FROM (SELECT pg_advisory_lock(1) OFFSET 0) l, generate_series(1, 30)");
+$late->wait_until_blocked($node);
+scalar_of(batch('late', 30));
+await_true($node, "SELECT max(last_position) >= 70 FROM eventstore.segments WHERE collection = 'late'::regclass");
+$gate->run('SELECT pg_advisory_unlock(1)');
+$late->receive;
+is($late->{state}, '55000', 'an INSERT does not run into segments that came after its begin');
+scalar_of("SELECT eventstore.create_collection('later', segment_size => 10)");
+my $signal = $node->data_dir . '/signal';
+$late->send("COPY later (type) FROM PROGRAM 'until [ -e $signal ]; do sleep 0.02; done; yes x | head -30'");
+await_true($node, "SELECT count(*) = 1 FROM pg_stat_progress_copy WHERE relid = 'later'::regclass");
+scalar_of(batch('later', 30));
+await_true($node, "SELECT max(last_position) >= 70 FROM eventstore.segments WHERE collection = 'later'::regclass");
+PostgreSQL::Test::Utils::append_to_file($signal, '');
+$late->receive;
+is($late->{state}, '55000', 'nor does a COPY');
+is(scalar_of("SELECT count(*) FROM late") + scalar_of("SELECT count(*) FROM later"), 60, 'and nothing of them stays');
+$_->quit foreach $gate, $late;
+
 # A greater setting makes more ready.
 $node->append_conf('postgresql.conf', 'eventstore.segments_ahead = 30');
 $node->reload;
@@ -112,6 +161,13 @@ scalar_of(batch('damaged', 20));
 scalar_of(q{SET session_replication_role = replica; UPDATE damaged_1 SET data = '{"forged": true}' WHERE position = 7; DELETE FROM damaged_1 WHERE position = 12});
 is(scalar_of("SELECT count(*) > 0 FROM eventstore.verify('damaged') WHERE position = 7"), 't', 'verify finds a forged event');
 is(scalar_of("SELECT count(*) > 0 FROM eventstore.verify('damaged') WHERE stream = 's2'"), 't', 'and a missing one');
+
+# ---- a restart --------------------------------------------------------------------------------
+
+# Positions that were reserved and not used lie beyond all segments.
+$node->restart;
+is(sqlstate_of($node, "INSERT INTO rapid (type, stream) SELECT 'x', 's' FROM generate_series(1, 8)"), '00000', 'an INSERT right after a restart finds room');
+is_clean($node, 'rapid');
 
 $node->stop;
 no_crash($node);

@@ -58,6 +58,24 @@ foreach my $n (1 .. @readers)
 		join(',', positions($primary, "SELECT position FROM $collection $where ORDER BY position")),
 		"reader $kind of $collection: everything once, in order");
 }
+
+# ---- wait while the primary appends --------------------------------------------
+
+my $waiting = session($standby, application_name => 'waiting');
+foreach my $call (
+	"SELECT eventstore.wait_for('b', eventstore.head('b'), '1 hour')",
+	"SELECT position FROM eventstore.read('b', after => eventstore.head('b'), tags => '{waited}', wait => '1 hour')",
+	"SELECT version FROM eventstore.read_stream('b', 'waited', (SELECT coalesce(max(version), 0) + 1 FROM b WHERE stream = 'waited'), wait => '1 hour')")
+{
+	$waiting->send($call);
+	await_asleep($standby, 'waiting');
+	$primary->safe_psql('postgres', "SELECT position FROM eventstore.append('b', 'waited', tags => '{waited}', stream => 'waited')");
+	like($waiting->receive, qr/^\d+$/, "on the standby: $call");
+}
+is($standby->safe_psql('postgres', "SELECT count(*) FROM eventstore.pg_stat_eventstore_workers WHERE worker = 'worker'"), 0, 'a standby has no worker');
+await_true($standby, "SELECT state = 'running' FROM eventstore.pg_stat_eventstore_workers WHERE worker = 'notifier'");
+is(sqlstate_of($standby, "SELECT * FROM eventstore.listen('b')"), '25006', 'LISTEN is refused there');
+$waiting->quit;
 is( join(',', sort { $a <=> $b } $reading->positions_of('read', 'a', @readers + 1)),
 	join(',', positions($primary, 'SELECT position FROM a WHERE stream IS NOT NULL ORDER BY position')),
 	'reader of streams: everything once');
@@ -125,6 +143,15 @@ $standby->safe_psql('postgres', "INSERT INTO a (type, stream) SELECT 'new life',
 $standby->safe_psql('postgres', "SELECT count(*) FROM eventstore.append_batch('b', (SELECT jsonb_agg('{\"type\": \"new life\"}'::jsonb) FROM generate_series(1, 5000)))");
 is($standby->safe_psql('postgres', "SELECT count(*) FROM eventstore.read('a', after => $lost_to)"), 11, 'appends go on');
 is_clean($standby, $_) foreach @collections;
+
+# Once promoted it has a worker, and who waits is woken by appends.
+await_true($standby, "SELECT state = 'running' FROM eventstore.pg_stat_eventstore_workers WHERE worker = 'worker' AND database = 'postgres'");
+$waiting = session($standby, application_name => 'waiting');
+$waiting->send("SELECT eventstore.wait_for('b', eventstore.head('b'), '1 hour')");
+await_asleep($standby, 'waiting');
+$standby->safe_psql('postgres', "SELECT position FROM eventstore.append('b', 'new life')");
+like($waiting->receive, qr/^\d+$/, 'a wait on what was promoted');
+$waiting->quit;
 
 # A restart on the same timeline does not jump again.
 $standby->restart;

@@ -21,19 +21,11 @@ my %session = map { $_ => EventstoreTest::Session->new($node, application_name =
 
 sub value { return $node->safe_psql('postgres', $_[0]); }
 
-# Asleep in a wait, and not in the middle of a look.
-sub await_asleep
-{
-	my ($name) = @_;
-	await_true($node, "SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE application_name = '$name'");
-	return;
-}
-
 sub start_waiting
 {
 	my ($name, $sql) = @_;
 	$session{$name}->send($sql);
-	await_asleep($name);
+	await_asleep($node, $name);
 	return;
 }
 
@@ -94,7 +86,7 @@ foreach my $end (qw(COMMIT ROLLBACK))
 	appended('one', 'common');
 	start_waiting('waiter', $rare);
 	appended('two', 'rare');
-	await_asleep('waiter');
+	await_asleep($node, 'waiter');
 	appended('two', 'common');
 	is(value("SELECT state FROM pg_stat_activity WHERE application_name = 'waiter'"), 'active', "$end: an event above an open position is waited for");
 	$session{one}->run($end);
@@ -109,7 +101,7 @@ appended('two', 'common');
 appended('one', 'rare');
 start_waiting('waiter', $rare);
 $session{one}->run('COMMIT');
-await_asleep('waiter');
+await_asleep($node, 'waiter');
 $session{two}->run('ROLLBACK');
 is(answer_of('waiter'), 'x', 'the later event of a transaction that lies around another');
 

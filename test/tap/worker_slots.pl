@@ -33,6 +33,38 @@ is($node->safe_psql('postgres', "SELECT count(*) FROM eventstore.read('c')"), 50
 is_clean($node, 'c');
 is($node->safe_psql('postgres', "SELECT eventstore.create_collection('d'); SELECT position FROM eventstore.append('d', 'x')"), "d\n1", 'a new collection has its first segments');
 
+# ---- a segment that is not committed ---------------------------------------------------
+
+# After a restart the first to append says what is ready, and nobody helps.  He
+# must not count what he has attached himself.
+sub state_and_message
+{
+	my $session = session($node);
+	my $state = $session->try("SELECT position FROM eventstore.append_batch('own', (SELECT jsonb_agg('{\"type\": \"x\"}'::jsonb) FROM generate_series(1, 15)))");
+	my $message = $session->{message} // '';
+
+	$session->quit;
+	return "$state $message";
+}
+
+$node->safe_psql('postgres', "SELECT eventstore.create_collection('own', segment_size => 10)");
+my $end = $node->safe_psql('postgres', "SELECT max(last_position) + 1 FROM eventstore.segments WHERE collection = 'own'::regclass");
+$node->restart;
+my $attaching = session($node);
+$attaching->run('BEGIN');
+$attaching->run('CREATE TABLE own_more (LIKE own INCLUDING ALL)');
+$attaching->run("ALTER TABLE own ATTACH PARTITION own_more FOR VALUES FROM ($end) TO (" . ($end + 1000) . ')');
+is($attaching->run("SELECT position FROM eventstore.append('own', 'x')"), 1, 'the one who attached a segment is the first to append');
+my $state = '';
+for (1 .. 10)
+{
+	last if ($state = state_and_message()) !~ /^00000/;
+}
+like($state, qr/^55000 .*no segment .* is ready/s, 'others do not get into the segment that he attached');
+is($attaching->try("SELECT position FROM eventstore.append_batch('own', (SELECT jsonb_agg('{\"type\": \"x\"}'::jsonb) FROM generate_series(1, 100)))"), '55000', 'nor does he');
+$attaching->try('ROLLBACK');
+like(state_and_message(), qr/^55000 .*no segment .* is ready/s, 'nor anybody when it is gone');
+
 # A second database is no worse off for the one worker that there is room for.
 configure($node, 'max_worker_processes = 3');
 $node->restart;

@@ -21,6 +21,7 @@ our @EXPORT = qw(
   is_clean
   await_true
   await_gone
+  await_asleep
   no_crash
 );
 
@@ -112,6 +113,14 @@ sub no_crash
 	  split /\n/, PostgreSQL::Test::Utils::slurp_file($node->logfile);
 
 	is(join("\n", @lines), '', $node->name . ': no process crashed');
+	return;
+}
+
+# Until a session sleeps in a wait for events.
+sub await_asleep
+{
+	my ($node, $name) = @_;
+	await_true($node, "SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE application_name = '$name'");
 	return;
 }
 

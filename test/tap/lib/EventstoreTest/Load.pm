@@ -31,6 +31,7 @@ use POSIX ();
 use PostgreSQL::Test::Utils;
 use Time::HiRes qw(time usleep);
 
+use EventstoreTest::Listener;
 use EventstoreTest::Session;
 
 # What a client has to expect, and answers by trying again.
@@ -519,6 +520,37 @@ sub start_stream_reader
 				$version{$stream} = $from - 1;
 			}
 			last if defined $target;
+		}
+	});
+}
+
+# Listens, and reads from the head that listen() returned: only when told that
+# there is more, so that a notification which is lost is missed.
+sub start_listener
+{
+	my ($self, $collection) = @_;
+
+	return $self->start_worker($self->{readers}, sub {
+		my ($channel, $after);
+
+		$self->{session} = EventstoreTest::Listener->new($self->{node}, dbname => $self->{dbname},
+			application_name => "load $self->{number}");
+		($channel, $after) = $self->{session}->listen($collection);
+		$self->note_line("listening $collection $after");
+		while (1)
+		{
+			my $target = $self->read_target($collection);
+			my ($head) = sort { $b <=> $a } map { $_->{said}{head} } $self->{session}->notes;
+
+			if (defined $head && $head > $after)
+			{
+				$self->attempt("SELECT position FROM eventstore.read('$collection', $after)") or next;
+				my @rows = $self->{session}->rows;
+				$self->note_line(map { "read $collection $_" } @rows);
+				$after = $_ > $after ? $_ : $after foreach $head, @rows;
+			}
+			last if defined $target && $after >= $target;
+			usleep(1000);
 		}
 	});
 }

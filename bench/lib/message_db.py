@@ -1,0 +1,25 @@
+"""message-db, an event store in SQL that comes as an npm package."""
+import os
+import pathlib
+import subprocess
+
+from lib.server import sql
+
+FOLDER = pathlib.Path(__file__).parent.parent.parent / "build/bench/message-db"
+
+# Each event to a stream of its own, all of one category.
+WRITE = ("\\set n :n + 1\n"
+         "SELECT write_message(gen_random_uuid()::varchar, ('order-' || :run || '-' || :client_id || '-' || :n)::varchar, "
+         "'order.placed', :data::jsonb);")
+
+
+def install():
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", "@eventide/message-db@1.3.1"],
+                   cwd=FOLDER, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    database = os.environ["PGDATABASE"]
+    subprocess.run([FOLDER / "node_modules/@eventide/message-db/database/install.sh"], check=True,
+                   stdout=subprocess.DEVNULL,
+                   env=dict(os.environ, DATABASE_NAME=database, CREATE_DATABASE="off",
+                            PGOPTIONS="-c client_min_messages=warning"))
+    sql(f"ALTER DATABASE {database} SET search_path = public, message_store")

@@ -1,0 +1,35 @@
+/*
+ * errors.c
+ *		Making errors of PostgreSQL's into ours.
+ *
+ * A user's bad value comes to us as text in JSON or as an option, and the error
+ * about it has to say where it stood, which a type's input function cannot
+ * know.  PostgreSQL 15 has no input functions that return errors; but those
+ * that only compute hold nothing when they raise one, so it may be caught
+ * without a subtransaction.
+ */
+#include "postgres.h"
+
+#include "errors.h"
+
+bool
+es_convert(PGFunction function, Datum a, Datum b, Datum c, Datum *result)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool done = false;
+
+	PG_TRY();
+	{
+		*result = DirectFunctionCall3(function, a, b, c);
+		done = true;
+	}
+	PG_CATCH();
+	{
+		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	return done;
+}
