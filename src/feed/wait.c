@@ -190,6 +190,7 @@ es_wait_sleep(EsCollection *coll, EsPosition looked, TimestampTz until)
 	static uint32 wait_event = 0;
 	TimestampTz began = GetCurrentTimestamp();
 
+	CHECK_FOR_INTERRUPTS();
 	/* First, or who is woken in vain again and again would never end. */
 	if (began >= until)
 		return false;
