@@ -18,6 +18,7 @@
 
 #include "feed/announce.h"
 
+#include "access/detoast.h"
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "collection/event.h"
@@ -182,9 +183,28 @@ append_event(StringInfo out, TupleTableSlot *slot)
  * The details
  * ------------------------------------------------------------------------- */
 
+/*
+ * Surely more than a payload holds?  Then it is not even fetched.  What takes
+ * least room as text beside its binary form is jsonb, with a quarter.
+ */
+static bool
+is_large(TupleTableSlot *slot)
+{
+	Size		size = 0;
+
+	slot_getsomeattrs(slot, ES_EVENT_NATTS);
+	for (int i = 0; i < ES_EVENT_NATTS; i++)
+		if (!slot->tts_isnull[i] && TupleDescAttr(slot->tts_tupleDescriptor, i)->attlen == -1)
+			size += toast_raw_datum_size(slot->tts_values[i]);
+	return size / 8 > PAYLOAD_MAX_BYTES;
+}
+
 static void
 add_event(Payload *payload, TupleTableSlot *slot)
 {
+	payload->too_large = is_large(slot);
+	if (payload->too_large)
+		return;
 	if (payload->details.len > 0)
 		appendStringInfoString(&payload->details, ", ");
 	append_event(&payload->details, slot);

@@ -26,7 +26,9 @@
  *
  * What was announced last is kept in shared memory, so another notifier goes on
  * where this one ended; nobody misses a notification because of that, and who
- * waits looks for himself meanwhile (wait.c).  Before the queue of notifications
+ * waits looks for himself meanwhile (wait.c).  A collection that cannot be read
+ * (locked, broken) is left out for a while, and the others are notified of.
+ * Before the queue of notifications
  * can refuse one, it takes listeners that do not read for hours; then an error is
  * logged once, and sending is tried again after a pause.  Appenders never feel it.
  *
@@ -54,6 +56,7 @@
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "worker/launcher.h"
 #include "worker/listeners.h"
@@ -69,7 +72,7 @@
 #define ERROR_PAUSE_MS			1000
 /* On a standby, while somebody waits. */
 #define STANDBY_LOOK_MS			5
-/* Somebody has locked a collection exclusively: when it is tried again. */
+/* Before a collection that is locked is tried again. */
 #define LOCKED_PAUSE_MS			20
 /* With nothing to do. */
 #define IDLE_MS					(60 * 1000)
@@ -83,7 +86,8 @@ typedef struct Announced
 	int64		heartbeat_us;	/* 0 = none */
 	TimestampTz sent_at;		/* or, where nothing was sent yet, since when we know of it */
 	EsPosition	sent_head;		/* 0 = nothing was sent yet */
-	TimestampTz locked_until;	/* it was locked: not before this; else 0 */
+	TimestampTz not_before;		/* it could not be read; 0 = it could */
+	int			error;			/* of the last attempt, logged: an SQLSTATE */
 	bool		sending;		/* in the open transaction ... */
 	EsAnnounced told;			/* ... this */
 } Announced;
@@ -96,7 +100,8 @@ static int	naudience = 0;
 static bool survey_due = true;
 static uint32 surveyed_generation = 0;
 static TimestampTz paused_until = 0;
-static int	last_error = 0;		/* an SQLSTATE, to log it once */
+static Announced *at_work = NULL;	/* the one being sent */
+static int	last_error = 0;		/* of what concerns all, logged: an SQLSTATE */
 
 /* ---------------------------------------------------------------------------
  * Who listens to what
@@ -127,6 +132,8 @@ keep_history(Announced *entry, const Announced *old, int nold)
 		{
 			entry->sent_at = old[i].sent_at;
 			entry->sent_head = old[i].sent_head;
+			entry->not_before = old[i].not_before;
+			entry->error = old[i].error;
 		}
 }
 
@@ -192,11 +199,12 @@ pause_us(void)
 						  (int64) es_listeners_in_database() * PAUSE_PER_LISTENER_US));
 }
 
-/* When something is to be sent, but for locks; 0 = nothing to be sent. */
+/* The same for one that can be read. */
 static TimestampTz
 wanted_at(Announced *entry)
 {
-	TimestampTz beat = entry->heartbeat_us > 0 ? entry->sent_at + entry->heartbeat_us : 0;
+	TimestampTz beat = entry->heartbeat_us == 0 ? 0 :
+		entry->sent_at + Max(entry->heartbeat_us, pause_us());
 	EsAnnounced announced;
 	EsPosition	head;
 
@@ -210,35 +218,43 @@ wanted_at(Announced *entry)
 	return beat;
 }
 
-/* When to try, as far as is known now; 0 = nothing to be sent. */
+/* When something is to be sent, as far as is known now; 0 = nothing to be sent. */
 static TimestampTz
 due_at(Announced *entry)
 {
-	TimestampTz wanted = wanted_at(entry);
+	TimestampTz due = wanted_at(entry);
 
-	return wanted == 0 ? 0 : Max(wanted, entry->locked_until);
+	return due != 0 ? Max(due, entry->not_before) : 0;
 }
 
-/*
- * We must not wait for a lock: all who wait in this database would wait with us.
- * False where it has to be tried again; where the collection is gone, the
- * invalidations that came with the lock have a survey made.
- */
-static bool
-lock_announced(Announced *entry)
+static void
+postpone(Announced *entry, int pause_ms)
 {
-	entry->locked_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOCKED_PAUSE_MS);
-	if (!ConditionalLockRelationOid(entry->head.relid, AccessShareLock) ||
-		!es_collection_exists(entry->head.relid))
+	entry->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pause_ms);
+}
+
+/* Others, and those who wait to be woken, are not to wait for a lock on this one. */
+static bool
+lock_at_once(Announced *entry)
+{
+	if (!ConditionalLockRelationOid(entry->head.relid, AccessShareLock))
+	{
+		postpone(entry, LOCKED_PAUSE_MS);
 		return false;
-	entry->locked_until = 0;
+	}
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(entry->head.relid)))
+	{
+		survey_due = true;
+		postpone(entry, ERROR_PAUSE_MS);
+		return false;
+	}
 	return true;
 }
 
 static void
 send_notification(Announced *entry)
 {
-	if (!lock_announced(entry))
+	if (!lock_at_once(entry))
 		return;
 	entry->told.events = 0;
 	if (es_head_find(&entry->head))
@@ -259,12 +275,15 @@ send_due(void)
 
 	for (int i = 0; i < naudience; i++)
 	{
-		TimestampTz due = due_at(&audience[i]);
+		TimestampTz due;
 
-		audience[i].sending = false;
+		at_work = &audience[i];
+		at_work->sending = false;
+		due = due_at(at_work);
 		if (due != 0 && due <= now)
-			send_notification(&audience[i]);
+			send_notification(at_work);
 	}
+	at_work = NULL;
 }
 
 /* After the commit; returns when the next one is due, 0 = when we are called. */
@@ -281,6 +300,8 @@ settle_sent(void)
 
 		if (entry->sending)
 		{
+			entry->not_before = 0;
+			entry->error = 0;
 			entry->sent_at = now;
 			entry->sent_head = entry->told.head;
 			if (es_head_find(&entry->head))
@@ -323,9 +344,31 @@ announce(TimestampTz *next)
 	return present;
 }
 
+/* Logs an error once, and says when to try again. */
+static TimestampTz
+note_error(void)
+{
+	int		   *logged = at_work != NULL ? &at_work->error : &last_error;
+
+	errcontext("notifying eventstore's listeners");
+	if (geterrcode() != *logged)
+		EmitErrorReport();
+	*logged = geterrcode();
+	es_worker_count(ES_WORKER_ERRORS, 1);
+	if (at_work != NULL)
+	{
+		/* Of this one only; the others' are still to be sent. */
+		postpone(at_work, ERROR_PAUSE_MS);
+		at_work = NULL;
+		return GetCurrentTimestamp();
+	}
+	return paused_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													  ERROR_PAUSE_MS);
+}
+
 /*
- * The same with an error logged once, and a pause.  What was to be sent in a
- * transaction that failed is still due; false: no extension.
+ * The same with errors caught.  What was to be sent in a transaction that failed
+ * is still due; false: no extension.
  */
 static bool
 announce_all(TimestampTz *next)
@@ -340,17 +383,11 @@ announce_all(TimestampTz *next)
 	PG_CATCH();
 	{
 		HOLD_INTERRUPTS();
-		errcontext("notifying eventstore's listeners");
-		if (geterrcode() != last_error)
-			EmitErrorReport();
-		last_error = geterrcode();
+		*next = note_error();
 		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(cycle_context);
 		FlushErrorState();
-		es_worker_count(ES_WORKER_ERRORS, 1);
 		survey_due = true;
-		paused_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ERROR_PAUSE_MS);
-		*next = paused_until;
 		RESUME_INTERRUPTS();
 	}
 	PG_END_TRY();

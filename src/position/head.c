@@ -415,19 +415,26 @@ is_deserted(const EsHead *head)
 /*
  * An entry that was taken out of the table.  A transaction gives its heavyweight
  * locks back before it leaves our lists, so the one who dropped the collection
- * may come here first; then the last one to leave recycles.
+ * may come here first; then the last one to leave recycles.  Who waits is to find
+ * out: a repaired collection has another entry, which does not know of him.
  */
 static void
 retire_head(EsHead *head)
 {
+	Oid			relid;
+	bool		watched;
 	bool		deserted;
 
 	LWLockAcquire(&head->lock, LW_EXCLUSIVE);
+	relid = head->relid;
+	watched = head->watchers > 0;
 	head->relid = InvalidOid;
 	deserted = is_deserted(head);
 	LWLockRelease(&head->lock);
 	if (deserted)
 		recycle_head(head);
+	if (watched)
+		es_watch_wake_collection(relid);
 }
 
 static EsReleases *
@@ -497,7 +504,6 @@ forget_entry(Oid relid)
 	ptr = entry->head;
 	dshash_delete_entry(table, entry);
 	retire_head(head_at(ptr));
-	es_watch_wake_collection(relid);
 }
 
 /*
@@ -910,6 +916,30 @@ es_head_in_use(const EsHeadRef *ref)
 
 	LWLockRelease(&head->lock);
 	return result;
+}
+
+bool
+es_head_seems_used(const EsHeadRef *ref)
+{
+	return ref->head->in_use;
+}
+
+void
+es_head_renew(const EsHeadRef *ref, EsPosition next)
+{
+	EsHead	   *head;
+
+	/* Mostly there is nothing to do. */
+	if (es_head_last_allotted(ref) + 1 >= next)
+		return;
+	head = lock_head(ref, LW_EXCLUSIVE);
+	if (!head->in_use && head->next < next)
+	{
+		head->next = next;
+		head->reserved = next - 1;
+		head->announced.head = next - 1;
+	}
+	LWLockRelease(&head->lock);
 }
 
 EsPosition

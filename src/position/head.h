@@ -122,6 +122,12 @@ extern EsPosition es_head_last_allotted(const EsHeadRef *ref);
 /* False until a position has been allotted since the server started. */
 extern bool es_head_in_use(const EsHeadRef *ref);
 
+/* The same without a lock: false may be out of date. */
+extern bool es_head_seems_used(const EsHeadRef *ref);
+
+/* Raises the next position of an entry that is not in use; else nothing. */
+extern void es_head_renew(const EsHeadRef *ref, EsPosition next);
+
 /* The end (exclusive) of the segments that may be filled; raising and reading. */
 extern EsPosition es_head_ready_end(const EsHeadRef *ref);
 extern void es_head_set_ready_end(const EsHeadRef *ref, EsPosition end);
