@@ -13,12 +13,18 @@
  *
  * The events are read as by any reader, head first, so "head" is safe to have
  * read up to, and what is told has been committed.
+ *
+ * The reader is a superuser.  So where row-level security was enabled after
+ * the option was chosen, the head alone is told.
  */
 #include "postgres.h"
 
 #include "feed/announce.h"
 
+#include "access/detoast.h"
+#include "access/htup_details.h"
 #include "access/xlog.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "collection/event.h"
 #include "commands/async.h"
@@ -33,6 +39,7 @@
 #include "utils/datetime.h"
 #include "utils/json.h"
 #include "utils/jsonb.h"
+#include "utils/syscache.h"
 #include "utils/uuid.h"
 #include "worker/listeners.h"
 #include "worker/wake.h"
@@ -45,6 +52,13 @@
 
 /* Streams that could fit into a payload, with the shortest of names. */
 #define STREAMS_MAX			1000
+
+/*
+ * A field of more bytes than this is not as short as PAYLOAD_MAX_BYTES when it is
+ * written as JSON (jsonb is at most some five times longer than its text).  It
+ * may be huge, so it is not even tried.
+ */
+#define FIELD_MAX_BYTES		(16 * PAYLOAD_MAX_BYTES)
 
 typedef struct StreamVersion
 {
@@ -181,9 +195,28 @@ append_event(StringInfo out, TupleTableSlot *slot)
  * The details
  * ------------------------------------------------------------------------- */
 
+/* Without detoasting anything. */
+static bool
+has_huge_field(TupleTableSlot *slot)
+{
+	TupleDesc	desc = slot->tts_tupleDescriptor;
+
+	slot_getsomeattrs(slot, ES_EVENT_NATTS);
+	for (int i = 0; i < ES_EVENT_NATTS; i++)
+		if (!slot->tts_isnull[i] && TupleDescAttr(desc, i)->attlen == -1 &&
+			toast_raw_datum_size(slot->tts_values[i]) > FIELD_MAX_BYTES)
+			return true;
+	return false;
+}
+
 static void
 add_event(Payload *payload, TupleTableSlot *slot)
 {
+	if (has_huge_field(slot))
+	{
+		payload->too_large = true;
+		return;
+	}
 	if (payload->details.len > 0)
 		appendStringInfoString(&payload->details, ", ");
 	append_event(&payload->details, slot);
@@ -303,6 +336,19 @@ format_payload(const EsCollection *coll, const Payload *payload, EsPosition head
 	return out.data;
 }
 
+static bool
+has_row_security(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	bool		has;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", relid);
+	has = ((Form_pg_class) GETSTRUCT(tuple))->relrowsecurity;
+	ReleaseSysCache(tuple);
+	return has;
+}
+
 void
 es_announce(Oid collection, EsNotify notify, const char *channel, EsAnnounced *announced)
 {
@@ -311,6 +357,8 @@ es_announce(Oid collection, EsNotify notify, const char *channel, EsAnnounced *a
 	EsView		view;
 
 	es_view_open(coll, &view);
+	if (has_row_security(collection))
+		payload.notify = ES_NOTIFY_HEAD;
 	initStringInfo(&payload.details);
 	if (view.head - announced->head > COUNTED_MAX)
 	{
@@ -359,6 +407,11 @@ check_may_listen(void)
 {
 	PreventCommandDuringRecovery("LISTEN");
 	PreventCommandIfParallelMode("LISTEN");
+	/* It would outlive the operation, in the session of who runs it. */
+	if (InSecurityRestrictedOperation())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("cannot execute LISTEN within security-restricted operation")));
 	if (MyBackendType == B_BG_WORKER)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),

@@ -30,7 +30,12 @@
  * can refuse one, it takes listeners that do not read for hours; then an error is
  * logged once, and sending is tried again after a pause.  Appenders never feel it.
  *
- * Locks: those of a reader, for the time of one short transaction.  A crash
+ * No collection keeps another from being announced.  One that somebody has locked
+ * is passed over and looked at again soon; one that cannot be read (broken, or a
+ * segment of it is locked) is left out for a while, the longer the more often.
+ *
+ * Locks: those of a reader, for the time of one short transaction; the
+ * collection's is not waited for, a segment's hardly (LOCK_TIMEOUT).  A crash
  * ends all sessions, listeners too; after it nothing is owed to anybody.
  */
 #include "postgres.h"
@@ -50,6 +55,7 @@
 #include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
+#include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -66,6 +72,14 @@
 #define PAUSE_MAX_US			(50 * 1000)
 /* After an error, before sending is tried again. */
 #define ERROR_PAUSE_MS			1000
+/* For a collection whose fault it is the pause doubles up to this. */
+#define ERROR_PAUSE_MAX_MS		(60 * 1000)
+/* Before a collection that somebody has locked is looked at again. */
+#define LOCKED_PAUSE_MS			50
+/* For what is locked below a collection; all others wait meanwhile. */
+#define LOCK_TIMEOUT			"10ms"
+/* No heartbeat is faster, whatever the option says. */
+#define HEARTBEAT_MIN_US		(100 * INT64CONST(1000))
 /* On a standby, while somebody waits. */
 #define STANDBY_LOOK_MS			5
 /* With nothing to do. */
@@ -80,6 +94,9 @@ typedef struct Announced
 	int64		heartbeat_us;	/* 0 = none */
 	TimestampTz sent_at;		/* or, where nothing was sent yet, since when we know of it */
 	EsPosition	sent_head;		/* 0 = nothing was sent yet */
+	TimestampTz not_before;		/* locked, or it failed; 0 = neither */
+	int			failures;		/* in a row */
+	int			error;			/* SQLSTATE of the last failure, which was logged; 0 = none */
 	bool		sending;		/* in the open transaction ... */
 	EsAnnounced told;			/* ... this */
 } Announced;
@@ -93,6 +110,7 @@ static bool survey_due = true;
 static uint32 surveyed_generation = 0;
 static TimestampTz paused_until = 0;
 static int	last_error = 0;		/* an SQLSTATE, to log it once */
+static int	at_work = -1;		/* the entry of 'audience' that is being sent; -1 = none */
 
 /* ---------------------------------------------------------------------------
  * Who listens to what
@@ -123,6 +141,9 @@ keep_history(Announced *entry, const Announced *old, int nold)
 		{
 			entry->sent_at = old[i].sent_at;
 			entry->sent_head = old[i].sent_head;
+			entry->not_before = old[i].not_before;
+			entry->failures = old[i].failures;
+			entry->error = old[i].error;
 		}
 }
 
@@ -143,7 +164,8 @@ note_row(HeapTuple row, TupleDesc desc, const Announced *old, int nold)
 	entry->notify = es_notify_from_text(SPI_getvalue(row, desc, 3));
 	strlcpy(entry->channel, channel, NAMEDATALEN);
 	heartbeat = SPI_getbinval(row, desc, 5, &isnull);
-	entry->heartbeat_us = isnull ? 0 : interval_us(DatumGetIntervalP(heartbeat));
+	entry->heartbeat_us = isnull ? 0 :
+		Max(interval_us(DatumGetIntervalP(heartbeat)), HEARTBEAT_MIN_US);
 	keep_history(entry, old, nold);
 	naudience++;
 }
@@ -185,9 +207,9 @@ pause_us(void)
 						  (int64) es_listeners_in_database() * PAUSE_PER_LISTENER_US));
 }
 
-/* When something is to be sent, as far as is known now; 0 = nothing to be sent. */
+/* When there is something to tell, as far as is known now; 0 = there is nothing. */
 static TimestampTz
-due_at(Announced *entry)
+news_at(Announced *entry)
 {
 	TimestampTz beat = entry->heartbeat_us > 0 ? entry->sent_at + entry->heartbeat_us : 0;
 	EsAnnounced announced;
@@ -201,6 +223,15 @@ due_at(Announced *entry)
 	if (head > Max(announced.head, entry->sent_head))
 		return entry->sent_head == 0 ? entry->sent_at : entry->sent_at + pause_us();
 	return beat;
+}
+
+/* When something is to be sent; 0 = nothing to be sent. */
+static TimestampTz
+due_at(Announced *entry)
+{
+	TimestampTz news = news_at(entry);
+
+	return news == 0 ? 0 : Max(news, entry->not_before);
 }
 
 static void
@@ -228,8 +259,16 @@ send_due(void)
 		TimestampTz due = due_at(&audience[i]);
 
 		audience[i].sending = false;
-		if (due != 0 && due <= now)
-			send_notification(&audience[i]);
+		if (due == 0 || due > now)
+			continue;
+		if (!ConditionalLockRelationOid(audience[i].head.relid, AccessShareLock))
+		{
+			audience[i].not_before = TimestampTzPlusMilliseconds(now, LOCKED_PAUSE_MS);
+			continue;
+		}
+		at_work = i;
+		send_notification(&audience[i]);
+		at_work = -1;
 	}
 }
 
@@ -252,6 +291,9 @@ settle_sent(void)
 			if (es_head_find(&entry->head))
 				es_head_set_announced(&entry->head, &entry->told);
 			es_worker_count(ES_WORKER_NOTIFICATIONS, 1);
+			entry->not_before = 0;
+			entry->failures = 0;
+			entry->error = 0;
 			entry->sending = false;
 		}
 		due = due_at(entry);
@@ -289,6 +331,24 @@ announce(TimestampTz *next)
 	return present;
 }
 
+/* After an error: a pause, for the one collection whose fault it was, or for all. */
+static TimestampTz
+pause_after_error(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	Announced  *entry;
+	int			pause_ms = ERROR_PAUSE_MS;
+
+	if (at_work < 0)
+		return paused_until = TimestampTzPlusMilliseconds(now, ERROR_PAUSE_MS);
+	entry = &audience[at_work];
+	for (int i = 0; i < entry->failures && pause_ms < ERROR_PAUSE_MAX_MS; i++)
+		pause_ms *= 2;
+	entry->failures++;
+	entry->not_before = TimestampTzPlusMilliseconds(now, Min(pause_ms, ERROR_PAUSE_MAX_MS));
+	return now;					/* the others' turn */
+}
+
 /*
  * The same with an error logged once, and a pause.  What was to be sent in a
  * transaction that failed is still due; false: no extension.
@@ -305,18 +365,20 @@ announce_all(TimestampTz *next)
 	}
 	PG_CATCH();
 	{
+		int		   *logged = at_work < 0 ? &last_error : &audience[at_work].error;
+
 		HOLD_INTERRUPTS();
 		errcontext("notifying eventstore's listeners");
-		if (geterrcode() != last_error)
+		if (geterrcode() != *logged)
 			EmitErrorReport();
-		last_error = geterrcode();
+		*logged = geterrcode();
 		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(cycle_context);
 		FlushErrorState();
 		es_worker_count(ES_WORKER_ERRORS, 1);
 		survey_due = true;
-		paused_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ERROR_PAUSE_MS);
-		*next = paused_until;
+		*next = pause_after_error();
+		at_work = -1;
 		RESUME_INTERRUPTS();
 	}
 	PG_END_TRY();
@@ -444,6 +506,7 @@ es_notifier_main(Datum arg)
 
 	on_shmem_exit(wake_at_exit, (Datum) 0);
 	es_process_begin(key);
+	SetConfigOption("lock_timeout", LOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
 	life_context = AllocSetContextCreate(TopMemoryContext, "eventstore notifier",
 										 ALLOCSET_DEFAULT_SIZES);
 	cycle_context = AllocSetContextCreate(life_context, "eventstore notifier cycle",
