@@ -90,7 +90,8 @@ es_extension_pin(void)
 Oid
 es_extension_relation(const char *name)
 {
-	Oid			schema = get_namespace_oid(EXTENSION_NAME, true);
+	/* What a user has put there instead need not even have the columns that we read. */
+	Oid			schema = es_extension_schema();
 	Oid			relid = OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
 
 	if (!OidIsValid(relid))

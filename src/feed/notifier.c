@@ -53,6 +53,7 @@
 #include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
+#include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -76,6 +77,8 @@
 #define LOCKED_PAUSE_MS			20
 /* Collections in one transaction: each costs it some ten locks. */
 #define SEND_MAX				100
+/* For what is locked below a collection; all others wait meanwhile. */
+#define LOCK_TIMEOUT			"10ms"
 /* With nothing to do. */
 #define IDLE_MS					(60 * 1000)
 
@@ -526,6 +529,7 @@ es_notifier_main(Datum arg)
 
 	on_shmem_exit(wake_at_exit, (Datum) 0);
 	es_process_begin(key);
+	SetConfigOption("lock_timeout", LOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
 	life_context = AllocSetContextCreate(TopMemoryContext, "eventstore notifier",
 										 ALLOCSET_DEFAULT_SIZES);
 	cycle_context = AllocSetContextCreate(life_context, "eventstore notifier cycle",

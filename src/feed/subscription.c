@@ -57,6 +57,7 @@
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/rls.h"
 #include "utils/snapmgr.h"
 
 PG_FUNCTION_INFO_V1(es_subscribe);
@@ -614,7 +615,10 @@ lag_seconds(const EsSubscription *sub, EsLanes *lanes, const EsView *view)
 	return Max(seconds, 0);
 }
 
-/* For the view: null where the caller may not read the events. */
+/*
+ * For the view: null where the caller may not read the events, or sees them through
+ * policies, which are code that whoever looks at a view did not choose to run.
+ */
 Datum
 es_subscription_lag(PG_FUNCTION_ARGS)
 {
@@ -625,7 +629,8 @@ es_subscription_lag(PG_FUNCTION_ARGS)
 	double		seconds;
 
 	if (!find_definition(sub.name, &def) || !es_preloaded() ||
-		pg_class_aclcheck(def.collection, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
+		pg_class_aclcheck(def.collection, GetUserId(), ACL_SELECT) != ACLCHECK_OK ||
+		check_enable_rls(def.collection, InvalidOid, true) == RLS_ENABLED)
 		PG_RETURN_NULL();
 	sub.coll = es_read_open_collection(def.collection);
 	sub.lanes = def.lanes;

@@ -145,7 +145,7 @@ CREATE FUNCTION eventstore.subscription_lag(name text) RETURNS double precision
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_subscription_lag';
 COMMENT ON FUNCTION eventstore.subscription_lag(text) IS
-'Age in seconds of the oldest event that the subscription has not passed, by created_at; 0 where there is none, null without the right to SELECT. For the view subscriptions.';
+'Age in seconds of the oldest event that the subscription has not passed, by created_at; 0 where there is none, null without the right to SELECT and where row-level security applies. For the view subscriptions.';
 
 CREATE VIEW eventstore.subscriptions WITH (security_barrier) AS
 SELECT
@@ -167,7 +167,7 @@ FROM eventstore.subscription s
 	CROSS JOIN LATERAL (SELECT eventstore.collection_head(s.collection) AS head) h
 WHERE eventstore.collection_shown(s.collection);
 COMMENT ON VIEW eventstore.subscriptions IS
-'The subscriptions to collections that the caller may SELECT from or owns. position: the lowest cursor of a lane, all up to it is done with. lag_events: positions from there to the head. lag_seconds: age of the oldest event that is not done with, by created_at; 0 where there is none. members: how many hold a lease.';
+'The subscriptions to collections that the caller may SELECT from or owns. position: the lowest cursor of a lane, all up to it is done with. lag_events: positions from there to the head. lag_seconds: age of the oldest event that is not done with, by created_at; 0 where there is none, null where row-level security applies to the caller. members: how many hold a lease.';
 GRANT SELECT ON eventstore.subscriptions TO PUBLIC;
 
 CREATE VIEW eventstore.members WITH (security_barrier) AS
