@@ -37,6 +37,25 @@ class Listeners:
             session.close()
 
 
+class Waiters:
+    """Sessions that wait for an event that does not come."""
+
+    def __init__(self, count, collection):
+        self.sessions = [connect() for _ in range(count)]
+        for i, session in enumerate(self.sessions):
+            session.pgconn.send_query(
+                f"SELECT * FROM eventstore.read('{collection}', tags => '{{rare {i}}}', wait => '1 hour')".encode())
+            session.pgconn.flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for session in self.sessions:
+            session.cancel()
+            session.close()
+
+
 def append_to(collection):
     return (f"{server.PICK_TAGS}SELECT * FROM eventstore.append('{collection}', 'order.placed', "
             f":data, {server.TAGS});")
@@ -46,7 +65,7 @@ TRIGGERED = f"{server.PICK_TAGS}INSERT INTO triggered (type, data, tags) VALUES 
 
 
 def prepare_appends():
-    for name in ("quiet", "heard", "listened"):
+    for name in ("quiet", "heard", "listened", "awaited"):
         server.make_collection(name)
     server.sql("SELECT eventstore.set_option('quiet', 'notify', 'none');")
     server.make_plain("triggered", "quiet")
@@ -63,10 +82,11 @@ def measure_appends():
         "notify none": append_to("quiet"),
         "notify head": append_to("heard"),
         "notify head, and one listens": append_to("listened"),
+        f"{LISTENERS} wait, each for a rare tag": append_to("awaited"),
         "a trigger that calls pg_notify": TRIGGERED,
         "message-db": message_db.WRITE,
     }
-    with Listeners(LISTENERS), Listeners(1, "public.listened"):
+    with Listeners(LISTENERS), Listeners(1, "public.listened"), Waiters(LISTENERS, "awaited"):
         for script in scripts.values():
             server.pgbench(script, 8, 1)
         figures = report.measure({

@@ -216,6 +216,11 @@ INSERT INTO moved_on (type, extra) VALUES ('x', 50);
 SELECT max(position) - 64 AS more FROM eventstore.append_batch('moved_on', (SELECT jsonb_agg('{"type": "e"}'::jsonb) FROM generate_series(1, 60)));
 SELECT * FROM eventstore.verify('moved_on');
 DROP TABLE moved_on;
+-- nor does a segment that was detached, and is not gone yet, stand in the way
+SELECT eventstore.create_collection('parted_with', segment_size => 10);
+ALTER TABLE parted_with DETACH PARTITION parted_with_1;
+DROP TABLE parted_with;
+DROP TABLE parted_with_1;
 
 -- ---- dropping ----
 SELECT eventstore.drop_collection('sales.renamed');

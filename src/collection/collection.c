@@ -570,16 +570,42 @@ find_head(EsCollection *coll)
 	return coll->head.head != NULL;
 }
 
-void
-es_collection_load_head(EsCollection *coll)
+static void
+find_or_make_head(EsCollection *coll)
 {
 	EsHeadOrigin origin;
 
-	if (coll->head.head != NULL || RecoveryInProgress() || find_head(coll))
+	if (es_head_find(&coll->head))
+	{
+		coll->behind = false;	/* repaired, if it was */
 		return;
+	}
 	coll->behind = !find_origin(coll, &origin);
 	if (!coll->behind)
 		es_head_make(&coll->head, &origin);
+}
+
+/*
+ * An entry that was never used may have been made in the middle of a restore,
+ * before the counter got its value.
+ */
+static void
+renew_head(EsCollection *coll)
+{
+	EsReservation reservation = es_reservation_read(coll->counter);
+
+	es_head_renew(&coll->head, es_reservation_next(&reservation));
+}
+
+void
+es_collection_load_head(EsCollection *coll)
+{
+	if (RecoveryInProgress())
+		return;
+	if (coll->head.head == NULL)
+		find_or_make_head(coll);
+	if (coll->head.head != NULL && !es_head_seems_used(&coll->head))
+		renew_head(coll);
 }
 
 void

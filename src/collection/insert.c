@@ -494,6 +494,18 @@ report_own_value(const EsCollection *coll, const char *column, int64 value)
 			 errhint("Leave the column out: the collection gives it.")));
 }
 
+/* Only through the collection does a row get one. */
+static void
+report_no_position(const EsCollection *coll)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_ES_APPEND_ONLY),
+			 errmsg("cannot insert into a segment of collection \"%s\"",
+					get_rel_name(coll->relid)),
+			 errdetail("The row has no position."),
+			 errhint("Insert into the collection: it gives the position.")));
+}
+
 static void *
 varlena_field(const InsertRow *row, int att)
 {
@@ -658,6 +670,8 @@ read_row(InsertRow *row, TriggerData *trigdata)
 	heap_deform_tuple(trigdata->tg_trigtuple, row->desc, row->values, row->nulls);
 
 	position = row->nulls[0] ? 0 : DatumGetInt64(row->values[ES_ATT_POSITION - 1]);
+	if (row->nulls[0])
+		report_no_position(row->coll);
 	if (!take_handed(relid, position, &row->taken))
 		report_own_value(row->coll, "position", position);
 	if (row->taken.event == NULL && !row->nulls[ES_ATT_VERSION - 1])

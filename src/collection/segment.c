@@ -304,6 +304,11 @@ make_segment(Oid collection, EsPosition first, EsPosition end)
 	append_storage(&sql, collection);
 	es_spi_execute(sql.data, 0, NULL, NULL, NULL, false, SPI_OK_UTILITY);
 
+	/* It names the collection, which could not be dropped while a detached segment did so. */
+	resetStringInfo(&sql);
+	appendStringInfo(&sql, "ALTER TABLE %s ALTER COLUMN \"position\" DROP DEFAULT", qualified);
+	es_spi_execute(sql.data, 0, NULL, NULL, NULL, false, SPI_OK_UTILITY);
+
 	es_segment_guard(get_relname_relid(name, schema));
 
 	resetStringInfo(&sql);

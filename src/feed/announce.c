@@ -7,24 +7,19 @@
  *		{"collection": "sales.orders", "head": 42, "count": 3}
  *
  * with "events": [...] or "streams": {...} behind it where the collection's
- * option notify asks for them and all of it fits into what PostgreSQL carries;
- * else they are left out as a whole, and the listener reads.  A notification is
+ * option notify asks for them, row-level security is off, and all of it fits into
+ * what PostgreSQL carries; else they are left out as a whole, and the listener reads.  A notification is
  * a hint in any case: it says up to where there is something to read.
  *
  * The events are read as by any reader, head first, so "head" is safe to have
  * read up to, and what is told has been committed.
- *
- * The reader is a superuser.  So where row-level security was enabled after
- * the option was chosen, the head alone is told.
  */
 #include "postgres.h"
 
 #include "feed/announce.h"
 
 #include "access/detoast.h"
-#include "access/htup_details.h"
 #include "access/xlog.h"
-#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "collection/event.h"
 #include "commands/async.h"
@@ -39,7 +34,7 @@
 #include "utils/datetime.h"
 #include "utils/json.h"
 #include "utils/jsonb.h"
-#include "utils/syscache.h"
+#include "utils/rel.h"
 #include "utils/uuid.h"
 #include "worker/listeners.h"
 #include "worker/wake.h"
@@ -52,13 +47,6 @@
 
 /* Streams that could fit into a payload, with the shortest of names. */
 #define STREAMS_MAX			1000
-
-/*
- * A field of more bytes than this is not as short as PAYLOAD_MAX_BYTES when it is
- * written as JSON (jsonb is at most some five times longer than its text).  It
- * may be huge, so it is not even tried.
- */
-#define FIELD_MAX_BYTES		(16 * PAYLOAD_MAX_BYTES)
 
 typedef struct StreamVersion
 {
@@ -195,28 +183,28 @@ append_event(StringInfo out, TupleTableSlot *slot)
  * The details
  * ------------------------------------------------------------------------- */
 
-/* Without detoasting anything. */
+/*
+ * Surely more than a payload holds?  Then it is not even fetched.  What takes
+ * least room as text beside its binary form is jsonb, with a quarter.
+ */
 static bool
-has_huge_field(TupleTableSlot *slot)
+is_large(TupleTableSlot *slot)
 {
-	TupleDesc	desc = slot->tts_tupleDescriptor;
+	Size		size = 0;
 
 	slot_getsomeattrs(slot, ES_EVENT_NATTS);
 	for (int i = 0; i < ES_EVENT_NATTS; i++)
-		if (!slot->tts_isnull[i] && TupleDescAttr(desc, i)->attlen == -1 &&
-			toast_raw_datum_size(slot->tts_values[i]) > FIELD_MAX_BYTES)
-			return true;
-	return false;
+		if (!slot->tts_isnull[i] && TupleDescAttr(slot->tts_tupleDescriptor, i)->attlen == -1)
+			size += toast_raw_datum_size(slot->tts_values[i]);
+	return size / 8 > PAYLOAD_MAX_BYTES;
 }
 
 static void
 add_event(Payload *payload, TupleTableSlot *slot)
 {
-	if (has_huge_field(slot))
-	{
-		payload->too_large = true;
+	payload->too_large = is_large(slot);
+	if (payload->too_large)
 		return;
-	}
 	if (payload->details.len > 0)
 		appendStringInfoString(&payload->details, ", ");
 	append_event(&payload->details, slot);
@@ -295,6 +283,20 @@ append_details(StringInfo out, const Payload *payload)
  * Sending
  * ------------------------------------------------------------------------- */
 
+/*
+ * Row-level security refuses the modes that tell more than the head; where it
+ * was switched on after the mode was chosen, the details are withheld.
+ */
+static bool
+is_row_secured(const EsCollection *coll)
+{
+	Relation	rel = RelationIdGetRelation(coll->relid);
+	bool		secured = rel->rd_rel->relrowsecurity;
+
+	RelationClose(rel);
+	return secured;
+}
+
 static void
 read_payload(Payload *payload, Oid collection, EsPosition after, const EsView *view)
 {
@@ -336,19 +338,6 @@ format_payload(const EsCollection *coll, const Payload *payload, EsPosition head
 	return out.data;
 }
 
-static bool
-has_row_security(Oid relid)
-{
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	bool		has;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for relation %u", relid);
-	has = ((Form_pg_class) GETSTRUCT(tuple))->relrowsecurity;
-	ReleaseSysCache(tuple);
-	return has;
-}
-
 void
 es_announce(Oid collection, EsNotify notify, const char *channel, EsAnnounced *announced)
 {
@@ -356,9 +345,9 @@ es_announce(Oid collection, EsNotify notify, const char *channel, EsAnnounced *a
 	Payload		payload = {.notify = notify};
 	EsView		view;
 
-	es_view_open(coll, &view);
-	if (has_row_security(collection))
+	if (is_row_secured(coll))
 		payload.notify = ES_NOTIFY_HEAD;
+	es_view_open(coll, &view);
 	initStringInfo(&payload.details);
 	if (view.head - announced->head > COUNTED_MAX)
 	{
@@ -407,15 +396,15 @@ check_may_listen(void)
 {
 	PreventCommandDuringRecovery("LISTEN");
 	PreventCommandIfParallelMode("LISTEN");
+	if (MyBackendType == B_BG_WORKER)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot LISTEN within a background process")));
 	/* It would outlive the operation, in the session of who runs it. */
 	if (InSecurityRestrictedOperation())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("cannot execute LISTEN within security-restricted operation")));
-	if (MyBackendType == B_BG_WORKER)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot LISTEN within a background process")));
 }
 
 /*

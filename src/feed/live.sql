@@ -23,7 +23,7 @@ CREATE FUNCTION eventstore.wait_for(
 	after bigint,
 	timeout interval = '30 s'
 ) RETURNS bigint
-LANGUAGE c VOLATILE PARALLEL RESTRICTED
+LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_wait_for';
 COMMENT ON FUNCTION eventstore.wait_for(regclass, bigint, interval) IS
 'Waits until the head of the collection is above the position after, or until timeout is over (null: for ever), and returns the head. It may have passed positions that hold no event (an append that was rolled back), so call read, and then this again.

@@ -26,16 +26,14 @@
  *
  * What was announced last is kept in shared memory, so another notifier goes on
  * where this one ended; nobody misses a notification because of that, and who
- * waits looks for himself meanwhile (wait.c).  Before the queue of notifications
+ * waits looks for himself meanwhile (wait.c).  A collection that cannot be read
+ * (locked, broken) is left out for a while, and the others are notified of.
+ * Before the queue of notifications
  * can refuse one, it takes listeners that do not read for hours; then an error is
  * logged once, and sending is tried again after a pause.  Appenders never feel it.
  *
- * No collection keeps another from being announced.  One that somebody has locked
- * is passed over and looked at again soon; one that cannot be read (broken, or a
- * segment of it is locked) is left out for a while, the longer the more often.
- *
- * Locks: those of a reader, for the time of one short transaction; the
- * collection's is not waited for, a segment's hardly (LOCK_TIMEOUT).  A crash
+ * Locks: those of a reader, for the time of one short transaction; one that somebody
+ * holds against us is not waited for, since that would hold up all who wait.  A crash
  * ends all sessions, listeners too; after it nothing is owed to anybody.
  */
 #include "postgres.h"
@@ -59,6 +57,7 @@
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "worker/launcher.h"
 #include "worker/listeners.h"
@@ -72,16 +71,14 @@
 #define PAUSE_MAX_US			(50 * 1000)
 /* After an error, before sending is tried again. */
 #define ERROR_PAUSE_MS			1000
-/* For a collection whose fault it is the pause doubles up to this. */
-#define ERROR_PAUSE_MAX_MS		(60 * 1000)
-/* Before a collection that somebody has locked is looked at again. */
-#define LOCKED_PAUSE_MS			50
-/* For what is locked below a collection; all others wait meanwhile. */
-#define LOCK_TIMEOUT			"10ms"
-/* No heartbeat is faster, whatever the option says. */
-#define HEARTBEAT_MIN_US		(100 * INT64CONST(1000))
 /* On a standby, while somebody waits. */
 #define STANDBY_LOOK_MS			5
+/* Before a collection that is locked is tried again. */
+#define LOCKED_PAUSE_MS			20
+/* Collections in one transaction: each costs it some ten locks. */
+#define SEND_MAX				100
+/* For what is locked below a collection; all others wait meanwhile. */
+#define LOCK_TIMEOUT			"10ms"
 /* With nothing to do. */
 #define IDLE_MS					(60 * 1000)
 
@@ -94,9 +91,8 @@ typedef struct Announced
 	int64		heartbeat_us;	/* 0 = none */
 	TimestampTz sent_at;		/* or, where nothing was sent yet, since when we know of it */
 	EsPosition	sent_head;		/* 0 = nothing was sent yet */
-	TimestampTz not_before;		/* locked, or it failed; 0 = neither */
-	int			failures;		/* in a row */
-	int			error;			/* SQLSTATE of the last failure, which was logged; 0 = none */
+	TimestampTz not_before;		/* it could not be read; 0 = it could */
+	int			error;			/* of the last attempt, logged: an SQLSTATE */
 	bool		sending;		/* in the open transaction ... */
 	EsAnnounced told;			/* ... this */
 } Announced;
@@ -109,8 +105,8 @@ static int	naudience = 0;
 static bool survey_due = true;
 static uint32 surveyed_generation = 0;
 static TimestampTz paused_until = 0;
-static int	last_error = 0;		/* an SQLSTATE, to log it once */
-static int	at_work = -1;		/* the entry of 'audience' that is being sent; -1 = none */
+static Announced *at_work = NULL;	/* the one being sent */
+static int	last_error = 0;		/* of what concerns all, logged: an SQLSTATE */
 
 /* ---------------------------------------------------------------------------
  * Who listens to what
@@ -142,7 +138,6 @@ keep_history(Announced *entry, const Announced *old, int nold)
 			entry->sent_at = old[i].sent_at;
 			entry->sent_head = old[i].sent_head;
 			entry->not_before = old[i].not_before;
-			entry->failures = old[i].failures;
 			entry->error = old[i].error;
 		}
 }
@@ -153,10 +148,11 @@ note_row(HeapTuple row, TupleDesc desc, const Announced *old, int nold)
 {
 	Announced  *entry = &audience[naudience];
 	char	   *channel = SPI_getvalue(row, desc, 4);
+	EsChannel	number = es_listeners_channel(channel);
 	bool		isnull;
 	Datum		heartbeat;
 
-	if (!es_listeners_any(es_listeners_channel(channel)))
+	if (!es_listeners_any(number))
 		return;
 	memset(entry, 0, sizeof(Announced));
 	entry->head.relid = DatumGetObjectId(SPI_getbinval(row, desc, 1, &isnull));
@@ -164,9 +160,10 @@ note_row(HeapTuple row, TupleDesc desc, const Announced *old, int nold)
 	entry->notify = es_notify_from_text(SPI_getvalue(row, desc, 3));
 	strlcpy(entry->channel, channel, NAMEDATALEN);
 	heartbeat = SPI_getbinval(row, desc, 5, &isnull);
-	entry->heartbeat_us = isnull ? 0 :
-		Max(interval_us(DatumGetIntervalP(heartbeat)), HEARTBEAT_MIN_US);
+	entry->heartbeat_us = isnull ? 0 : interval_us(DatumGetIntervalP(heartbeat));
 	keep_history(entry, old, nold);
+	if (es_head_find(&entry->head))
+		es_head_set_channel(&entry->head, number);
 	naudience++;
 }
 
@@ -207,11 +204,12 @@ pause_us(void)
 						  (int64) es_listeners_in_database() * PAUSE_PER_LISTENER_US));
 }
 
-/* When there is something to tell, as far as is known now; 0 = there is nothing. */
+/* The same for one that can be read. */
 static TimestampTz
-news_at(Announced *entry)
+wanted_at(Announced *entry)
 {
-	TimestampTz beat = entry->heartbeat_us > 0 ? entry->sent_at + entry->heartbeat_us : 0;
+	TimestampTz beat = entry->heartbeat_us == 0 ? 0 :
+		entry->sent_at + Max(entry->heartbeat_us, pause_us());
 	EsAnnounced announced;
 	EsPosition	head;
 
@@ -225,18 +223,44 @@ news_at(Announced *entry)
 	return beat;
 }
 
-/* When something is to be sent; 0 = nothing to be sent. */
+/* When something is to be sent, as far as is known now; 0 = nothing to be sent. */
 static TimestampTz
 due_at(Announced *entry)
 {
-	TimestampTz news = news_at(entry);
+	TimestampTz due = wanted_at(entry);
 
-	return news == 0 ? 0 : Max(news, entry->not_before);
+	return due != 0 ? Max(due, entry->not_before) : 0;
+}
+
+static void
+postpone(Announced *entry, int pause_ms)
+{
+	entry->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pause_ms);
+}
+
+/* Others, and those who wait to be woken, are not to wait for a lock on this one. */
+static bool
+lock_at_once(Announced *entry)
+{
+	if (!ConditionalLockRelationOid(entry->head.relid, AccessShareLock))
+	{
+		postpone(entry, LOCKED_PAUSE_MS);
+		return false;
+	}
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(entry->head.relid)))
+	{
+		survey_due = true;
+		postpone(entry, ERROR_PAUSE_MS);
+		return false;
+	}
+	return true;
 }
 
 static void
 send_notification(Announced *entry)
 {
+	if (!lock_at_once(entry))
+		return;
 	entry->told.events = 0;
 	if (es_head_find(&entry->head))
 		es_head_announced(&entry->head, &entry->told);
@@ -248,28 +272,30 @@ send_notification(Announced *entry)
 	entry->sending = true;
 }
 
-/* In a transaction with a snapshot. */
+/* In a transaction with a snapshot.  What is too much for one is due at once again. */
 static void
 send_due(void)
 {
+	static int	turn = 0;		/* who comes first, so that everybody's turn comes */
 	TimestampTz now = GetCurrentTimestamp();
+	int			nsent = 0;
 
 	for (int i = 0; i < naudience; i++)
-	{
-		TimestampTz due = due_at(&audience[i]);
-
 		audience[i].sending = false;
-		if (due == 0 || due > now)
-			continue;
-		if (!ConditionalLockRelationOid(audience[i].head.relid, AccessShareLock))
+	for (int i = 0; i < naudience && nsent < SEND_MAX; i++)
+	{
+		TimestampTz due;
+
+		turn = (turn + 1) % naudience;
+		at_work = &audience[turn];
+		due = due_at(at_work);
+		if (due != 0 && due <= now)
 		{
-			audience[i].not_before = TimestampTzPlusMilliseconds(now, LOCKED_PAUSE_MS);
-			continue;
+			send_notification(at_work);
+			nsent++;
 		}
-		at_work = i;
-		send_notification(&audience[i]);
-		at_work = -1;
 	}
+	at_work = NULL;
 }
 
 /* After the commit; returns when the next one is due, 0 = when we are called. */
@@ -284,22 +310,23 @@ settle_sent(void)
 		Announced  *entry = &audience[i];
 		TimestampTz due;
 
+		at_work = entry;
 		if (entry->sending)
 		{
+			entry->not_before = 0;
+			entry->error = 0;
 			entry->sent_at = now;
 			entry->sent_head = entry->told.head;
 			if (es_head_find(&entry->head))
 				es_head_set_announced(&entry->head, &entry->told);
 			es_worker_count(ES_WORKER_NOTIFICATIONS, 1);
-			entry->not_before = 0;
-			entry->failures = 0;
-			entry->error = 0;
 			entry->sending = false;
 		}
 		due = due_at(entry);
 		if (due != 0 && (next == 0 || due < next))
 			next = due;
 	}
+	at_work = NULL;
 	return next;
 }
 
@@ -331,27 +358,31 @@ announce(TimestampTz *next)
 	return present;
 }
 
-/* After an error: a pause, for the one collection whose fault it was, or for all. */
+/* Logs an error once, and says when to try again. */
 static TimestampTz
-pause_after_error(void)
+note_error(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	Announced  *entry;
-	int			pause_ms = ERROR_PAUSE_MS;
+	int		   *logged = at_work != NULL ? &at_work->error : &last_error;
 
-	if (at_work < 0)
-		return paused_until = TimestampTzPlusMilliseconds(now, ERROR_PAUSE_MS);
-	entry = &audience[at_work];
-	for (int i = 0; i < entry->failures && pause_ms < ERROR_PAUSE_MAX_MS; i++)
-		pause_ms *= 2;
-	entry->failures++;
-	entry->not_before = TimestampTzPlusMilliseconds(now, Min(pause_ms, ERROR_PAUSE_MAX_MS));
-	return now;					/* the others' turn */
+	errcontext("notifying eventstore's listeners");
+	if (geterrcode() != *logged)
+		EmitErrorReport();
+	*logged = geterrcode();
+	es_worker_count(ES_WORKER_ERRORS, 1);
+	if (at_work != NULL)
+	{
+		/* Of this one only; the others' are still to be sent. */
+		postpone(at_work, ERROR_PAUSE_MS);
+		at_work = NULL;
+		return GetCurrentTimestamp();
+	}
+	return paused_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													  ERROR_PAUSE_MS);
 }
 
 /*
- * The same with an error logged once, and a pause.  What was to be sent in a
- * transaction that failed is still due; false: no extension.
+ * The same with errors caught.  What was to be sent in a transaction that failed
+ * is still due; false: no extension.
  */
 static bool
 announce_all(TimestampTz *next)
@@ -365,20 +396,12 @@ announce_all(TimestampTz *next)
 	}
 	PG_CATCH();
 	{
-		int		   *logged = at_work < 0 ? &last_error : &audience[at_work].error;
-
 		HOLD_INTERRUPTS();
-		errcontext("notifying eventstore's listeners");
-		if (geterrcode() != *logged)
-			EmitErrorReport();
-		*logged = geterrcode();
+		*next = note_error();
 		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(cycle_context);
 		FlushErrorState();
-		es_worker_count(ES_WORKER_ERRORS, 1);
 		survey_due = true;
-		*next = pause_after_error();
-		at_work = -1;
 		RESUME_INTERRUPTS();
 	}
 	PG_END_TRY();

@@ -96,7 +96,13 @@ void
 es_wait_check_allowed(void)
 {
 	es_require_preloaded();
-	if (IsolationUsesXactSnapshot() || IsInParallelMode())
+	if (IsInParallelMode())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("cannot wait for events in a parallel query"),
+				 errdetail("Its snapshot does not move, so it would never see them."),
+				 errhint("Set max_parallel_workers_per_gather to 0.")));
+	if (IsolationUsesXactSnapshot())
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 				 errmsg("cannot wait for events in this transaction"),
@@ -157,6 +163,8 @@ es_wait_begin(EsCollection *coll, const EsWaitFor *what)
 	strlcpy(waited_for, name != NULL ? name : "?", NAMEDATALEN);
 	by_safety = false;
 	es_watch_end();				/* one that a caught error has left behind */
+	/* A reader of streams has not needed it so far. */
+	es_collection_load_head(coll);
 	enter(coll);
 }
 
@@ -182,6 +190,7 @@ es_wait_sleep(EsCollection *coll, EsPosition looked, TimestampTz until)
 	static uint32 wait_event = 0;
 	TimestampTz began = GetCurrentTimestamp();
 
+	CHECK_FOR_INTERRUPTS();
 	/* First, or who is woken in vain again and again would never end. */
 	if (began >= until)
 		return false;
@@ -238,6 +247,7 @@ es_wait_reopen(Oid collection)
 						waited_for)));
 	coll = es_read_open_collection(collection);
 	UnlockRelationOid(collection, AccessShareLock);	/* it has its own */
+	es_collection_load_head(coll);
 	return coll;
 }
 

@@ -170,6 +170,7 @@ struct EsHead
 	EsPosition	wanted_end;		/* waiting appenders want them to end here; 0 */
 	EsPosition	last_conditional;
 	EsAnnounced announced;		/* the last one; 'events' counts on since */
+	EsChannel	channel;		/* where the notifier announces it; 0 = nowhere, or not seen yet */
 	bool		in_use;			/* a position was handed out since the start */
 	int			watchers;		/* sessions that wait for something here */
 	dsa_pointer releases;		/* EsReleases, while there are watchers */
@@ -414,19 +415,26 @@ is_deserted(const EsHead *head)
 /*
  * An entry that was taken out of the table.  A transaction gives its heavyweight
  * locks back before it leaves our lists, so the one who dropped the collection
- * may come here first; then the last one to leave recycles.
+ * may come here first; then the last one to leave recycles.  Who waits is to find
+ * out: a repaired collection has another entry, which does not know of him.
  */
 static void
 retire_head(EsHead *head)
 {
+	Oid			relid;
+	bool		watched;
 	bool		deserted;
 
 	LWLockAcquire(&head->lock, LW_EXCLUSIVE);
+	relid = head->relid;
+	watched = head->watchers > 0;
 	head->relid = InvalidOid;
 	deserted = is_deserted(head);
 	LWLockRelease(&head->lock);
 	if (deserted)
 		recycle_head(head);
+	if (watched)
+		es_watch_wake_collection(relid);
 }
 
 static EsReleases *
@@ -457,6 +465,7 @@ release_open(LocalOpen *local, bool committed)
 	EsOpen	   *open = local->open;
 	bool		moved = open->first != 0;
 	dsa_pointer conditions;
+	EsChannel	channel;
 	bool		watched;
 	bool		deserted;
 
@@ -470,6 +479,7 @@ release_open(LocalOpen *local, bool committed)
 	if (watched && committed)
 		note_release(head, local);
 	conditions = open->conditions;
+	channel = head->channel;
 	deserted = is_deserted(head);
 	LWLockRelease(&head->lock);
 
@@ -477,7 +487,9 @@ release_open(LocalOpen *local, bool committed)
 		recycle_head(head);
 	free_conditions(conditions);
 	dsa_free(area, local->open_ptr);
-	return watched || (moved && es_listeners_any(local->channel));
+	/* Two of them where the option was changed while we were open. */
+	return watched ||
+		(moved && (es_listeners_any(local->channel) || es_listeners_any(channel)));
 }
 
 static void
@@ -492,7 +504,6 @@ forget_entry(Oid relid)
 	ptr = entry->head;
 	dshash_delete_entry(table, entry);
 	retire_head(head_at(ptr));
-	es_watch_wake_collection(relid);
 }
 
 /*
@@ -771,6 +782,7 @@ init_head(EsHead *head, const EsHeadRef *ref, const EsHeadOrigin *origin, EsPosi
 	head->last_conditional = 0;
 	head->announced.head = next - 1;
 	head->announced.events = 0;
+	head->channel = 0;
 	head->in_use = false;
 	head->watchers = 0;
 	for (int i = 0; i < LIST_COUNT; i++)
@@ -904,6 +916,30 @@ es_head_in_use(const EsHeadRef *ref)
 
 	LWLockRelease(&head->lock);
 	return result;
+}
+
+bool
+es_head_seems_used(const EsHeadRef *ref)
+{
+	return ref->head->in_use;
+}
+
+void
+es_head_renew(const EsHeadRef *ref, EsPosition next)
+{
+	EsHead	   *head;
+
+	/* Mostly there is nothing to do. */
+	if (es_head_last_allotted(ref) + 1 >= next)
+		return;
+	head = lock_head(ref, LW_EXCLUSIVE);
+	if (!head->in_use && head->next < next)
+	{
+		head->next = next;
+		head->reserved = next - 1;
+		head->announced.head = next - 1;
+	}
+	LWLockRelease(&head->lock);
 }
 
 EsPosition
@@ -1075,6 +1111,15 @@ es_head_set_announced(const EsHeadRef *ref, const EsAnnounced *announced)
 	head->announced.head = Max(head->announced.head, announced->head);
 	head->announced.events -= Min(head->announced.events, announced->events);
 	LWLockRelease(&head->lock);
+}
+
+void
+es_head_set_channel(const EsHeadRef *ref, EsChannel channel)
+{
+	LWLockAcquire(&ref->head->lock, LW_EXCLUSIVE);
+	if (is_same(ref->head, ref))
+		ref->head->channel = channel;
+	LWLockRelease(&ref->head->lock);
 }
 
 void

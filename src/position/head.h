@@ -122,6 +122,12 @@ extern EsPosition es_head_last_allotted(const EsHeadRef *ref);
 /* False until a position has been allotted since the server started. */
 extern bool es_head_in_use(const EsHeadRef *ref);
 
+/* The same without a lock: false may be out of date. */
+extern bool es_head_seems_used(const EsHeadRef *ref);
+
+/* Raises the next position of an entry that is not in use; else nothing. */
+extern void es_head_renew(const EsHeadRef *ref, EsPosition next);
+
 /* The end (exclusive) of the segments that may be filled; raising and reading. */
 extern EsPosition es_head_ready_end(const EsHeadRef *ref);
 extern void es_head_set_ready_end(const EsHeadRef *ref, EsPosition end);
@@ -190,6 +196,12 @@ extern void es_head_announced(const EsHeadRef *ref, EsAnnounced *announced);
 
 /* Announced up to here, and that many of those events are told. */
 extern void es_head_set_announced(const EsHeadRef *ref, const EsAnnounced *announced);
+
+/*
+ * Where it is announced now.  Transactions that were open when the option changed
+ * know the old channel only.  No error.
+ */
+extern void es_head_set_channel(const EsHeadRef *ref, EsChannel channel);
 
 extern void es_head_count(const EsHeadRef *ref, EsHeadStat stat, uint64 n);
 extern uint64 es_head_stat(const EsHeadRef *ref, EsHeadStat stat);

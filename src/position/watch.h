@@ -104,7 +104,7 @@ extern int	es_watch_list_unshared(Oid **relids);
 /* Everybody in this database: the notifier goes. */
 extern void es_watch_wake_all(void);
 
-/* Those who wait for this collection, which is gone. */
+/* Those who wait for this collection, which is gone or has another entry. */
 extern void es_watch_wake_collection(Oid relid);
 
 /*

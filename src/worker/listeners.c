@@ -122,6 +122,20 @@ es_listeners_generation(void)
 	return pg_atomic_read_u32(&listeners->generation);
 }
 
+/*
+ * Not by an invalidation: those of a transaction are sent after its commit
+ * callbacks have run, and the notifier may look before.
+ */
+void
+es_listeners_survey(void)
+{
+	if (listeners == NULL || !OidIsValid(MyDatabaseId))
+		return;
+	pg_atomic_fetch_add_u32(&listeners->generation, 1);
+	if (es_listeners_in_database() > 0)
+		es_wake_notifier();
+}
+
 /* ---------------------------------------------------------------------------
  * This session
  * ------------------------------------------------------------------------- */

@@ -36,7 +36,13 @@ extern bool es_listeners_add(const char *name);
 /* How many sessions of this database listen to something. */
 extern uint32 es_listeners_in_database(void);
 
-/* Changes whenever a counter of any database does. */
+/*
+ * What collections announce, and where, may have changed: the notifier is to look
+ * again.  For commit callbacks, when the change can be seen.
+ */
+extern void es_listeners_survey(void);
+
+/* Changes whenever a counter of any database does, or with the above. */
 extern uint32 es_listeners_generation(void);
 
 #endif							/* ES_LISTENERS_H */

@@ -61,6 +61,7 @@
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
 #include "worker/launcher.h"
+#include "worker/listeners.h"
 
 /*
  * More workers than this cannot run or be wanted at one time; each is a process,
@@ -366,7 +367,10 @@ wake_at_end(XactEvent event, void *arg)
 	{
 		wake_at_commit = false;
 		if (event == XACT_EVENT_COMMIT)
+		{
 			wake_worker(ES_WORKER_MAINTENANCE, ES_WAKE_MAINTENANCE);
+			es_listeners_survey();
+		}
 	}
 }
 

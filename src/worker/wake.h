@@ -19,7 +19,10 @@ extern void es_wake_shmem_init(void);
  */
 extern void es_wake_maintenance(void);
 
-/* The same, once this transaction has committed (what it did can be seen then). */
+/*
+ * The same, once this transaction has committed (what it did can be seen then).
+ * The notifier, too, looks again at what is to be announced.
+ */
 extern void es_wake_maintenance_at_commit(void);
 
 /* Notes that something was appended: the worker ticks once it gets quiet. */

@@ -14,7 +14,7 @@ use EventstoreTest::Load;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = new_server('dump', settings => ['eventstore.tick_delay = 20ms']);
+my $node = new_server('dump', settings => ['eventstore.tick_delay = 20ms', 'eventstore.maintenance_interval = 100ms']);
 my $dir  = PostgreSQL::Test::Utils::tempdir();
 
 $node->safe_psql('postgres', q{

@@ -217,9 +217,6 @@ is(polled('job', 2, ", member => 'm', lease => '1 hour'"), '4 5', 'past what was
 # ---- a dump has all of it ----------------------------------------------------------------
 
 sql("SELECT eventstore.subscribe('query', 'log', query => '[{\"types\": [\"e\"]}]', after => 7, lanes => 3)");
-# A worker that looks at a collection while it is half restored is another matter.
-$node->append_conf('postgresql.conf', 'eventstore.maintenance_interval = 1h');
-$node->reload;
 $node->command_ok([ 'pg_dump', '-d', $node->connstr('postgres'), '-f', "$dir/dump.sql" ], 'dumped');
 sql('CREATE DATABASE copied TEMPLATE template0');
 $node->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr('copied'), '-f', "$dir/dump.sql" ], 'restored');

@@ -199,8 +199,10 @@ like(answer_of('waiter'), qr/^\d+$/, 'a truncation does not');
 
 start_waiting('waiter', "SELECT eventstore.wait_for('w', eventstore.head('w'), NULL)");
 $session{one}->run("SELECT eventstore.repair_collection('w')");
+my $began = time;
 appended('one', 'common');
 like(answer_of('waiter'), qr/^\d+$/, 'nor does a repair');
+cmp_ok(time - $began, '<', 4, 'after which a waiter is woken as before');
 
 # ---- what is held while waiting ---------------------------------------------------------------
 

@@ -5,12 +5,14 @@
 'use strict';
 
 const assert = require('node:assert').strict;
+const { once } = require('node:events');
 const { randomUUID } = require('node:crypto');
 const { Client, types } = require('pg');
 
 const ORDERS = 'orders_node';
 const VERSION_CONFLICT = 'LG001';
 const CONDITION_FAILED = 'LG002';
+const CANCELLED = '57014';
 
 // Positions and versions are bigint, which node-postgres gives as text otherwise.
 types.setTypeParser(types.builtins.INT8, BigInt);
@@ -75,7 +77,63 @@ async function* readPages(client, page, after = null) {
 	}
 }
 
+// ---- live ------------------------------------------------------------------------
+
+const PAGE = 100;
+
+async function headOf(client) {
+	return (await client.query('SELECT eventstore.head($1)', [ORDERS])).rows[0].head;
+}
+
+// The next page of events after a position, and the position to go on from.
+async function readOn(client, after) {
+	const head = await headOf(client);
+	const { rows: events } = await client.query(
+		'SELECT * FROM eventstore.read($1, after => $2, max_count => $3)', [ORDERS, after, PAGE]);
+	const last = events.at(-1)?.position ?? after;
+	return { events, next: events.length === PAGE || last > head ? last : head };
+}
+
+// All events after a position, and then each new one, for ever.  The client is for this alone.
+async function* follow(client, after) {
+	let told = true;
+	let wake = () => {};
+	client.on('notification', () => { told = true; wake(); });
+	await client.query('SELECT * FROM eventstore.listen($1)', [ORDERS]);
+	for (;;) {
+		told = false;
+		const { events, next } = await readOn(client, after);
+		after = next;
+		yield* events;
+		if (events.length < PAGE && !told) await new Promise((resolve) => { wake = resolve; });
+	}
+}
+
+// The events after a position with all of the tags, waited for if need be.
+async function poll(client, after, tags = []) {
+	const { rows } = await client.query(
+		"SELECT * FROM eventstore.read($1, after => $2, tags => $3, wait => '20 s')",
+		[ORDERS, after, tags]);
+	return rows;
+}
+
 // ---- the tests: each is a name and what must hold --------------------------------
+
+// Does something, from a connection of its own, once the session of a client sleeps in a wait.
+async function meanwhile(client, action) {
+	const other = await connect();
+	try {
+		for (;;) {
+			const { rows } = await other.query(
+				"SELECT wait_event_type = 'Extension' AS asleep FROM pg_stat_activity WHERE pid = $1",
+				[client.processID]);
+			if (rows[0].asleep) break;
+		}
+		return await action(other);
+	} finally {
+		await other.end();
+	}
+}
 
 const tests = {
 	async 'append with named arguments'(client) {
@@ -185,6 +243,66 @@ const tests = {
 			});
 			assert.deepEqual(read.rows, [{ data: { i } }]);
 		}
+	},
+
+	async 'listen returns where to read from'(client) {
+		const listening = await connect();
+		const { rows: [{ channel, head }] } = await listening.query('SELECT * FROM eventstore.listen($1)', [ORDERS]);
+		assert.equal(channel, `public.${ORDERS}`);
+		assert.equal(head, await headOf(client));
+		const note = once(listening, 'notification');
+		await append(client, 'order.placed', {});
+		const [{ payload }] = await note;
+		assert.deepEqual(JSON.parse(payload), { collection: channel, head: Number(head) + 1, count: 1 });
+		await listening.end();
+	},
+
+	async 'follower misses and repeats nothing'(client) {
+		const after = await headOf(client);
+		for (let i = 0; i < 250; i++) await append(client, 'order.followed', {});
+		const listening = await connect();
+		const follower = follow(listening, after);
+		const found = [];
+		for (let i = 0; i < 300; i++) {
+			if (i >= 250) await append(client, 'order.followed', {});
+			found.push((await follower.next()).value.position);
+		}
+		assert.deepEqual(found, Array.from({ length: 300 }, (_, i) => after + BigInt(i + 1)));
+		await listening.end();
+	},
+
+	async 'long poll is woken'(client) {
+		const after = await headOf(client);
+		const placed = (tags) => meanwhile(client, (other) => append(other, 'order.placed', {}, { tags }));
+		const [events] = await Promise.all([poll(client, after, ['rare:1']), placed(['rare:1'])]);
+		assert.deepEqual(events.map((event) => event.tags), [['rare:1']]);
+		const [waited] = await Promise.all([
+			client.query('SELECT eventstore.wait_for($1, $2)', [ORDERS, after + 1n]), placed()]);
+		assert.equal(waited.rows[0].wait_for, after + 2n);
+		const [awaited] = await Promise.all([
+			client.query('CALL eventstore.await($1, $2)', [ORDERS, after + 2n]), placed()]);
+		assert.equal(awaited.rows[0].head, after + 3n);
+	},
+
+	async 'long poll comes to its timeout'(client) {
+		const head = await headOf(client);
+		const { rows } = await client.query("SELECT eventstore.wait_for($1, $2, '20 ms')", [ORDERS, head]);
+		assert.equal(rows[0].wait_for, head);
+		await client.query('BEGIN');
+		await client.query("SET LOCAL statement_timeout = '20 ms'");
+		await assert.rejects(poll(client, head), { code: CANCELLED });
+		await client.query('ROLLBACK');
+	},
+
+	// node-postgres has no public call for it, so another connection does it.
+	async 'long poll is cancelled'(client) {
+		const cancel = () => meanwhile(client, (other) => other.query('SELECT pg_cancel_backend($1)', [client.processID]));
+		for (const statement of ['SELECT eventstore.wait_for($1, $2, NULL)', 'CALL eventstore.await($1, $2, timeout => NULL)']) {
+			const head = await headOf(client);
+			await Promise.all([
+				assert.rejects(client.query(statement, [ORDERS, head]), { code: CANCELLED }), cancel()]);
+		}
+		assert.ok(await headOf(client) > 0n);
 	},
 
 	async 'transaction rolls back'(client) {

@@ -22,15 +22,19 @@ import java.util.Map;
 import java.util.Objects;
 import java.util.Properties;
 import java.util.UUID;
+import java.util.concurrent.CompletableFuture;
 import java.util.function.Function;
+import java.util.stream.LongStream;
 import org.newsclub.net.unix.AFUNIXSocketFactory;
 import org.postgresql.PGConnection;
+import org.postgresql.PGNotification;
 import org.postgresql.util.PSQLException;
 
 public class Orders {
 	static final String ORDERS = "orders_pgjdbc";
 	static final String VERSION_CONFLICT = "LG001";
 	static final String CONDITION_FAILED = "LG002";
+	static final String CANCELLED = "57014";
 
 	record Appended(long position, Long version, UUID id) {
 	}
@@ -188,6 +192,71 @@ public class Orders {
 			after = events.get(page - 1).position();
 			if (after >= head) {
 				return all;
+			}
+		}
+	}
+
+	// ---- live -----------------------------------------------------------------------
+
+	static final int PAGE = 100;
+
+	record Page(List<Event> events, long next) {
+	}
+
+	interface Handler {
+		/** False to end. */
+		boolean handle(Event event) throws SQLException;
+	}
+
+	/** The next page of events after a position, and the position to go on from. */
+	Page readOn(long after) throws SQLException {
+		long head = head();
+		List<Event> events = events("eventstore.read(?::regclass, after => ?, max_count => ?)", ORDERS, after, PAGE);
+		long last = events.isEmpty() ? after : events.get(events.size() - 1).position();
+		return new Page(events, events.size() == PAGE ? last : Math.max(head, last));
+	}
+
+	/** All events after a position, and then each new one. The connection is in autocommit. */
+	void follow(long after, Handler handler) throws SQLException {
+		listen();
+		for (;;) {
+			Page page = readOn(after);
+			for (Event event : page.events()) {
+				if (!handler.handle(event)) {
+					return;
+				}
+			}
+			after = page.next();
+			if (page.events().size() < PAGE) {
+				connection.unwrap(PGConnection.class).getNotifications(0); // 0: until there is one
+			}
+		}
+	}
+
+	/** The head of this moment; the channel is "public.orders_pgjdbc". */
+	long listen() throws SQLException {
+		try (PreparedStatement listen = connection.prepareStatement("SELECT head FROM eventstore.listen(?::regclass)")) {
+			listen.setString(1, ORDERS);
+			try (ResultSet row = listen.executeQuery()) {
+				row.next();
+				return row.getLong(1);
+			}
+		}
+	}
+
+	/** The events after a position with a tag, waited for if need be. */
+	List<Event> poll(long after, String tag) throws SQLException {
+		return events("eventstore.read(?::regclass, after => ?, tags => ARRAY[?], wait => '20 s')", ORDERS, after, tag);
+	}
+
+	/** For "SELECT eventstore.wait_for(?::regclass, ?)" and "CALL eventstore.await(?::regclass, ?)". */
+	long waitBy(String statement, long after) throws SQLException {
+		try (PreparedStatement wait = connection.prepareStatement(statement)) {
+			wait.setString(1, ORDERS);
+			wait.setLong(2, after);
+			try (ResultSet row = wait.executeQuery()) {
+				row.next();
+				return row.getLong(1);
 			}
 		}
 	}
@@ -366,6 +435,111 @@ public class Orders {
 		equal(events.get(99).version(), 100L);
 	}
 
+	/** Does something, from a connection of its own, once a session sleeps in a wait. */
+	static CompletableFuture<Void> meanwhile(Orders orders, Test action) throws SQLException {
+		int pid = orders.connection.unwrap(PGConnection.class).getBackendPID();
+		return CompletableFuture.runAsync(() -> {
+			try (Connection other = connect(); PreparedStatement asleep = other.prepareStatement(
+				"SELECT 1 FROM pg_stat_activity WHERE pid = ? AND wait_event_type = 'Extension'")) {
+				asleep.setInt(1, pid);
+				for (boolean sleeps = false; !sleeps;) {
+					try (ResultSet row = asleep.executeQuery()) {
+						sleeps = row.next();
+					}
+				}
+				action.run(new Orders(other));
+			} catch (Exception e) {
+				throw new IllegalStateException(e);
+			}
+		});
+	}
+
+	static void place(Orders orders, String... tags) throws SQLException {
+		orders.append(new NewEvent("order.placed", "{}", List.of(tags), null, null, null));
+	}
+
+	static void listenReturnsWhereToReadFrom(Orders orders) throws Exception {
+		try (Connection connection = connect()) {
+			long head = new Orders(connection).listen();
+			equal(head, orders.head());
+			place(orders);
+			PGNotification[] notes = connection.unwrap(PGConnection.class).getNotifications(0);
+			equal(notes.length, 1);
+			equal(notes[0].getName(), "public." + ORDERS);
+			equal(notes[0].getParameter(), String.format("{\"collection\": \"public.%s\", \"head\": %d, \"count\": 1}",
+				ORDERS, head + 1));
+		}
+	}
+
+	static void followerMissesAndRepeatsNothing(Orders orders) throws Exception {
+		long after = orders.head();
+		for (int i = 0; i < 250; i++) {
+			place(orders);
+		}
+		List<Long> found = new ArrayList<>();
+		try (Connection connection = connect()) {
+			new Orders(connection).follow(after, event -> {
+				found.add(event.position() - after);
+				if (found.size() >= 250 && found.size() < 300) {
+					place(orders);
+				}
+				return found.size() < 300;
+			});
+		}
+		equal(found, LongStream.rangeClosed(1, 300).boxed().toList());
+	}
+
+	static void longPollIsWoken(Orders orders) throws Exception {
+		long after = orders.head();
+		CompletableFuture<Void> other = meanwhile(orders, o -> place(o, "rare:1"));
+		equal(orders.poll(after, "rare:1").stream().map(Event::tags).toList(), List.of(List.of("rare:1")));
+		other.get();
+		for (String statement : List.of("SELECT eventstore.wait_for(?::regclass, ?)", "CALL eventstore.await(?::regclass, ?)")) {
+			after++;
+			other = meanwhile(orders, o -> place(o));
+			equal(orders.waitBy(statement, after), after + 1);
+			other.get();
+		}
+	}
+
+	static void expectCancelled(Test test, Orders orders) throws Exception {
+		try {
+			test.run(orders);
+		} catch (SQLException e) {
+			equal(e.getSQLState(), CANCELLED);
+			return;
+		}
+		throw new AssertionError("it was not ended");
+	}
+
+	static void longPollComesToItsTimeout(Orders orders) throws Exception {
+		long head = orders.head();
+		equal(orders.waitBy("SELECT eventstore.wait_for(?::regclass, ?, '20 ms')", head), head);
+		orders.connection.setAutoCommit(false);
+		try (PreparedStatement set = orders.connection.prepareStatement("SET LOCAL statement_timeout = '20 ms'")) {
+			set.execute();
+		}
+		expectCancelled(o -> o.poll(head, "rare:2"), orders);
+		orders.connection.rollback();
+		orders.connection.setAutoCommit(true);
+	}
+
+	/** With Statement.cancel; setQueryTimeout calls the same when its time is over. */
+	static void longPollIsCancelled(Orders orders) throws Exception {
+		long head = orders.head();
+		for (String sql : List.of("SELECT eventstore.wait_for(?::regclass, ?, NULL)",
+			"CALL eventstore.await(?::regclass, ?, timeout => NULL)")) {
+			try (PreparedStatement wait = orders.connection.prepareStatement(sql)) {
+				wait.setString(1, ORDERS);
+				wait.setLong(2, head);
+				CompletableFuture<Void> other = meanwhile(orders, o -> wait.cancel());
+				expectCancelled(o -> wait.executeQuery(), orders);
+				other.get();
+			}
+		}
+		equal(orders.head(), head);
+	}
+
 	static final Map<String, Test> TESTS = new LinkedHashMap<>();
 	static {
 		TESTS.put("append with named arguments", Orders::appendWithNamedArguments);
@@ -380,6 +554,11 @@ public class Orders {
 		TESTS.put("prepared statements are used again", Orders::preparedStatementsAreUsedAgain);
 		TESTS.put("transaction rolls back", Orders::transactionRollsBack);
 		TESTS.put("copy appends", Orders::copyAppends);
+		TESTS.put("listen returns where to read from", Orders::listenReturnsWhereToReadFrom);
+		TESTS.put("follower misses and repeats nothing", Orders::followerMissesAndRepeatsNothing);
+		TESTS.put("long poll is woken", Orders::longPollIsWoken);
+		TESTS.put("long poll comes to its timeout", Orders::longPollComesToItsTimeout);
+		TESTS.put("long poll is cancelled", Orders::longPollIsCancelled);
 	}
 
 	static void call(Connection connection, String function) throws SQLException {

@@ -20,6 +20,7 @@ const (
 	orders          = "orders_pgx"
 	versionConflict = "LG001"
 	conditionFailed = "LG002"
+	cancelled       = "57014"
 )
 
 // Event has the columns that these examples look at.
@@ -123,6 +124,66 @@ func readPages(ctx context.Context, conn *pgx.Conn, page int, handle func(Event)
 			return nil
 		}
 	}
+}
+
+// ---- live --------------------------------------------------------------------------
+
+const page = 100
+
+func headOf(ctx context.Context, conn *pgx.Conn) (head int64, err error) {
+	err = conn.QueryRow(ctx, "SELECT eventstore.head($1)", orders).Scan(&head)
+	return head, err
+}
+
+// readOn gives the next page of events after a position, and the position to go on from.
+func readOn(ctx context.Context, conn *pgx.Conn, after int64) ([]Event, int64, error) {
+	head, err := headOf(ctx, conn)
+	if err != nil {
+		return nil, after, err
+	}
+	events, err := collectEvents(ctx, conn, "eventstore.read($1, after => $2, max_count => $3)",
+		orders, after, page)
+	if err != nil {
+		return nil, after, err
+	}
+	if len(events) > 0 {
+		after = events[len(events)-1].Position
+	}
+	if len(events) < page && head > after {
+		after = head
+	}
+	return events, after, nil
+}
+
+// follow handles all events after a position, and then each new one, until an
+// error comes or ctx ends.  The connection is for this alone.
+func follow(ctx context.Context, conn *pgx.Conn, after int64, handle func(Event)) error {
+	if _, err := conn.Exec(ctx, "SELECT * FROM eventstore.listen($1)", orders); err != nil {
+		return err
+	}
+	for {
+		events, next, err := readOn(ctx, conn, after)
+		if err != nil {
+			return err
+		}
+		for _, event := range events {
+			handle(event)
+		}
+		after = next
+		if len(events) == page {
+			continue
+		}
+		if _, err := conn.WaitForNotification(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// poll gives the events after a position with all of the tags, waited for if need
+// be.  How long is said to the server: when ctx ends, pgx closes the connection.
+func poll(ctx context.Context, conn *pgx.Conn, after int64, tags ...string) ([]Event, error) {
+	return collectEvents(ctx, conn, "eventstore.read($1, after => $2, tags => $3, wait => '20 s')",
+		orders, after, tags)
 }
 
 // ---- the tests: each is a name and what must hold ----------------------------------
@@ -310,6 +371,119 @@ func copyAppends(ctx context.Context, conn *pgx.Conn) {
 	}
 }
 
+// meanwhile does something, from a connection of its own, once the session of conn
+// sleeps in a wait; what it returns is called to wait for its end.
+func meanwhile(ctx context.Context, conn *pgx.Conn, action func(other *pgx.Conn)) (join func()) {
+	pid := conn.PgConn().PID()
+	ended := make(chan any)
+	go func() {
+		defer func() { ended <- recover() }()
+		other, err := pgx.Connect(ctx, "")
+		check(err)
+		for asleep := false; !asleep; {
+			check(other.QueryRow(ctx, "SELECT coalesce(wait_event_type, '') = 'Extension' FROM pg_stat_activity WHERE pid = $1", pid).Scan(&asleep))
+		}
+		action(other)
+		check(other.Close(ctx))
+	}()
+	return func() {
+		if reason := <-ended; reason != nil {
+			panic(reason)
+		}
+	}
+}
+
+func place(ctx context.Context, tags ...string) func(*pgx.Conn) {
+	return func(conn *pgx.Conn) {
+		_, err := appendEvent(ctx, conn, "order.placed", nil, pgx.NamedArgs{"tags": append([]string{}, tags...)})
+		check(err)
+	}
+}
+
+func listenReturnsWhereToReadFrom(ctx context.Context, conn *pgx.Conn) {
+	listening, err := pgx.Connect(ctx, "")
+	check(err)
+	var channel string
+	var head int64
+	check(listening.QueryRow(ctx, "SELECT * FROM eventstore.listen($1)", orders).Scan(&channel, &head))
+	now, err := headOf(ctx, conn)
+	check(err)
+	equal(head, now)
+	place(ctx)(conn)
+	note, err := listening.WaitForNotification(ctx)
+	check(err)
+	equal(note.Channel, channel)
+	equal(note.Payload, fmt.Sprintf(`{"collection": "public.%s", "head": %d, "count": 1}`, orders, head+1))
+	check(listening.Close(ctx))
+}
+
+func followerMissesAndRepeatsNothing(ctx context.Context, conn *pgx.Conn) {
+	after, err := headOf(ctx, conn)
+	check(err)
+	for i := 0; i < 250; i++ {
+		place(ctx)(conn)
+	}
+	listening, err := pgx.Connect(ctx, "")
+	check(err)
+	following, stop := context.WithCancel(ctx)
+	defer stop()
+	found := make(chan int64)
+	go follow(following, listening, after, func(event Event) { found <- event.Position })
+	for i := 0; i < 300; i++ {
+		if i >= 250 {
+			place(ctx)(conn)
+		}
+		equal(<-found, after+int64(i)+1)
+	}
+}
+
+func longPollIsWoken(ctx context.Context, conn *pgx.Conn) {
+	after, err := headOf(ctx, conn)
+	check(err)
+	join := meanwhile(ctx, conn, place(ctx, "rare:1"))
+	events, err := poll(ctx, conn, after, "rare:1")
+	check(err)
+	join()
+	equal(len(events), 1)
+	equal(events[0].Tags, []string{"rare:1"})
+	for i, statement := range []string{"SELECT eventstore.wait_for($1, $2)", "CALL eventstore.await($1, $2)"} {
+		var head int64
+		join := meanwhile(ctx, conn, place(ctx))
+		check(conn.QueryRow(ctx, statement, orders, after+int64(i)+1).Scan(&head))
+		join()
+		equal(head, after+int64(i)+2)
+	}
+}
+
+func longPollComesToItsTimeout(ctx context.Context, conn *pgx.Conn) {
+	head, err := headOf(ctx, conn)
+	check(err)
+	var waited int64
+	check(conn.QueryRow(ctx, "SELECT eventstore.wait_for($1, $2, '20 ms')", orders, head).Scan(&waited))
+	equal(waited, head)
+	tx, err := conn.Begin(ctx)
+	check(err)
+	_, err = tx.Exec(ctx, "SET LOCAL statement_timeout = '20 ms'")
+	check(err)
+	_, err = poll(ctx, conn, head)
+	equal(is(err, cancelled), true)
+	check(tx.Rollback(ctx))
+}
+
+func longPollIsCancelled(ctx context.Context, conn *pgx.Conn) {
+	for _, statement := range []string{"SELECT eventstore.wait_for($1, $2, NULL)",
+		"CALL eventstore.await($1, $2, timeout => NULL)"} {
+		head, err := headOf(ctx, conn)
+		check(err)
+		join := meanwhile(ctx, conn, func(*pgx.Conn) { check(conn.PgConn().CancelRequest(ctx)) })
+		_, err = conn.Exec(ctx, statement, orders, head)
+		equal(is(err, cancelled), true)
+		join()
+	}
+	_, err := headOf(ctx, conn)
+	check(err)
+}
+
 var tests = []struct {
 	name string
 	run  func(context.Context, *pgx.Conn)
@@ -326,6 +500,11 @@ var tests = []struct {
 	{"prepared statements are used again", preparedStatementsAreUsedAgain},
 	{"transaction rolls back", transactionRollsBack},
 	{"copy appends", copyAppends},
+	{"listen returns where to read from", listenReturnsWhereToReadFrom},
+	{"follower misses and repeats nothing", followerMissesAndRepeatsNothing},
+	{"long poll is woken", longPollIsWoken},
+	{"long poll comes to its timeout", longPollComesToItsTimeout},
+	{"long poll is cancelled", longPollIsCancelled},
 }
 
 // failure runs a test and returns what it panicked with; nil when it passes.

@@ -4,6 +4,7 @@ Each function below is one thing that an application does.  The connection's
 parameters come from PGHOST and the like.
 """
 import sys
+import threading
 import uuid
 
 import psycopg
@@ -65,6 +66,40 @@ def read_pages(conn, page, after=None):
         after = events[-1]["position"]
         if after >= head:
             return
+
+
+# ---- live ------------------------------------------------------------------------
+
+PAGE = 100
+
+
+def read_on(conn, after):
+    """The next page of events after a position, and the position to go on from."""
+    head = conn.execute("SELECT eventstore.head(%s)", (ORDERS,)).fetchone()["head"]
+    events = conn.execute("SELECT * FROM eventstore.read(%s, after => %s, max_count => %s)",
+                          (ORDERS, after, PAGE)).fetchall()
+    last = events[-1]["position"] if events else after
+    return events, last if len(events) == PAGE else max(head, last)
+
+
+def follow(conn, after):
+    """All events after a position, and then each new one, for ever.  conn is in autocommit."""
+    conn.execute("SELECT * FROM eventstore.listen(%s)", (ORDERS,))
+    while True:
+        events, after = read_on(conn, after)
+        yield from events
+        if len(events) < PAGE:
+            for _ in conn.notifies(stop_after=1):
+                pass
+
+
+def poll(conn, after, **filters):
+    """The events after a position that the filters let through, waited for if need be."""
+    arguments = sql.SQL("").join(
+        sql.SQL(", {} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in filters)
+    return conn.execute(
+        sql.SQL("SELECT * FROM eventstore.read(%(collection)s, %(after)s, wait => '20 s'{})").format(arguments),
+        {"collection": ORDERS, "after": after, **filters}).fetchall()
 
 
 # ---- the tests: each is a name and what must hold --------------------------------
@@ -193,11 +228,98 @@ def copy_appends(conn):
     assert versions == list(range(1, 101)), versions
 
 
+def head_of(conn):
+    return conn.execute("SELECT eventstore.head(%s)", (ORDERS,)).fetchone()["head"]
+
+
+def meanwhile(conn, action):
+    """Does something, from a connection of its own, once the session of conn sleeps in a wait."""
+    pid = conn.info.backend_pid
+
+    def act():
+        with psycopg.connect(autocommit=True, row_factory=dict_row) as other:
+            while not other.execute("SELECT wait_event_type = 'Extension' AS asleep FROM pg_stat_activity"
+                                    " WHERE pid = %s", (pid,)).fetchone()["asleep"]:
+                pass
+            action(other)
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    return thread
+
+
+def listen_returns_where_to_read_from(conn):
+    with psycopg.connect(autocommit=True, row_factory=dict_row) as listening:
+        row = listening.execute("SELECT * FROM eventstore.listen(%s)", (ORDERS,)).fetchone()
+        assert row == {"channel": "public." + ORDERS, "head": head_of(conn)}, row
+        append(conn, "order.placed", {})
+        note = next(listening.notifies(stop_after=1))
+        assert note.channel == row["channel"], note
+        assert note.payload == f'{{"collection": "public.{ORDERS}", "head": {row["head"] + 1}, "count": 1}}', note
+
+
+def follower_misses_and_repeats_nothing(conn):
+    after = head_of(conn)
+    for _ in range(250):
+        append(conn, "order.followed", {})
+    with psycopg.connect(autocommit=True, row_factory=dict_row) as listening:
+        follower = follow(listening, after)
+        found = []
+        for i in range(300):
+            if i >= 250:
+                append(conn, "order.followed", {})
+            found.append(next(follower)["position"])
+        follower.close()
+    assert found == list(range(after + 1, after + 301)), found
+
+
+def long_poll_is_woken(conn):
+    after = head_of(conn)
+    other = meanwhile(conn, lambda other: append(other, "order.placed", {}, tags=["rare:1"]))
+    assert [event["tags"] for event in poll(conn, after, tags=["rare:1"])] == [["rare:1"]]
+    other.join()
+    other = meanwhile(conn, lambda other: append(other, "order.placed", {}))
+    assert conn.execute("SELECT eventstore.wait_for(%s, %s)", (ORDERS, after + 1)).fetchone() == {"wait_for": after + 2}
+    other.join()
+    other = meanwhile(conn, lambda other: append(other, "order.placed", {}))
+    assert conn.execute("CALL eventstore.await(%s, %s)", (ORDERS, after + 2)).fetchone() == {"head": after + 3}
+    other.join()
+
+
+def long_poll_comes_to_its_timeout(conn):
+    head = head_of(conn)
+    assert conn.execute("SELECT eventstore.wait_for(%s, %s, '20 ms') AS head", (ORDERS, head)).fetchone()["head"] == head
+    with conn.transaction():
+        conn.execute("SET LOCAL statement_timeout = '20 ms'")
+        try:
+            with conn.transaction():
+                poll(conn, head)
+        except errors.QueryCanceled:
+            pass
+        else:
+            raise AssertionError("it was not ended")
+
+
+def long_poll_is_cancelled(conn):
+    for statement in ("SELECT eventstore.wait_for(%s, %s, NULL)", "CALL eventstore.await(%s, %s, timeout => NULL)"):
+        other = meanwhile(conn, lambda other: conn.cancel_safe())
+        try:
+            conn.execute(statement, (ORDERS, head_of(conn)))
+        except errors.QueryCanceled:
+            pass
+        else:
+            raise AssertionError("it was not cancelled")
+        other.join()
+    assert head_of(conn) > 0
+
+
 TESTS = [
     append_with_named_arguments, append_batch_of_json, conflict_is_read_again_and_retried,
     conflict_tells_the_versions, fail_if_refuses_the_second, pages_give_every_event_once,
     streams_are_read_in_both_directions, peek_of_an_unknown_stream_is_null,
     insert_appends_and_returns, prepared_statements_are_used_again, transaction_rolls_back, copy_appends,
+    listen_returns_where_to_read_from, follower_misses_and_repeats_nothing, long_poll_is_woken,
+    long_poll_comes_to_its_timeout, long_poll_is_cancelled,
 ]
 
 

@@ -31,6 +31,7 @@ use POSIX ();
 use PostgreSQL::Test::Utils;
 use Time::HiRes qw(time usleep);
 
+use EventstoreTest::Listener;
 use EventstoreTest::Session;
 
 # What a client has to expect, and answers by trying again.
@@ -519,6 +520,44 @@ sub start_stream_reader
 				$version{$stream} = $from - 1;
 			}
 			last if defined $target;
+		}
+	});
+}
+
+# Listens, and reads from the head that listen() returned, or from a cursor that
+# was kept; then only when told that there is more, so that a notification which
+# is lost is missed.
+sub start_listener
+{
+	my ($self, $collection, %options) = @_;
+
+	return $self->start_worker($self->{readers}, sub {
+		my ($channel, $told, $after);
+
+		$self->{session} = EventstoreTest::Listener->new($self->{node}, dbname => $self->{dbname},
+			application_name => "load $self->{number}");
+		($channel, $told) = $self->{session}->listen($collection);
+		$after = $options{after} // $told;
+		$self->note_line("listening $collection $after");
+		while (1)
+		{
+			my $target = $self->read_target($collection);
+
+			foreach my $note ($self->{session}->notes)
+			{
+				$told = $note->{said}{head} if $note->{said}{head} > $told;
+			}
+			if ($told > $after)
+			{
+				my @rows;
+
+				$self->attempt("SELECT position FROM eventstore.read('$collection', $after)") or next;
+				@rows = $self->{session}->rows;
+				$after = $_ > $after ? $_ : $after foreach $told, @rows;
+				$self->note_line((map { "read $collection $_" } @rows), "cursor $collection $after");
+			}
+			last if defined $target && $after >= $target;
+			usleep(1000);
 		}
 	});
 }
