@@ -75,6 +75,8 @@
 #define STANDBY_LOOK_MS			5
 /* Before a collection that is locked is tried again. */
 #define LOCKED_PAUSE_MS			20
+/* No heartbeat is faster, whatever the option says. */
+#define HEARTBEAT_MIN_US		(20 * INT64CONST(1000))
 /* Collections in one transaction: each costs it some ten locks. */
 #define SEND_MAX				100
 /* For what is locked below a collection; all others wait meanwhile. */
@@ -209,7 +211,7 @@ static TimestampTz
 wanted_at(Announced *entry)
 {
 	TimestampTz beat = entry->heartbeat_us == 0 ? 0 :
-		entry->sent_at + Max(entry->heartbeat_us, pause_us());
+		entry->sent_at + Max(entry->heartbeat_us, Max(HEARTBEAT_MIN_US, pause_us()));
 	EsAnnounced announced;
 	EsPosition	head;
 
