@@ -414,22 +414,46 @@ announce_all(TimestampTz *next)
  * On a standby
  * ------------------------------------------------------------------------- */
 
-/* In a transaction of its own, so that one that fails disturbs no other. */
+/* The head; where the collection is gone or broken, one that lets all find out. */
+static EsPosition
+read_head(Oid relid)
+{
+	EsPosition	head = PG_INT64_MAX;
+
+	StartTransactionCommand();
+	if (!ConditionalLockRelationOid(relid, AccessShareLock))
+		head = 0;				/* being dropped, perhaps: later */
+	else if (es_collection_exists(relid))
+		head = es_view_head(es_collection_get(relid));
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(cycle_context);
+	return head;
+}
+
+/* An error (a conflict with replay, a segment that is missing) is logged once. */
 static void
 look_at_head(Oid relid)
 {
-	EsPosition	head = PG_INT64_MAX;	/* gone: they are to find out */
+	volatile EsPosition head = PG_INT64_MAX;
 
-	StartTransactionCommand();
-	if (ConditionalLockRelationOid(relid, AccessShareLock))
+	PG_TRY();
 	{
-		if (es_collection_exists(relid))
-			head = es_view_head(es_collection_get(relid));
+		head = read_head(relid);
+		last_error = 0;
 	}
-	else
-		head = 0;				/* being dropped, perhaps: later */
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(cycle_context);
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		if (geterrcode() != last_error)
+			EmitErrorReport();
+		last_error = geterrcode();
+		AbortOutOfAnyTransaction();
+		MemoryContextSwitchTo(cycle_context);
+		FlushErrorState();
+		es_worker_count(ES_WORKER_ERRORS, 1);
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
 	es_worker_count(ES_WORKER_WAKEUPS, es_watch_pass_over(relid, head));
 }
 

@@ -124,6 +124,7 @@ check_not_ages(const NullableDatum *value, const char *name)
 Interval *
 es_interval_arg(const NullableDatum *value, const char *name, bool positive)
 {
+	TimestampTz now = GetCurrentTimestamp();
 	Interval	zero = {0};
 	int			sign;
 
@@ -140,6 +141,14 @@ es_interval_arg(const NullableDatum *value, const char *name, bool positive)
 						   DatumGetCString(DirectFunctionCall1(interval_out,
 															   value->value)))));
 	check_not_ages(value, name);
+	/* Months of 30 days are not what the calendar has. */
+	if (positive && es_time_from_now(DatumGetIntervalP(value->value)) <= now)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"%s\" must end in the future", name),
+				 errdetail("It is %s.",
+						   DatumGetCString(DirectFunctionCall1(interval_out,
+															   value->value)))));
 	return DatumGetIntervalP(value->value);
 }
 
