@@ -103,6 +103,13 @@ UNLISTEN "news of c";
 SELECT refusal($$SELECT * FROM eventstore.listen('pg_class')$$);
 SELECT refusal($$SELECT * FROM eventstore.listen(NULL)$$);
 
+-- ---- nobody is made to listen by what he refreshes ----
+CREATE FUNCTION overhears() RETURNS text LANGUAGE sql AS 'SELECT live.refusal($$SELECT * FROM eventstore.listen(''live.c'')$$)';
+CREATE VIEW overhearing AS SELECT overhears() AS said;
+CREATE MATERIALIZED VIEW overheard AS SELECT * FROM overhearing;
+SELECT * FROM overheard;
+SELECT * FROM pg_listening_channels();
+
 SET client_min_messages = error;
 DROP SCHEMA live CASCADE;
 DROP ROLE live_nobody;

@@ -380,6 +380,36 @@ SELECT polled('shared');
 SELECT eventstore.subscribe('halves', 'other', lanes => 2);
 SELECT polled('halves', 1), polled('halves', 1), polled('halves', 1);
 RESET ROLE;
+-- a look at the views runs no policy, which is somebody else's code
+CREATE FUNCTION es_sub_trap() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''run as %'', current_user; END';
+CREATE POLICY trapped ON other FOR SELECT TO es_sub_other USING (es_sub_trap());
+SET ROLE es_sub_other;
+SELECT name, lag_events, lag_seconds FROM eventstore.subscriptions ORDER BY name;
+SELECT eventstore.subscription_lag('shared');
+RESET ROLE;
+DROP POLICY trapped ON other;
+DROP FUNCTION es_sub_trap;
+-- a policy that moves the very subscription
+DROP POLICY only_a ON other;
+CREATE FUNCTION es_sub_meddle() RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+	IF current_setting('es_sub.meddle') <> '' THEN
+		EXECUTE 'SELECT ' || current_setting('es_sub.meddle') || set_config('es_sub.meddle', '', false);
+	END IF;
+	RETURN true;
+END $$;
+CREATE POLICY meddles ON other FOR SELECT TO es_sub_made USING (es_sub_meddle());
+SET ROLE es_sub_made;
+SELECT eventstore.seek('shared', null);
+SET es_sub.meddle = 'eventstore.seek(''shared'', 2)';
+SELECT polled('shared', 1);
+SET es_sub.meddle = 'count(*) FROM eventstore.poll(''shared'', 1)';
+SELECT polled('shared', 1);
+SET es_sub.meddle = 'eventstore.unsubscribe(''shared'')';
+SELECT polled('shared', 1);
+RESET ROLE;
+DROP POLICY meddles ON other;
+DROP FUNCTION es_sub_meddle;
 -- who made it is gone: the collection's owner still may
 DROP OWNED BY es_sub_made;
 DROP ROLE es_sub_made;

@@ -23,10 +23,14 @@
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
 #define EXTENSION_NAME	"eventstore"
+
+static Oid	schema_known = InvalidOid;
+static uint32 schema_changes = 0;	/* of any namespace */
 
 void
 es_role_assume(Oid role, EsRoleSwitch *saved)
@@ -87,10 +91,44 @@ es_extension_pin(void)
 		get_extension_oid(EXTENSION_NAME, true) == extension;
 }
 
+/* A namespace has changed. */
+static void
+doubt_schema(Datum arg, int cacheid, uint32 hash)
+{
+	schema_known = InvalidOid;
+	schema_changes++;
+}
+
+/* es_extension_schema, remembered: an extension's schema stays for as long as it does. */
+static Oid
+known_schema(void)
+{
+	static bool registered = false;
+
+	if (!registered)
+	{
+		CacheRegisterSyscacheCallback(NAMESPACEOID, doubt_schema, (Datum) 0);
+		registered = true;
+	}
+	while (!OidIsValid(schema_known))
+	{
+		uint32		before = schema_changes;
+		Oid			schema = es_extension_schema();
+
+		if (!OidIsValid(schema))
+			break;
+		/* Nothing changed while we looked. */
+		if (before == schema_changes)
+			schema_known = schema;
+	}
+	return schema_known;
+}
+
 Oid
 es_extension_relation(const char *name)
 {
-	Oid			schema = get_namespace_oid(EXTENSION_NAME, true);
+	/* What a user has put there instead need not even have the columns that we read. */
+	Oid			schema = known_schema();
 	Oid			relid = OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
 
 	if (!OidIsValid(relid))

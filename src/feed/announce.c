@@ -400,6 +400,11 @@ check_may_listen(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("cannot LISTEN within a background process")));
+	/* It would outlive the operation, in the session of who runs it. */
+	if (InSecurityRestrictedOperation())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("cannot execute LISTEN within security-restricted operation")));
 }
 
 /*

@@ -257,6 +257,18 @@ es_lanes_of_member(EsLanes *lanes, const text *member, TimestampTz now)
  * Locking
  * ------------------------------------------------------------------------- */
 
+/* Whoever reads events calls the functions of policies. */
+static void
+report_unexpected(TM_Result result)
+{
+	if (result == TM_SelfModified || result == TM_Invisible)
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+				 errmsg("the lane was changed by a function that this command has called"),
+				 errhint("A function that row-level security calls must not move subscriptions.")));
+	elog(ERROR, "unexpected result %d of locking a lane", (int) result);
+}
+
 EsLaneLock
 es_lane_try_lock(EsLanes *lanes, EsLane *lane)
 {
@@ -278,7 +290,7 @@ es_lane_try_lock(EsLanes *lanes, EsLane *lane)
 		case TM_Deleted:
 			return ES_LANE_CHANGED;
 		default:
-			elog(ERROR, "unexpected result %d of locking a lane", (int) result);
+			report_unexpected(result);
 	}
 	return ES_LANE_HELD;		/* keep the compiler quiet */
 }
@@ -314,7 +326,7 @@ es_lane_lock(EsLanes *lanes, EsLane *lane)
 				report_serialization_failure();
 			break;
 		default:
-			elog(ERROR, "unexpected result %d of locking a lane", (int) result);
+			report_unexpected(result);
 	}
 	ExecClearTuple(lanes->slot);
 	return result == TM_Ok;

@@ -53,6 +53,7 @@
 #include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
+#include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -74,6 +75,12 @@
 #define STANDBY_LOOK_MS			5
 /* Before a collection that is locked is tried again. */
 #define LOCKED_PAUSE_MS			20
+/* No heartbeat is faster, whatever the option says. */
+#define HEARTBEAT_MIN_US		(20 * INT64CONST(1000))
+/* Collections in one transaction: each costs it some ten locks. */
+#define SEND_MAX				100
+/* For what is locked below a collection; all others wait meanwhile. */
+#define LOCK_TIMEOUT			"10ms"
 /* With nothing to do. */
 #define IDLE_MS					(60 * 1000)
 
@@ -204,7 +211,7 @@ static TimestampTz
 wanted_at(Announced *entry)
 {
 	TimestampTz beat = entry->heartbeat_us == 0 ? 0 :
-		entry->sent_at + Max(entry->heartbeat_us, pause_us());
+		entry->sent_at + Max(entry->heartbeat_us, Max(HEARTBEAT_MIN_US, pause_us()));
 	EsAnnounced announced;
 	EsPosition	head;
 
@@ -267,21 +274,28 @@ send_notification(Announced *entry)
 	entry->sending = true;
 }
 
-/* In a transaction with a snapshot. */
+/* In a transaction with a snapshot.  What is too much for one is due at once again. */
 static void
 send_due(void)
 {
+	static int	turn = 0;		/* who comes first, so that everybody's turn comes */
 	TimestampTz now = GetCurrentTimestamp();
+	int			nsent = 0;
 
 	for (int i = 0; i < naudience; i++)
+		audience[i].sending = false;
+	for (int i = 0; i < naudience && nsent < SEND_MAX; i++)
 	{
 		TimestampTz due;
 
-		at_work = &audience[i];
-		at_work->sending = false;
+		turn = (turn + 1) % naudience;
+		at_work = &audience[turn];
 		due = due_at(at_work);
 		if (due != 0 && due <= now)
+		{
 			send_notification(at_work);
+			nsent++;
+		}
 	}
 	at_work = NULL;
 }
@@ -298,6 +312,7 @@ settle_sent(void)
 		Announced  *entry = &audience[i];
 		TimestampTz due;
 
+		at_work = entry;
 		if (entry->sending)
 		{
 			entry->not_before = 0;
@@ -313,6 +328,7 @@ settle_sent(void)
 		if (due != 0 && (next == 0 || due < next))
 			next = due;
 	}
+	at_work = NULL;
 	return next;
 }
 
@@ -398,22 +414,46 @@ announce_all(TimestampTz *next)
  * On a standby
  * ------------------------------------------------------------------------- */
 
-/* In a transaction of its own, so that one that fails disturbs no other. */
+/* The head; where the collection is gone or broken, one that lets all find out. */
+static EsPosition
+read_head(Oid relid)
+{
+	EsPosition	head = PG_INT64_MAX;
+
+	StartTransactionCommand();
+	if (!ConditionalLockRelationOid(relid, AccessShareLock))
+		head = 0;				/* being dropped, perhaps: later */
+	else if (es_collection_exists(relid))
+		head = es_view_head(es_collection_get(relid));
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(cycle_context);
+	return head;
+}
+
+/* An error (a conflict with replay, a segment that is missing) is logged once. */
 static void
 look_at_head(Oid relid)
 {
-	EsPosition	head = PG_INT64_MAX;	/* gone: they are to find out */
+	volatile EsPosition head = PG_INT64_MAX;
 
-	StartTransactionCommand();
-	if (ConditionalLockRelationOid(relid, AccessShareLock))
+	PG_TRY();
 	{
-		if (es_collection_exists(relid))
-			head = es_view_head(es_collection_get(relid));
+		head = read_head(relid);
+		last_error = 0;
 	}
-	else
-		head = 0;				/* being dropped, perhaps: later */
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(cycle_context);
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		if (geterrcode() != last_error)
+			EmitErrorReport();
+		last_error = geterrcode();
+		AbortOutOfAnyTransaction();
+		MemoryContextSwitchTo(cycle_context);
+		FlushErrorState();
+		es_worker_count(ES_WORKER_ERRORS, 1);
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
 	es_worker_count(ES_WORKER_WAKEUPS, es_watch_pass_over(relid, head));
 }
 
@@ -515,6 +555,7 @@ es_notifier_main(Datum arg)
 
 	on_shmem_exit(wake_at_exit, (Datum) 0);
 	es_process_begin(key);
+	SetConfigOption("lock_timeout", LOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
 	life_context = AllocSetContextCreate(TopMemoryContext, "eventstore notifier",
 										 ALLOCSET_DEFAULT_SIZES);
 	cycle_context = AllocSetContextCreate(life_context, "eventstore notifier cycle",

@@ -120,17 +120,6 @@ typedef enum Look
  * Arguments
  * ------------------------------------------------------------------------- */
 
-/* Null and no time at all both mean not to wait. */
-static TimestampTz
-wait_arg(const NullableDatum *value)
-{
-	TimestampTz until = value->isnull ? 0 : es_wait_deadline(value, "wait");
-
-	if (until != 0)
-		es_wait_check_allowed();
-	return until;
-}
-
 /* poll(name, max_count, wait, member, lease) */
 static void
 make_args(FunctionCallInfo fcinfo, Poll *poll)
@@ -142,7 +131,7 @@ make_args(FunctionCallInfo fcinfo, Poll *poll)
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("\"%s\" must not be null", "name")));
 	poll->max_count = es_read_max_count_arg(&values[1]);
-	poll->wait_until = wait_arg(&values[2]);
+	poll->wait_until = es_wait_arg(&values[2]);
 	if (!values[3].isnull)
 		poll->member = es_name_arg(&values[3], "member");
 	poll->lease = es_interval_arg(&values[4], "lease", true);

@@ -142,17 +142,6 @@ direction_arg(const NullableDatum *value)
 	return BackwardScanDirection;
 }
 
-/* Null and no time at all both mean not to wait. */
-static TimestampTz
-wait_arg(const NullableDatum *value)
-{
-	TimestampTz until = value->isnull ? 0 : es_wait_deadline(value, "wait");
-
-	if (until != 0)
-		es_wait_check_allowed();
-	return until;
-}
-
 /*
  * read(collection, after, max_count, types, tags, query, since, until, before,
  *		direction, wait)
@@ -168,7 +157,7 @@ make_position_args(NullableDatum *values, EsReadArgs *args)
 	args->has_until = !values[7].isnull;
 	args->until = args->has_until ? DatumGetTimestampTz(values[7].value) : 0;
 	args->before = es_read_position_arg(&values[8], "before", ES_READ_END);
-	args->wait_until = wait_arg(&values[10]);
+	args->wait_until = es_wait_arg(&values[10]);
 }
 
 /*
@@ -191,7 +180,7 @@ make_stream_args(NullableDatum *values, EsReadArgs *args)
 	args->has_to = !values[5].isnull;
 	args->to_version = es_read_position_arg(&values[5], "to_version", 0);
 	args->query = es_read_query_arg(&values[6], &none, &none);
-	args->wait_until = wait_arg(&values[7]);
+	args->wait_until = es_wait_arg(&values[7]);
 }
 
 void

@@ -57,7 +57,7 @@ CREATE FUNCTION eventstore.peek(
 LANGUAGE c VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'es_peek';
 COMMENT ON FUNCTION eventstore.peek(regclass, text) IS
-'The last event of the stream, or (stream null) of the collection at or below its head; null where there is none, or it is no longer retained.
+'The last event of the stream, or (stream null) of the collection at or below its head; null, which is a row of nulls in FROM, where there is none, or it is no longer retained.
 Call it in FROM: SELECT (eventstore.peek(...)).* calls it once for each column.
 Errors: LG007 not a collection, 22004 no collection, 42501 no SELECT right.';
 

@@ -57,6 +57,7 @@
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/rls.h"
 #include "utils/snapmgr.h"
 
 PG_FUNCTION_INFO_V1(es_subscribe);
@@ -123,6 +124,7 @@ check_not_ages(const NullableDatum *value, const char *name)
 Interval *
 es_interval_arg(const NullableDatum *value, const char *name, bool positive)
 {
+	TimestampTz now = GetCurrentTimestamp();
 	Interval	zero = {0};
 	int			sign;
 
@@ -139,6 +141,14 @@ es_interval_arg(const NullableDatum *value, const char *name, bool positive)
 						   DatumGetCString(DirectFunctionCall1(interval_out,
 															   value->value)))));
 	check_not_ages(value, name);
+	/* Months of 30 days are not what the calendar has. */
+	if (positive && es_time_from_now(DatumGetIntervalP(value->value)) <= now)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"%s\" must end in the future", name),
+				 errdetail("It is %s.",
+						   DatumGetCString(DirectFunctionCall1(interval_out,
+															   value->value)))));
 	return DatumGetIntervalP(value->value);
 }
 
@@ -614,7 +624,10 @@ lag_seconds(const EsSubscription *sub, EsLanes *lanes, const EsView *view)
 	return Max(seconds, 0);
 }
 
-/* For the view: null where the caller may not read the events. */
+/*
+ * For the view: null where the caller may not read the events, or sees them through
+ * policies, which are code that whoever looks at a view did not choose to run.
+ */
 Datum
 es_subscription_lag(PG_FUNCTION_ARGS)
 {
@@ -625,7 +638,8 @@ es_subscription_lag(PG_FUNCTION_ARGS)
 	double		seconds;
 
 	if (!find_definition(sub.name, &def) || !es_preloaded() ||
-		pg_class_aclcheck(def.collection, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
+		pg_class_aclcheck(def.collection, GetUserId(), ACL_SELECT) != ACLCHECK_OK ||
+		check_enable_rls(def.collection, InvalidOid, true) == RLS_ENABLED)
 		PG_RETURN_NULL();
 	sub.coll = es_read_open_collection(def.collection);
 	sub.lanes = def.lanes;

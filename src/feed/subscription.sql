@@ -79,7 +79,7 @@ CREATE FUNCTION eventstore.subscribe(
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_subscribe';
 COMMENT ON FUNCTION eventstore.subscribe(text, regclass, jsonb, bigint, integer, integer) IS
-'Makes a subscription: a durable cursor over the events of a collection that match the query (null: all), for poll(). Its name (1 to 255 bytes) is one of the database. Does nothing where it is there already with the same collection, query and lanes, so that each worker of a group may start with it.
+'Makes a subscription: a durable cursor over the events of a collection that match the query (null: all), for poll(). Its name (1 to 255 bytes) is one of the database. Does nothing where it is there already with the same collection, query and lanes, so that each worker of a group may start with it; max_attempts and after are those of the first call.
 after: the position to begin after (null: with the oldest event that is kept). lanes: how many consumers can share the work, 1 to 1024; a stream belongs to one lane, an event without a stream to the lane of its position. max_attempts: how often an event may fail (nack, or a lease that runs out) before it goes to the view dead_letters (null: for ever).
 Needs SELECT on the collection. The caller owns the subscription: only who has his privileges, or owns the collection, may use it.
 Errors: 42710 another one has the name; LG004 after is ahead of the collection, LG005 events after it are no longer retained; LG007 not a collection; 22023 bad argument, 22004 no name or collection; 42501; 25006 in a read-only transaction; LG006.';
@@ -145,7 +145,7 @@ CREATE FUNCTION eventstore.subscription_lag(name text) RETURNS double precision
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_subscription_lag';
 COMMENT ON FUNCTION eventstore.subscription_lag(text) IS
-'Age in seconds of the oldest event that the subscription has not passed, by created_at; 0 where there is none, null without the right to SELECT. For the view subscriptions.';
+'Age in seconds of the oldest event that the subscription has not passed, by created_at; 0 where there is none, null without the right to SELECT and where row-level security applies. For the view subscriptions.';
 
 CREATE VIEW eventstore.subscriptions WITH (security_barrier) AS
 SELECT
@@ -167,7 +167,7 @@ FROM eventstore.subscription s
 	CROSS JOIN LATERAL (SELECT eventstore.collection_head(s.collection) AS head) h
 WHERE eventstore.collection_shown(s.collection);
 COMMENT ON VIEW eventstore.subscriptions IS
-'The subscriptions to collections that the caller may SELECT from or owns. position: the lowest cursor of a lane, all up to it is done with. lag_events: positions from there to the head. lag_seconds: age of the oldest event that is not done with, by created_at; 0 where there is none. members: how many hold a lease.';
+'The subscriptions to collections that the caller may SELECT from or owns. position: the lowest cursor of a lane, all up to it is done with. lag_events: positions from there to the head, those of events that do not match and of no event included. lag_seconds: age of the oldest event that is not done with, by created_at; 0 where there is none, null where row-level security applies to the caller. members: how many hold a lease.';
 GRANT SELECT ON eventstore.subscriptions TO PUBLIC;
 
 CREATE VIEW eventstore.members WITH (security_barrier) AS
@@ -185,7 +185,7 @@ SELECT d.subscription, d.source, d.collection, d.position, d.reason, d.attempts,
 FROM eventstore.dead_letter d
 WHERE eventstore.collection_shown(d.collection);
 COMMENT ON VIEW eventstore.dead_letters IS
-'Events that were given up after the last attempt, of collections that the caller may SELECT from or owns. source: "subscription"; reason: "nack" or "lease expired", of the last attempt. The event itself is in the collection at that position, for as long as it is retained.';
+'Events that were given up after the last attempt, of collections that the caller may SELECT from or owns. source: "subscription"; reason: "nack" or "lease expired", of the last attempt. The event itself is in the collection at that position, for as long as it is retained. A row stays until unsubscribe(); where seek() goes back, the event comes again, and may be given up again.';
 GRANT SELECT ON eventstore.dead_letters TO PUBLIC;
 
 CREATE FUNCTION eventstore.lease(

@@ -121,6 +121,16 @@ es_wait_check_allowed(void)
 				 errdetail("A function that row-level security calls must not wait.")));
 }
 
+TimestampTz
+es_wait_arg(const NullableDatum *value)
+{
+	TimestampTz until = value->isnull ? 0 : es_wait_deadline(value, "wait");
+
+	if (until != 0)
+		es_wait_check_allowed();
+	return until;
+}
+
 /*
  * Does nobody wake us?  Without a shared entry only the notifier of a standby
  * does, which looks for itself.
@@ -190,6 +200,7 @@ es_wait_sleep(EsCollection *coll, EsPosition looked, TimestampTz until)
 	static uint32 wait_event = 0;
 	TimestampTz began = GetCurrentTimestamp();
 
+	CHECK_FOR_INTERRUPTS();
 	/* First, or who is woken in vain again and again would never end. */
 	if (began >= until)
 		return false;

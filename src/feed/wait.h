@@ -39,6 +39,12 @@ typedef struct EsWaitFor
 extern TimestampTz es_wait_deadline(const NullableDatum *value, const char *name);
 
 /*
+ * The argument "wait" of a function that reads: the same, where null means not to
+ * wait (0).  Where there is to be a wait, checks that it is allowed.
+ */
+extern TimestampTz es_wait_arg(const NullableDatum *value);
+
+/*
  * 25001 where this transaction must not wait: its snapshot does not move, or it
  * has open positions itself, for which what it waits for may be waiting.
  */

@@ -172,6 +172,7 @@ struct EsHead
 	EsAnnounced announced;		/* the last one; 'events' counts on since */
 	EsChannel	channel;		/* where the notifier announces it; 0 = nowhere, or not seen yet */
 	bool		in_use;			/* a position was handed out since the start */
+	bool		reserves;		/* the counter was, or is being, written for this entry */
 	int			watchers;		/* sessions that wait for something here */
 	dsa_pointer releases;		/* EsReleases, while there are watchers */
 	dsa_pointer list_first[LIST_COUNT];
@@ -784,6 +785,7 @@ init_head(EsHead *head, const EsHeadRef *ref, const EsHeadOrigin *origin, EsPosi
 	head->announced.events = 0;
 	head->channel = 0;
 	head->in_use = false;
+	head->reserves = false;
 	head->watchers = 0;
 	for (int i = 0; i < LIST_COUNT; i++)
 	{
@@ -933,7 +935,7 @@ es_head_renew(const EsHeadRef *ref, EsPosition next)
 	if (es_head_last_allotted(ref) + 1 >= next)
 		return;
 	head = lock_head(ref, LW_EXCLUSIVE);
-	if (!head->in_use && head->next < next)
+	if (!head->in_use && !head->reserves && head->next < next)
 	{
 		head->next = next;
 		head->reserved = next - 1;
@@ -1546,6 +1548,8 @@ es_head_allot(const EsHeadRef *ref, int64 n, bool conditional, EsAllotment *allo
 		}
 		if (last <= head->reserved)
 			break;
+		/* What the counter says from now on is our own doing: see es_head_renew. */
+		head->reserves = true;
 		LWLockRelease(&head->lock);
 		extend_reservation(ref, counter, last);
 	}

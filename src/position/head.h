@@ -125,7 +125,10 @@ extern bool es_head_in_use(const EsHeadRef *ref);
 /* The same without a lock: false may be out of date. */
 extern bool es_head_seems_used(const EsHeadRef *ref);
 
-/* Raises the next position of an entry that is not in use; else nothing. */
+/*
+ * Raises the next position of an entry that nobody has taken or is taking one
+ * from, to what its counter was read to say; else nothing.
+ */
 extern void es_head_renew(const EsHeadRef *ref, EsPosition next);
 
 /* The end (exclusive) of the segments that may be filled; raising and reading. */

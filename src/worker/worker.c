@@ -735,7 +735,7 @@ work_for_ever(void)
 				return;
 			}
 			due = next_maintenance(again);
-			/* An option may have changed, or a LISTEN have come before we ran. */
+			/* A LISTEN may have come before we ran. */
 			if (es_listeners_in_database() > 0)
 				es_wake_notifier();
 		}

@@ -222,6 +222,55 @@ foreach my $victim ('notifier', 'waiter')
 	$_->quit foreach $waiter, $listener;
 }
 
+# The same in the middle of it: listeners go on from the cursors that they kept.
+value("SELECT eventstore.create_collection('k')");
+$load = EventstoreTest::Load->new($node, collections => ['k'], seed => 6, pause => 0.002);
+my @lines = map { { numbers => [], after => 0 } } 1 .. 3;
+
+sub start_lines
+{
+	foreach my $line (@lines)
+	{
+		$load->start_listener('k', after => $line->{after});
+		push @{ $line->{numbers} }, $load->{workers};
+	}
+	return;
+}
+
+foreach my $victim ('notifier', 'waiter')
+{
+	my $waiter = session($node, application_name => 'waiter');
+	my $before = value("SELECT eventstore.head('k')");
+
+	$load->start_writer for 1 .. 4;
+	start_lines();
+	$waiter->send("SELECT eventstore.wait_for('b', eventstore.head('b'), NULL)");
+	await_true($node, "SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE application_name = 'waiter'");
+	await_true($node, "SELECT count(*) = 1 FROM ($notifier) n");
+	await_true($node, "SELECT eventstore.head('k') > $before + 1000");
+	kill 'KILL', $victim eq 'waiter' ? $waiter->backend_pid : value($notifier);
+	$load->wait_for_all;
+	$waiter->quit;
+	$node->poll_query_until('postgres', 'SELECT 1', '1') or BAIL_OUT('the server did not come back');
+	foreach my $line (@lines)
+	{
+		my @cursors = map { $load->positions_of('cursor', 'k', $_) } @{ $line->{numbers} };
+
+		$line->{after} = $cursors[-1] // 0;
+	}
+}
+start_lines();
+$load->start_writer(500) for 1 .. 2;
+is($load->finish, 0, 'crashes in the middle: writers and listeners came to their end');
+is(join("\n", $load->lines('error')), '', 'none met an error that it should not');
+foreach my $line (@lines)
+{
+	is( join(',', map { $load->positions_of('read', 'k', $_) } @{ $line->{numbers} }),
+		join(',', positions($node, "SELECT position FROM k ORDER BY position")),
+		'a listener through two crashes: everything once, in order');
+}
+is_clean($node, 'k');
+
 $node->stop('fast');
 no_crash($node);
 done_testing();

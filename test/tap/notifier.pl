@@ -96,5 +96,24 @@ cmp_ok(starts() - $before, '<=', 3, 'it is not started again and again');
 value("SELECT position FROM eventstore.append('good', 'x')");
 is_notified(qr/good.*"count": 1/, 'who listened before goes on listening');
 
+# ---- more collections than locks -----------------------------------------------------------
+
+# One transaction for all of them might need more locks than there are.
+$listener->run('UNLISTEN *');
+value("SELECT eventstore.create_collection('many_' || i, channel => 'many') FROM generate_series(" . (100 * $_ + 1) . ', ' . (100 * $_ + 100) . ') i') for 0 .. 6;
+$listener->run('LISTEN many');
+$notifier = notifier();
+kill 'STOP', $notifier;
+value("SELECT eventstore.append(('many_' || i)::regclass, 'x') FROM generate_series(" . (100 * $_ + 1) . ', ' . (100 * $_ + 100) . ') i') for 0 .. 6;
+kill 'CONT', $notifier;
+my %heard;
+for (1 .. 500)
+{
+	my $text = $listener->run('SELECT pg_sleep(0.02)');
+	$heard{$1} = 1 while $text =~ /"collection": "(?:public\.)?many_(\d+)"/g;
+	last if keys %heard == 700;
+}
+is(scalar(keys %heard), 700, 'all of many collections are notified of');
+
 no_crash($node);
 done_testing();

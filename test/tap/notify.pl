@@ -14,7 +14,7 @@ use EventstoreTest::Session;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = new_server('notify', settings => [ 'eventstore.tick_delay = 20ms', 'client_min_messages = error' ]);
+my $node = new_server('notify', settings => [ 'eventstore.tick_delay = 20ms', 'client_min_messages = error', 'eventstore.maintenance_interval = 1h' ]);
 
 sub value { return $node->safe_psql('postgres', $_[0]); }
 

@@ -169,6 +169,12 @@ $node->restart;
 is(sqlstate_of($node, "INSERT INTO rapid (type, stream) SELECT 'x', 's' FROM generate_series(1, 8)"), '00000', 'an INSERT right after a restart finds room');
 is_clean($node, 'rapid');
 
+# ---- the first position ---------------------------------------------------------
+
+# The worker looks at a new collection while its first append reserves positions.
+my @firsts = map { positions($node, "SELECT eventstore.create_collection('first_$_') IS NULL; SELECT position FROM eventstore.append('first_$_', 'x')") } 1 .. 60;
+is(join(' ', grep { $_ ne 'f' } @firsts), join(' ', (1) x 60), 'the first position of a new collection is 1');
+
 $node->stop;
 no_crash($node);
 done_testing();

@@ -524,30 +524,37 @@ sub start_stream_reader
 	});
 }
 
-# Listens, and reads from the head that listen() returned: only when told that
-# there is more, so that a notification which is lost is missed.
+# Listens, and reads from the head that listen() returned, or from a cursor that
+# was kept; then only when told that there is more, so that a notification which
+# is lost is missed.
 sub start_listener
 {
-	my ($self, $collection) = @_;
+	my ($self, $collection, %options) = @_;
 
 	return $self->start_worker($self->{readers}, sub {
-		my ($channel, $after);
+		my ($channel, $told, $after);
 
 		$self->{session} = EventstoreTest::Listener->new($self->{node}, dbname => $self->{dbname},
 			application_name => "load $self->{number}");
-		($channel, $after) = $self->{session}->listen($collection);
+		($channel, $told) = $self->{session}->listen($collection);
+		$after = $options{after} // $told;
 		$self->note_line("listening $collection $after");
 		while (1)
 		{
 			my $target = $self->read_target($collection);
-			my ($head) = sort { $b <=> $a } map { $_->{said}{head} } $self->{session}->notes;
 
-			if (defined $head && $head > $after)
+			foreach my $note ($self->{session}->notes)
 			{
+				$told = $note->{said}{head} if $note->{said}{head} > $told;
+			}
+			if ($told > $after)
+			{
+				my @rows;
+
 				$self->attempt("SELECT position FROM eventstore.read('$collection', $after)") or next;
-				my @rows = $self->{session}->rows;
-				$self->note_line(map { "read $collection $_" } @rows);
-				$after = $_ > $after ? $_ : $after foreach $head, @rows;
+				@rows = $self->{session}->rows;
+				$after = $_ > $after ? $_ : $after foreach $told, @rows;
+				$self->note_line((map { "read $collection $_" } @rows), "cursor $collection $after");
 			}
 			last if defined $target && $after >= $target;
 			usleep(1000);
