@@ -204,8 +204,9 @@ def poll_every(seconds, query, tick=None):
     if ticker:
         ticker.start()
     for i in range(20 if options.QUICK else 50):
-        time.sleep(seconds * ((i * 0.37) % 1))
         committed = query(appender, asker, None)
+        # How long it is to the next poll, when something comes: anything up to all of it.
+        time.sleep(seconds * ((i * 0.37) % 1))
         while not query(appender, asker, committed):
             time.sleep(seconds)
         delays.append((time.time() - committed) * 1000)
