@@ -207,15 +207,6 @@ es_creation_schema(text *name, const char *kind, char **relname)
 }
 
 static void
-require_arg(FunctionCallInfo fcinfo, int n, const char *name)
-{
-	if (PG_ARGISNULL(n))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("argument \"%s\" must not be null", name)));
-}
-
-static void
 default_options(EsOptions *options)
 {
 	memset(options, 0, sizeof(EsOptions));
@@ -283,7 +274,7 @@ es_create_collection(PG_FUNCTION_ARGS)
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("create_collection");
-	require_arg(fcinfo, 0, "name");
+	es_require_arg(&fcinfo->args[0], "name");
 	read_options(fcinfo, &options);
 	schema = es_creation_schema(PG_GETARG_TEXT_PP(0), "collection", &name);
 
@@ -376,8 +367,8 @@ es_set_option(PG_FUNCTION_ARGS)
 	bool		isnull;
 
 	PreventCommandIfReadOnly("set_option");
-	require_arg(fcinfo, 0, "collection");
-	require_arg(fcinfo, 1, "option");
+	es_require_arg(&fcinfo->args[0], "collection");
+	es_require_arg(&fcinfo->args[1], "option");
 	collection = PG_GETARG_OID(0);
 	option = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	es_collection_open(collection, AccessShareLock);
@@ -412,7 +403,7 @@ es_drop_collection(PG_FUNCTION_ARGS)
 
 	/* Asked for before the lock, which a standby would refuse in its own words. */
 	PreventCommandIfReadOnly("drop_collection");
-	require_arg(fcinfo, 0, "collection");
+	es_require_arg(&fcinfo->args[0], "collection");
 	collection = PG_GETARG_OID(0);
 	/* What is none is not locked against everybody, whoever asks. */
 	if (!es_collection_exists(collection))
@@ -457,8 +448,8 @@ es_truncate_before(PG_FUNCTION_ARGS)
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("truncate_before");
-	require_arg(fcinfo, 0, "collection");
-	require_arg(fcinfo, 1, "before");
+	es_require_arg(&fcinfo->args[0], "collection");
+	es_require_arg(&fcinfo->args[1], "before");
 	collection = PG_GETARG_OID(0);
 	before = PG_GETARG_INT64(1);
 	coll = es_collection_open(collection, AccessShareLock);

@@ -37,9 +37,7 @@
 
 #include "store/change.h"
 
-#include "access/genam.h"
 #include "access/htup_details.h"
-#include "access/stratnum.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
@@ -56,7 +54,6 @@
 #include "store/store.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
-#include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -391,23 +388,13 @@ is_live(const Change *change)
 static bool
 old_key_is_back(const Change *change)
 {
-	Relation	index = index_open(RelationGetPrimaryKeyIndex(change->rel), AccessShareLock);
 	TupleTableSlot *slot = table_slot_create(change->rel, NULL);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	IndexScanDesc scan = es_index_beginscan(change->rel, index, snapshot, 1);
-	ScanKeyData key;
-	bool		found;
+	bool		found = es_store_find(change->store, change->rel, change->old.key, snapshot,
+									  slot);
 
-	ScanKeyInit(&key, 1, BTEqualStrategyNumber,
-				change->store->key_format == ES_STORE_BYTES ? F_BYTEAEQ : F_TEXTEQ,
-				change->old.key);
-	key.sk_collation = index->rd_indcollation[0];
-	index_rescan(scan, &key, 1, NULL, 0);
-	found = index_getnext_slot(scan, ForwardScanDirection, slot);
-	index_endscan(scan);
-	UnregisterSnapshot(snapshot);
 	ExecDropSingleTupleTableSlot(slot);
-	index_close(index, AccessShareLock);
+	UnregisterSnapshot(snapshot);
 	return found;
 }
 
