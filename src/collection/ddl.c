@@ -513,22 +513,23 @@ require_event_trigger(FunctionCallInfo fcinfo, const char *name)
 				 errmsg("function \"%s\" was not called as an event trigger", name)));
 }
 
+/* As "d", the tables that are being dropped; a condition with AND may follow. */
+#define DROPPED_TABLES \
+	" pg_catalog.pg_event_trigger_dropped_objects() d" \
+	" WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0"
+
 /* Their subscriptions; what these handed out is nobody's any more. */
 static void
 delete_dropped_subscriptions(void)
 {
 	es_spi_execute("WITH gone AS (DELETE FROM eventstore.subscription s"
-				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
-				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
-				   " AND d.objsubid = 0 AND d.objid = s.collection::pg_catalog.oid"
+				   " USING" DROPPED_TABLES " AND d.objid = s.collection::pg_catalog.oid"
 				   " RETURNING s.name)"
 				   " DELETE FROM eventstore.subscription_lane l USING gone"
 				   " WHERE l.subscription = gone.name",
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
 	es_spi_execute("DELETE FROM eventstore.dead_letter l"
-				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
-				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
-				   " AND d.objsubid = 0 AND d.objid = l.collection::pg_catalog.oid",
+				   " USING" DROPPED_TABLES " AND d.objid = l.collection::pg_catalog.oid",
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
 }
 
@@ -540,9 +541,7 @@ static void
 delete_dropped_stores(void)
 {
 	es_spi_execute("DELETE FROM eventstore.store_catalog s"
-				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
-				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
-				   " AND d.objsubid = 0 AND d.objid = s.store::pg_catalog.oid"
+				   " USING" DROPPED_TABLES " AND d.objid = s.store::pg_catalog.oid"
 				   " RETURNING s.changelog::pg_catalog.oid",
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE_RETURNING);
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -556,11 +555,8 @@ delete_dropped_stores(void)
 			CacheInvalidateRelcacheByRelid(changelog);
 	}
 	es_spi_execute("SELECT s.store::pg_catalog.oid, d.object_identity"
-				   " FROM eventstore.store_catalog s"
-				   " JOIN pg_catalog.pg_event_trigger_dropped_objects() d"
-				   " ON d.objid = s.changelog::pg_catalog.oid"
-				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
-				   " AND d.objsubid = 0",
+				   " FROM eventstore.store_catalog s," DROPPED_TABLES
+				   " AND d.objid = s.changelog::pg_catalog.oid",
 				   0, NULL, NULL, NULL, false, SPI_OK_SELECT);
 	if (SPI_processed > 0)
 	{
@@ -583,19 +579,13 @@ static void
 delete_dropped_rows(void)
 {
 	es_spi_execute("DELETE FROM eventstore.segment_disposal s"
-				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
-				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
-				   " AND d.objsubid = 0 AND d.objid = s.segment::pg_catalog.oid",
+				   " USING" DROPPED_TABLES " AND d.objid = s.segment::pg_catalog.oid",
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
 	es_spi_execute("DELETE FROM eventstore.tick t"
-				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
-				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
-				   " AND d.objsubid = 0 AND d.objid = t.collection",
+				   " USING" DROPPED_TABLES " AND d.objid = t.collection",
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
 	es_spi_execute("DELETE FROM eventstore.collection_catalog c"
-				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
-				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
-				   " AND d.objsubid = 0 AND d.objid = c.collection::pg_catalog.oid"
+				   " USING" DROPPED_TABLES " AND d.objid = c.collection::pg_catalog.oid"
 				   " RETURNING c.collection::pg_catalog.oid, c.heads::pg_catalog.oid",
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE_RETURNING);
 }

@@ -33,6 +33,7 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "collection/event.h"
 #include "collection/layout.h"
 #include "collection/speculative.h"
 #include "common/hashfn.h"
@@ -321,8 +322,7 @@ is_row_of(TupleTableSlot *slot, const text *stream)
 	bool		isnull;
 	text	   *stored = DatumGetTextPP(slot_getattr(slot, ES_HEADS_STREAM, &isnull));
 
-	return VARSIZE_ANY_EXHDR(stored) == VARSIZE_ANY_EXHDR(stream) &&
-		memcmp(VARDATA_ANY(stored), VARDATA_ANY(stream), VARSIZE_ANY_EXHDR(stream)) == 0;
+	return es_text_equal(stored, stream);
 }
 
 /*

@@ -19,6 +19,7 @@
  */
 #include "postgres.h"
 
+#include "collection/event.h"
 #include "errors.h"
 #include "feed/read.h"
 #include "feed/subscription.h"
