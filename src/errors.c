@@ -1,6 +1,7 @@
 /*
  * errors.c
- *		Making errors of PostgreSQL's into ours.
+ *		What several functions say alike, and making errors of PostgreSQL's into
+ *		ours.
  *
  * A user's bad value comes to us as text in JSON or as an option, and the error
  * about it has to say where it stood, which a type's input function cannot
@@ -11,6 +12,9 @@
 #include "postgres.h"
 
 #include "errors.h"
+
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 
 bool
 es_convert(PGFunction function, Datum a, Datum b, Datum c, Datum *result)
@@ -32,4 +36,29 @@ es_convert(PGFunction function, Datum a, Datum b, Datum c, Datum *result)
 	}
 	PG_END_TRY();
 	return done;
+}
+
+void
+es_refuse_null(const NullableDatum *arg, const char *name)
+{
+	if (arg->isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("\"%s\" must not be null", name)));
+}
+
+void
+es_require_arg(const NullableDatum *arg, const char *name)
+{
+	if (arg->isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("argument \"%s\" must not be null", name)));
+}
+
+int
+es_errdetail_interval(Datum interval)
+{
+	return errdetail("It is %s.",
+					 DatumGetCString(DirectFunctionCall1(interval_out, interval)));
 }

@@ -1,7 +1,7 @@
 /*
  * errors.h
- *		The SQLSTATEs of class LG, as a user sees them in the README's table, and
- *		making errors of PostgreSQL's into ours.
+ *		The SQLSTATEs of class LG, as a user sees them in the README's table, what
+ *		several functions say alike, and making errors of PostgreSQL's into ours.
  *
  * Classes that begin with A-H or 0-4 belong to the SQL standard; LG is free.
  */
@@ -26,5 +26,14 @@
  * that it takes are ignored.
  */
 extern bool es_convert(PGFunction function, Datum a, Datum b, Datum c, Datum *result);
+
+/* Raises 22004: "name" must not be null. */
+extern void es_refuse_null(const NullableDatum *arg, const char *name);
+
+/* The same, but it says: argument "name" must not be null. */
+extern void es_require_arg(const NullableDatum *arg, const char *name);
+
+/* Within ereport, the DETAIL about an interval that is refused. */
+extern int	es_errdetail_interval(Datum interval);
 
 #endif							/* ES_ERRORS_H */

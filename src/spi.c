@@ -12,7 +12,10 @@
 
 #include "spi.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/stratnum.h"
+#include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_extension.h"
@@ -22,9 +25,11 @@
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
+#include "utils/rel.h"
 #include "utils/syscache.h"
 
 #define EXTENSION_NAME	"eventstore"
@@ -137,6 +142,30 @@ es_extension_relation(const char *name)
 				 errmsg("relation \"%s.%s\" does not exist", EXTENSION_NAME, name),
 				 errhint("Use CREATE EXTENSION eventstore.")));
 	return relid;
+}
+
+HeapTuple
+es_extension_row(const char *table, const char *index, AttrNumber column, Oid key,
+				 Datum *values, bool *nulls)
+{
+	Relation	rel = table_open(es_extension_relation(table), AccessShareLock);
+	Oid			indexid = index == NULL ? RelationGetPrimaryKeyIndex(rel) :
+		get_relname_relid(index, RelationGetNamespace(rel));
+	ScanKeyData scankey;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&scankey, column, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(key));
+	scan = systable_beginscan(rel, indexid, OidIsValid(indexid), NULL, 1, &scankey);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		tuple = heap_copytuple(tuple);
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return tuple;
 }
 
 void

@@ -39,6 +39,14 @@ extern bool es_extension_pin(void);
 extern Oid	es_extension_relation(const char *name);
 
 /*
+ * A copy (heap_freetuple) of the row of such a table that has this OID in this
+ * column, and its fields; NULL where there is none.  Found by the named index,
+ * or by the primary key; without rights, with a catalog snapshot.
+ */
+extern HeapTuple es_extension_row(const char *table, const char *index, AttrNumber column,
+								  Oid key, Datum *values, bool *nulls);
+
+/*
  * SPI_execute_with_args, nulls as in SPI; expects 'expected' (an SPI_OK_ code)
  * and raises XX000 otherwise.  Between SPI_connect and SPI_finish.
  */

@@ -232,65 +232,38 @@ channel_of(const Datum *catalog_row)
 static bool
 load_row(EsCollection *coll)
 {
-	Relation	catalog = table_open(es_extension_relation("collection_catalog"),
-									 AccessShareLock);
-	Oid			index = RelationGetPrimaryKeyIndex(catalog);
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	bool		found;
+	Datum		values[ES_CATALOG_NATTS];
+	bool		nulls[ES_CATALOG_NATTS];
+	HeapTuple	tuple = es_extension_row("collection_catalog", NULL, ES_CATALOG_COLLECTION,
+										 coll->relid, values, nulls);
 
-	ScanKeyInit(&key, ES_CATALOG_COLLECTION, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(coll->relid));
-	scan = systable_beginscan(catalog, index, true, NULL, 1, &key);
-	tuple = systable_getnext(scan);
-	found = HeapTupleIsValid(tuple);
-	if (found)
-	{
-		Datum		values[ES_CATALOG_NATTS];
-		bool		nulls[ES_CATALOG_NATTS];
-
-		heap_deform_tuple(tuple, RelationGetDescr(catalog), values, nulls);
-		coll->heads = DatumGetObjectId(values[ES_CATALOG_HEADS - 1]);
-		coll->counter = DatumGetObjectId(values[ES_CATALOG_COUNTER - 1]);
-		coll->head.relid = coll->relid;
-		coll->head.incarnation = DatumGetInt64(values[ES_CATALOG_INCARNATION - 1]);
-		coll->first_position = DatumGetInt64(values[ES_CATALOG_FIRST_POSITION - 1]);
-		coll->segment_size = DatumGetInt64(values[ES_CATALOG_SEGMENT_SIZE - 1]);
-		coll->head.channel = channel_of(values);
-	}
-	systable_endscan(scan);
-	table_close(catalog, AccessShareLock);
-	return found;
+	if (tuple == NULL)
+		return false;
+	coll->heads = DatumGetObjectId(values[ES_CATALOG_HEADS - 1]);
+	coll->counter = DatumGetObjectId(values[ES_CATALOG_COUNTER - 1]);
+	coll->head.relid = coll->relid;
+	coll->head.incarnation = DatumGetInt64(values[ES_CATALOG_INCARNATION - 1]);
+	coll->first_position = DatumGetInt64(values[ES_CATALOG_FIRST_POSITION - 1]);
+	coll->segment_size = DatumGetInt64(values[ES_CATALOG_SEGMENT_SIZE - 1]);
+	coll->head.channel = channel_of(values);
+	heap_freetuple(tuple);
+	return true;
 }
 
 /* The store that has the collection as its changelog; InvalidOid. */
 static Oid
 find_store(Oid changelog)
 {
-	Relation	catalog = table_open(es_extension_relation("store_catalog"),
-									 AccessShareLock);
-	Oid			index = get_relname_relid("store_catalog_changelog_key",
-										  RelationGetNamespace(catalog));
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	Oid			store = InvalidOid;
+	Datum		values[ES_STORE_CATALOG_NATTS];
+	bool		nulls[ES_STORE_CATALOG_NATTS];
+	HeapTuple	tuple = es_extension_row("store_catalog", "store_catalog_changelog_key",
+										 ES_STORE_CATALOG_CHANGELOG, changelog, values,
+										 nulls);
 
-	ScanKeyInit(&key, ES_STORE_CATALOG_CHANGELOG, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(changelog));
-	scan = systable_beginscan(catalog, index, OidIsValid(index), NULL, 1, &key);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-	{
-		bool		isnull;
-
-		store = DatumGetObjectId(heap_getattr(tuple, ES_STORE_CATALOG_STORE,
-											  RelationGetDescr(catalog), &isnull));
-	}
-	systable_endscan(scan);
-	table_close(catalog, AccessShareLock);
-	return store;
+	if (tuple == NULL)
+		return InvalidOid;
+	heap_freetuple(tuple);
+	return DatumGetObjectId(values[ES_STORE_CATALOG_STORE - 1]);
 }
 
 static void
@@ -618,11 +591,8 @@ find_or_make_head(EsCollection *coll)
 {
 	EsHeadOrigin origin;
 
-	if (es_head_find(&coll->head))
-	{
-		coll->behind = false;	/* repaired, if it was */
+	if (find_head(coll))
 		return;
-	}
 	coll->behind = !find_origin(coll, &origin);
 	if (!coll->behind)
 		es_head_make(&coll->head, &origin);
@@ -645,8 +615,7 @@ es_collection_load_head(EsCollection *coll)
 {
 	if (RecoveryInProgress())
 		return;
-	if (coll->head.head == NULL)
-		find_or_make_head(coll);
+	find_or_make_head(coll);
 	if (coll->head.head != NULL && !es_head_seems_used(&coll->head))
 		renew_head(coll);
 }

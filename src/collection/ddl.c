@@ -207,15 +207,6 @@ es_creation_schema(text *name, const char *kind, char **relname)
 }
 
 static void
-require_arg(FunctionCallInfo fcinfo, int n, const char *name)
-{
-	if (PG_ARGISNULL(n))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("argument \"%s\" must not be null", name)));
-}
-
-static void
 default_options(EsOptions *options)
 {
 	memset(options, 0, sizeof(EsOptions));
@@ -283,7 +274,7 @@ es_create_collection(PG_FUNCTION_ARGS)
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("create_collection");
-	require_arg(fcinfo, 0, "name");
+	es_require_arg(&fcinfo->args[0], "name");
 	read_options(fcinfo, &options);
 	schema = es_creation_schema(PG_GETARG_TEXT_PP(0), "collection", &name);
 
@@ -376,8 +367,8 @@ es_set_option(PG_FUNCTION_ARGS)
 	bool		isnull;
 
 	PreventCommandIfReadOnly("set_option");
-	require_arg(fcinfo, 0, "collection");
-	require_arg(fcinfo, 1, "option");
+	es_require_arg(&fcinfo->args[0], "collection");
+	es_require_arg(&fcinfo->args[1], "option");
 	collection = PG_GETARG_OID(0);
 	option = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	es_collection_open(collection, AccessShareLock);
@@ -412,7 +403,7 @@ es_drop_collection(PG_FUNCTION_ARGS)
 
 	/* Asked for before the lock, which a standby would refuse in its own words. */
 	PreventCommandIfReadOnly("drop_collection");
-	require_arg(fcinfo, 0, "collection");
+	es_require_arg(&fcinfo->args[0], "collection");
 	collection = PG_GETARG_OID(0);
 	/* What is none is not locked against everybody, whoever asks. */
 	if (!es_collection_exists(collection))
@@ -457,8 +448,8 @@ es_truncate_before(PG_FUNCTION_ARGS)
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("truncate_before");
-	require_arg(fcinfo, 0, "collection");
-	require_arg(fcinfo, 1, "before");
+	es_require_arg(&fcinfo->args[0], "collection");
+	es_require_arg(&fcinfo->args[1], "before");
 	collection = PG_GETARG_OID(0);
 	before = PG_GETARG_INT64(1);
 	coll = es_collection_open(collection, AccessShareLock);
@@ -522,22 +513,23 @@ require_event_trigger(FunctionCallInfo fcinfo, const char *name)
 				 errmsg("function \"%s\" was not called as an event trigger", name)));
 }
 
+/* As "d", the tables that are being dropped; a condition with AND may follow. */
+#define DROPPED_TABLES \
+	" pg_catalog.pg_event_trigger_dropped_objects() d" \
+	" WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0"
+
 /* Their subscriptions; what these handed out is nobody's any more. */
 static void
 delete_dropped_subscriptions(void)
 {
 	es_spi_execute("WITH gone AS (DELETE FROM eventstore.subscription s"
-				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
-				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
-				   " AND d.objsubid = 0 AND d.objid = s.collection::pg_catalog.oid"
+				   " USING" DROPPED_TABLES " AND d.objid = s.collection::pg_catalog.oid"
 				   " RETURNING s.name)"
 				   " DELETE FROM eventstore.subscription_lane l USING gone"
 				   " WHERE l.subscription = gone.name",
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
 	es_spi_execute("DELETE FROM eventstore.dead_letter l"
-				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
-				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
-				   " AND d.objsubid = 0 AND d.objid = l.collection::pg_catalog.oid",
+				   " USING" DROPPED_TABLES " AND d.objid = l.collection::pg_catalog.oid",
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
 }
 
@@ -549,9 +541,7 @@ static void
 delete_dropped_stores(void)
 {
 	es_spi_execute("DELETE FROM eventstore.store_catalog s"
-				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
-				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
-				   " AND d.objsubid = 0 AND d.objid = s.store::pg_catalog.oid"
+				   " USING" DROPPED_TABLES " AND d.objid = s.store::pg_catalog.oid"
 				   " RETURNING s.changelog::pg_catalog.oid",
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE_RETURNING);
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -565,11 +555,8 @@ delete_dropped_stores(void)
 			CacheInvalidateRelcacheByRelid(changelog);
 	}
 	es_spi_execute("SELECT s.store::pg_catalog.oid, d.object_identity"
-				   " FROM eventstore.store_catalog s"
-				   " JOIN pg_catalog.pg_event_trigger_dropped_objects() d"
-				   " ON d.objid = s.changelog::pg_catalog.oid"
-				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
-				   " AND d.objsubid = 0",
+				   " FROM eventstore.store_catalog s," DROPPED_TABLES
+				   " AND d.objid = s.changelog::pg_catalog.oid",
 				   0, NULL, NULL, NULL, false, SPI_OK_SELECT);
 	if (SPI_processed > 0)
 	{
@@ -592,19 +579,13 @@ static void
 delete_dropped_rows(void)
 {
 	es_spi_execute("DELETE FROM eventstore.segment_disposal s"
-				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
-				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
-				   " AND d.objsubid = 0 AND d.objid = s.segment::pg_catalog.oid",
+				   " USING" DROPPED_TABLES " AND d.objid = s.segment::pg_catalog.oid",
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
 	es_spi_execute("DELETE FROM eventstore.tick t"
-				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
-				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
-				   " AND d.objsubid = 0 AND d.objid = t.collection",
+				   " USING" DROPPED_TABLES " AND d.objid = t.collection",
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
 	es_spi_execute("DELETE FROM eventstore.collection_catalog c"
-				   " USING pg_catalog.pg_event_trigger_dropped_objects() d"
-				   " WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass"
-				   " AND d.objsubid = 0 AND d.objid = c.collection::pg_catalog.oid"
+				   " USING" DROPPED_TABLES " AND d.objid = c.collection::pg_catalog.oid"
 				   " RETURNING c.collection::pg_catalog.oid, c.heads::pg_catalog.oid",
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE_RETURNING);
 }

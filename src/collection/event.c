@@ -63,14 +63,11 @@ es_tags_next(EsTagWalk *walk, const char **tag, int *length)
 	return true;
 }
 
-static bool
-same_text(Datum a, Datum b)
+bool
+es_text_equal(const text *a, const text *b)
 {
-	text	   *ta = (text *) DatumGetPointer(a);
-	text	   *tb = (text *) DatumGetPointer(b);
-
-	return VARSIZE_ANY_EXHDR(ta) == VARSIZE_ANY_EXHDR(tb) &&
-		memcmp(VARDATA_ANY(ta), VARDATA_ANY(tb), VARSIZE_ANY_EXHDR(ta)) == 0;
+	return VARSIZE_ANY_EXHDR(a) == VARSIZE_ANY_EXHDR(b) &&
+		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
 }
 
 static int
@@ -105,7 +102,8 @@ mark_repeated(Datum *tags, bool *repeated, int ntags)
 	qsort(order, ntags, sizeof(Datum *), compare_tags);
 	for (int i = 1; i < ntags; i++)
 	{
-		if (same_text(*order[i - 1], *order[i]))
+		if (es_text_equal((text *) DatumGetPointer(*order[i - 1]),
+						  (text *) DatumGetPointer(*order[i])))
 			repeated[order[i] - tags] = true;
 		else
 			kept++;

@@ -79,6 +79,9 @@ extern int32 es_event_checksum(const Datum *values, const bool *nulls);
 /* Does a stored row's checksum agree with its fields? */
 extern bool es_event_verify_slot(TupleTableSlot *slot);
 
+/* Byte for byte; neither is compressed or stored apart. */
+extern bool es_text_equal(const text *a, const text *b);
+
 /* A UUID of version 7 (RFC 9562): milliseconds, then random bits. */
 extern void es_make_uuid_v7(pg_uuid_t *uuid);
 

@@ -45,6 +45,7 @@
 #include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
+#include "collection/event.h"
 #include "collection/heads.h"
 #include "collection/label_index.h"
 #include "collection/layout.h"
@@ -624,9 +625,7 @@ check_unchanged(InsertRow *row)
 	bool		same = (stream == NULL) == (event->stream == NULL);
 
 	if (same && stream != NULL)
-		same = VARSIZE_ANY_EXHDR(stream) == VARSIZE_ANY_EXHDR(event->stream) &&
-			memcmp(VARDATA_ANY(stream), VARDATA_ANY(event->stream),
-				   VARSIZE_ANY_EXHDR(stream)) == 0;
+		same = es_text_equal(stream, event->stream);
 	if (!same)
 		ereport(ERROR,
 				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),

@@ -209,9 +209,7 @@ item_matches(const EsQueryItem *item, const text *type, ArrayType *tags)
 	bool		match = (item->ntypes == 0);
 
 	for (int i = 0; i < item->ntypes && !match; i++)
-		match = VARSIZE_ANY_EXHDR(item->types[i]) == VARSIZE_ANY_EXHDR(type) &&
-			memcmp(VARDATA_ANY(item->types[i]), VARDATA_ANY(type),
-				   VARSIZE_ANY_EXHDR(type)) == 0;
+		match = es_text_equal(item->types[i], type);
 	for (int i = 0; i < item->ntags && match; i++)
 		match = has_tag(tags, item->tags[i]);
 	return match;

@@ -265,10 +265,7 @@ es_repair_collection(PG_FUNCTION_ARGS)
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("repair_collection");
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("argument \"%s\" must not be null", "collection")));
+	es_require_arg(&fcinfo->args[0], "collection");
 	collection = PG_GETARG_OID(0);
 	es_collection_check_owner(collection);
 	LockRelationOid(collection, AccessExclusiveLock);

@@ -211,13 +211,6 @@ add_event(Payload *payload, TupleTableSlot *slot)
 	payload->too_large = payload->details.len > PAYLOAD_MAX_BYTES;
 }
 
-static bool
-same_text(const text *a, const text *b)
-{
-	return VARSIZE_ANY_EXHDR(a) == VARSIZE_ANY_EXHDR(b) &&
-		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
-}
-
 static void
 add_stream(Payload *payload, TupleTableSlot *slot)
 {
@@ -231,7 +224,7 @@ add_stream(Payload *payload, TupleTableSlot *slot)
 	stream = DatumGetTextPP(value);
 	version = DatumGetInt64(slot_getattr(slot, ES_ATT_VERSION, &isnull));
 	for (int i = payload->nstreams - 1; i >= 0; i--)
-		if (same_text(payload->streams[i].stream, stream))
+		if (es_text_equal(payload->streams[i].stream, stream))
 		{
 			payload->streams[i].version = version;
 			return;

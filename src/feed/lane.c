@@ -41,6 +41,7 @@
 #include "access/xact.h"
 #include "catalog/pg_collation.h"
 #include "collection/collection.h"
+#include "collection/event.h"
 #include "common/hashfn.h"
 #include "compat.h"
 #include "executor/executor.h"
@@ -69,13 +70,6 @@ struct EsLanes
 /* ---------------------------------------------------------------------------
  * What belongs where
  * ------------------------------------------------------------------------- */
-
-bool
-es_text_equal(const text *a, const text *b)
-{
-	return VARSIZE_ANY_EXHDR(a) == VARSIZE_ANY_EXHDR(b) &&
-		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
-}
 
 /*
  * The order within a stream is kept because a stream has one lane, for as long

@@ -100,6 +100,4 @@ extern void es_lane_advance(EsLane *lane, EsPosition position);
 /* Which lane an event belongs to, of so many. */
 extern int	es_lane_of_event(TupleTableSlot *slot, int lanes);
 
-extern bool es_text_equal(const text *a, const text *b);
-
 #endif							/* ES_LANE_H */

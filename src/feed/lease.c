@@ -24,6 +24,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "errors.h"
 #include "feed/subscription.h"
 #include "miscadmin.h"
 #include "spi.h"
@@ -90,10 +91,7 @@ es_lease(PG_FUNCTION_ARGS)
 	EsRoleSwitch saved;
 	bool		taken;
 
-	if (ttl == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("\"%s\" must not be null", "ttl")));
+	es_refuse_null(&fcinfo->args[2], "ttl");
 	PreventCommandIfReadOnly("lease");
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();

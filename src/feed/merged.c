@@ -40,6 +40,7 @@
 #include "access/htup_details.h"
 #include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
+#include "errors.h"
 #include "feed/merge_cursor.h"
 #include "feed/read.h"
 #include "feed/time_map.h"
@@ -565,10 +566,7 @@ make_merge(FunctionCallInfo fcinfo, Merge *merge)
 	filter->has_until = !values[7].isnull;
 	filter->until = filter->has_until ? DatumGetTimestampTz(values[7].value) : 0;
 
-	if (values[0].isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("\"collections\" must not be null")));
+	es_refuse_null(&values[0], "collections");
 	open_sources(DatumGetArrayTypeP(values[0].value), &merge->state);
 	open_view(merge);
 	if (!values[1].isnull)

@@ -54,6 +54,7 @@
 
 #include "access/xact.h"
 #include "common/hashfn.h"
+#include "errors.h"
 #include "feed/read.h"
 #include "feed/subscription.h"
 #include "feed/wait.h"
@@ -126,10 +127,7 @@ make_args(FunctionCallInfo fcinfo, Poll *poll)
 {
 	NullableDatum *values = fcinfo->args;
 
-	if (values[0].isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("\"%s\" must not be null", "name")));
+	es_refuse_null(&values[0], "name");
 	poll->max_count = es_read_max_count_arg(&values[1]);
 	poll->wait_until = es_wait_arg(&values[2]);
 	if (!values[3].isnull)

@@ -33,6 +33,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "collection/match.h"
+#include "errors.h"
 #include "feed/lane.h"
 #include "feed/stream_walk.h"
 #include "feed/visible.h"
@@ -75,10 +76,7 @@ struct EsRead
 Oid
 es_read_collection_arg(const NullableDatum *value)
 {
-	if (value->isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("\"collection\" must not be null")));
+	es_refuse_null(value, "collection");
 	return DatumGetObjectId(value->value);
 }
 
@@ -169,10 +167,7 @@ make_stream_args(NullableDatum *values, EsReadArgs *args)
 {
 	NullableDatum none = {.isnull = true};
 
-	if (values[1].isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("\"stream\" must not be null")));
+	es_refuse_null(&values[1], "stream");
 	args->stream = DatumGetTextPP(values[1].value);
 	args->before = ES_READ_END;
 	args->has_from = !values[2].isnull;

@@ -19,6 +19,8 @@
  */
 #include "postgres.h"
 
+#include "collection/event.h"
+#include "errors.h"
 #include "feed/read.h"
 #include "feed/subscription.h"
 #include "miscadmin.h"
@@ -43,10 +45,7 @@ typedef struct Settling
 static void
 begin_settling(FunctionCallInfo fcinfo, const NullableDatum *member, Settling *call)
 {
-	if (fcinfo->args[0].isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("\"%s\" must not be null", "name")));
+	es_refuse_null(&fcinfo->args[0], "name");
 	call->member = es_name_arg(member, "member");
 	call->sub = es_subscription_open(DatumGetTextPP(fcinfo->args[0].value));
 	call->lanes = es_lanes_open(call->sub->name, RowExclusiveLock);
@@ -97,10 +96,7 @@ report_not_handed_out(const Settling *call, const char *name, EsPosition positio
 static EsPosition
 position_arg(const NullableDatum *value, const char *name)
 {
-	if (value->isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("\"%s\" must not be null", name)));
+	es_refuse_null(value, name);
 	return es_read_position_arg(value, name, 0);
 }
 

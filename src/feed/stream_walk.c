@@ -31,6 +31,7 @@
 
 #include "access/stratnum.h"
 #include "access/xact.h"
+#include "collection/event.h"
 #include "errors.h"
 #include "feed/lookup.h"
 #include "miscadmin.h"
@@ -360,9 +361,7 @@ is_wanted(const EsQuery *query, TupleTableSlot *slot)
 		return false;
 	type = DatumGetTextPP(value);
 	for (int i = 0; i < item->ntypes; i++)
-		if (VARSIZE_ANY_EXHDR(type) == VARSIZE_ANY_EXHDR(item->types[i]) &&
-			memcmp(VARDATA_ANY(type), VARDATA_ANY(item->types[i]),
-				   VARSIZE_ANY_EXHDR(type)) == 0)
+		if (es_text_equal(type, item->types[i]))
 			return true;
 	return false;
 }

@@ -81,21 +81,12 @@ typedef struct Definition
  * Arguments
  * ------------------------------------------------------------------------- */
 
-static void
-refuse_null(const NullableDatum *value, const char *name)
-{
-	if (value->isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("\"%s\" must not be null", name)));
-}
-
 text *
 es_name_arg(const NullableDatum *value, const char *name)
 {
 	text	   *given;
 
-	refuse_null(value, name);
+	es_refuse_null(value, name);
 	given = DatumGetTextPP(value->value);
 	if (VARSIZE_ANY_EXHDR(given) == 0 || VARSIZE_ANY_EXHDR(given) > ES_NAME_MAX_BYTES)
 		ereport(ERROR,
@@ -116,9 +107,7 @@ check_not_ages(const NullableDatum *value, const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("\"%s\" must not be longer than 10000 years", name),
-				 errdetail("It is %s.",
-						   DatumGetCString(DirectFunctionCall1(interval_out,
-															   value->value)))));
+				 es_errdetail_interval(value->value)));
 }
 
 Interval *
@@ -137,18 +126,14 @@ es_interval_arg(const NullableDatum *value, const char *name, bool positive)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg(positive ? "\"%s\" must be longer than nothing" :
 						"\"%s\" must not be negative", name),
-				 errdetail("It is %s.",
-						   DatumGetCString(DirectFunctionCall1(interval_out,
-															   value->value)))));
+				 es_errdetail_interval(value->value)));
 	check_not_ages(value, name);
 	/* Months of 30 days are not what the calendar has. */
 	if (positive && es_time_from_now(DatumGetIntervalP(value->value)) <= now)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("\"%s\" must end in the future", name),
-				 errdetail("It is %s.",
-						   DatumGetCString(DirectFunctionCall1(interval_out,
-															   value->value)))));
+				 es_errdetail_interval(value->value)));
 	return DatumGetIntervalP(value->value);
 }
 
@@ -462,7 +447,7 @@ es_unsubscribe(PG_FUNCTION_ARGS)
 	Datum		values[1];
 
 	PreventCommandIfReadOnly("unsubscribe");
-	refuse_null(&fcinfo->args[0], "name");
+	es_refuse_null(&fcinfo->args[0], "name");
 	name = PG_GETARG_TEXT_PP(0);
 	/* The collection may be anything, or gone: that is no reason to keep this. */
 	if (VARSIZE_ANY_EXHDR(name) > ES_NAME_MAX_BYTES || !find_definition(name, &def))
@@ -537,7 +522,7 @@ es_seek(PG_FUNCTION_ARGS)
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("seek");
-	refuse_null(&fcinfo->args[0], "name");
+	es_refuse_null(&fcinfo->args[0], "name");
 	after = es_read_position_arg(&fcinfo->args[1], "after", 0);
 	sub = es_subscription_open(PG_GETARG_TEXT_PP(0));
 	if (has_after)

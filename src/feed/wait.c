@@ -34,6 +34,7 @@
 #include "catalog/pg_type.h"
 #include "collection/label_index.h"
 #include "compat.h"
+#include "errors.h"
 #include "feed/read.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -82,9 +83,7 @@ es_wait_deadline(const NullableDatum *value, const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("\"%s\" must not be negative", name),
-				 errdetail("It is %s.",
-						   DatumGetCString(DirectFunctionCall1(interval_out,
-															   value->value)))));
+				 es_errdetail_interval(value->value)));
 	if (sign == 0)
 		return 0;
 	return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
@@ -333,10 +332,7 @@ wait_for_head(Oid collection, EsPosition after, TimestampTz until, bool without_
 static EsPosition
 after_arg(const NullableDatum *value)
 {
-	if (value->isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("\"after\" must not be null")));
+	es_refuse_null(value, "after");
 	return es_read_position_arg(value, "after", 0);
 }
 

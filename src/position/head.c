@@ -174,7 +174,7 @@ struct EsHead
 	bool		in_use;			/* a position was handed out since the start */
 	bool		reserves;		/* the counter was, or is being, written for this entry */
 	int			watchers;		/* sessions that wait for something here */
-	dsa_pointer releases;		/* EsReleases, while there are watchers */
+	dsa_pointer releases;		/* EsReleases, while there are watchers; or a dropped one's */
 	dsa_pointer list_first[LIST_COUNT];
 	dsa_pointer list_last[LIST_COUNT];
 	dsa_pointer self;			/* constant */
@@ -1043,23 +1043,31 @@ bool
 es_head_watch(const EsHeadRef *ref)
 {
 	EsHead	   *head = ref->head;
-	dsa_pointer spare = dsa_allocate(area, sizeof(EsReleases));
+	dsa_pointer ring = InvalidDsaPointer;
 	bool		there;
+	bool		lacks_ring;
 
-	LWLockAcquire(&head->lock, LW_EXCLUSIVE);
-	there = is_same(head, ref);
-	if (there && head->watchers++ == 0)
+	do
 	{
-		dsa_pointer made = spare;
+		LWLockAcquire(&head->lock, LW_EXCLUSIVE);
+		there = is_same(head, ref);
+		/* It may be there: of other watchers, or left by those of one that was dropped. */
+		if (there && !DsaPointerIsValid(head->releases))
+		{
+			head->releases = ring;
+			ring = InvalidDsaPointer;
+		}
+		lacks_ring = there && !DsaPointerIsValid(head->releases);
+		if (there && !lacks_ring && head->watchers++ == 0)
+			es_releases_init(releases_at(head->releases), head->next - 1);
+		LWLockRelease(&head->lock);
 
-		/* Another one's, whose watchers were still there when it was dropped. */
-		spare = head->releases;
-		head->releases = made;
-		es_releases_init(releases_at(made), head->next - 1);
-	}
-	LWLockRelease(&head->lock);
-	if (DsaPointerIsValid(spare))
-		dsa_free(area, spare);
+		/* Memory is not asked for under the lock. */
+		if (lacks_ring)
+			ring = dsa_allocate(area, sizeof(EsReleases));
+	} while (lacks_ring);
+	if (DsaPointerIsValid(ring))
+		dsa_free(area, ring);
 	return there;
 }
 

@@ -17,14 +17,12 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
 #include "access/htup_details.h"
-#include "access/stratnum.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
-#include "compat.h"
+#include "errors.h"
 #include "executor/executor.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -36,7 +34,6 @@
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/rls.h"
@@ -63,15 +60,6 @@ PG_FUNCTION_INFO_V1(es_clear);
  * Arguments
  * ------------------------------------------------------------------------- */
 
-static void
-require_arg(FunctionCallInfo fcinfo, int n, const char *name)
-{
-	if (PG_ARGISNULL(n))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("argument \"%s\" must not be null", name)));
-}
-
 /* 'hints' has what to do instead for each format; the one of 'wanted' is not looked at. */
 static void
 require_format(const EsStore *store, EsStoreFormat wanted, const char *const *hints)
@@ -88,14 +76,14 @@ require_format(const EsStore *store, EsStoreFormat wanted, const char *const *hi
 static EsStore *
 open_store(FunctionCallInfo fcinfo, LOCKMODE mode)
 {
-	require_arg(fcinfo, 0, "store");
+	es_require_arg(&fcinfo->args[0], "store");
 	return es_store_open(PG_GETARG_OID(0), mode);
 }
 
 static Datum
 key_arg(FunctionCallInfo fcinfo, const EsStore *store)
 {
-	require_arg(fcinfo, 1, "key");
+	es_require_arg(&fcinfo->args[1], "key");
 	return es_store_key_from_text(store, PG_GETARG_TEXT_PP(1));
 }
 
@@ -148,27 +136,16 @@ select_value(EsStore *store, Datum key, Datum *value)
 }
 
 static bool
-look_up(EsStore *store, Relation rel, Datum key, Datum *value)
+look_up(const EsStore *store, Relation rel, Datum key, Datum *value)
 {
-	Relation	index = index_open(RelationGetPrimaryKeyIndex(rel), AccessShareLock);
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	IndexScanDesc scan = es_index_beginscan(rel, index, GetActiveSnapshot(), 1);
-	ScanKeyData scankey;
-	bool		found;
 	bool		isnull = true;
 
-	ScanKeyInit(&scankey, 1, BTEqualStrategyNumber,
-				store->key_format == ES_STORE_BYTES ? F_BYTEAEQ : F_TEXTEQ, key);
-	scankey.sk_collation = index->rd_indcollation[0];
-	index_rescan(scan, &scankey, 1, NULL, 0);
-	found = index_getnext_slot(scan, ForwardScanDirection, slot);
-	if (found)
+	if (es_store_find(store, rel, key, GetActiveSnapshot(), slot))
 		*value = slot_getattr(slot, ES_STORE_VALUE, &isnull);
 	if (!isnull)
 		*value = PointerGetDatum(PG_DETOAST_DATUM_COPY(*value));
-	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
-	index_close(index, AccessShareLock);
 	return !isnull;
 }
 
@@ -349,7 +326,7 @@ es_get_many(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	store = open_store(fcinfo, AccessShareLock);
 	require_format(store, ES_STORE_JSON, hints);
-	require_arg(fcinfo, 1, "keys");
+	es_require_arg(&fcinfo->args[1], "keys");
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), TEXTOID, -1, false, TYPALIGN_INT, &keys,
 					  &nulls, &nkeys);
 	for (int i = 0; i < nkeys; i++)
@@ -448,7 +425,7 @@ es_keys(PG_FUNCTION_ARGS)
 
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	store = open_store(fcinfo, AccessShareLock);
-	require_arg(fcinfo, 1, "prefix");
+	es_require_arg(&fcinfo->args[1], "prefix");
 	check_filled(store);
 	initStringInfo(&query.sql);
 	appendStringInfo(&query.sql, "SELECT key FROM %s", es_relation_name(store->relid));
@@ -467,7 +444,7 @@ es_delete_prefix(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("delete_prefix");
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	store = open_store(fcinfo, RowExclusiveLock);
-	require_arg(fcinfo, 1, "prefix");
+	es_require_arg(&fcinfo->args[1], "prefix");
 	check_filled(store);
 	initStringInfo(&query.sql);
 	appendStringInfo(&query.sql, "WITH gone AS (DELETE FROM %s",

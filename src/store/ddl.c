@@ -155,10 +155,7 @@ es_create_store(PG_FUNCTION_ARGS)
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("create_store");
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("argument \"%s\" must not be null", "name")));
+	es_require_arg(&fcinfo->args[0], "name");
 	read_options(fcinfo, &options);
 	schema = es_creation_schema(PG_GETARG_TEXT_PP(0), "store", &name);
 
@@ -190,10 +187,7 @@ es_drop_store(PG_FUNCTION_ARGS)
 	Oid			changelog;
 
 	PreventCommandIfReadOnly("drop_store");
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("argument \"%s\" must not be null", "store")));
+	es_require_arg(&fcinfo->args[0], "store");
 	relid = PG_GETARG_OID(0);
 	/* Asked before the strong lock, and again with it; whatever its columns are by now. */
 	es_store_require(relid);

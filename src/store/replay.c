@@ -40,15 +40,6 @@ PG_FUNCTION_INFO_V1(es_get_at);
 PG_FUNCTION_INFO_V1(es_rebuild);
 
 static void
-require_arg(FunctionCallInfo fcinfo, int n, const char *name)
-{
-	if (PG_ARGISNULL(n))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("argument \"%s\" must not be null", name)));
-}
-
-static void
 require_changelog(const EsStore *store)
 {
 	if (!OidIsValid(store->changelog))
@@ -116,7 +107,7 @@ es_get_at(PG_FUNCTION_ARGS)
 	Datum		key;
 	Jsonb	   *value;
 
-	require_arg(fcinfo, 0, "store");
+	es_require_arg(&fcinfo->args[0], "store");
 	store = es_store_open(PG_GETARG_OID(0), AccessShareLock);
 	if (store->format != ES_STORE_JSON)
 		ereport(ERROR,
@@ -124,8 +115,8 @@ es_get_at(PG_FUNCTION_ARGS)
 				 errmsg("store \"%s\" holds values of format %s, not json",
 						get_rel_name(store->relid), es_store_format_name(store->format)),
 				 errhint("Read the key's history with eventstore.read_stream() from the changelog.")));
-	require_arg(fcinfo, 1, "key");
-	require_arg(fcinfo, 2, "at");
+	es_require_arg(&fcinfo->args[1], "key");
+	es_require_arg(&fcinfo->args[2], "at");
 	require_changelog(store);
 	key = es_store_key_from_text(store, PG_GETARG_TEXT_PP(1));
 	value = value_at(store->changelog, es_store_key_to_text(store, key),
@@ -252,7 +243,7 @@ es_rebuild(PG_FUNCTION_ARGS)
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("rebuild");
-	require_arg(fcinfo, 0, "store");
+	es_require_arg(&fcinfo->args[0], "store");
 	store = open_to_rebuild(PG_GETARG_OID(0));
 
 	es_role_assume(es_relation_owner(store->relid), &saved);

@@ -24,11 +24,11 @@
 #include "access/htup_details.h"
 #include "access/relation.h"
 #include "access/stratnum.h"
-#include "access/table.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "collection/collection.h"
+#include "compat.h"
 #include "errors.h"
 #include "spi.h"
 #include "storage/bufmgr.h"
@@ -146,33 +146,19 @@ format_of(Datum name)
 static bool
 load_row(EsStore *store)
 {
-	Relation	catalog = table_open(es_extension_relation("store_catalog"),
-									 AccessShareLock);
-	Oid			index = RelationGetPrimaryKeyIndex(catalog);
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	bool		found;
+	Datum		values[ES_STORE_CATALOG_NATTS];
+	bool		nulls[ES_STORE_CATALOG_NATTS];
+	HeapTuple	tuple = es_extension_row("store_catalog", NULL, ES_STORE_CATALOG_STORE,
+										 store->relid, values, nulls);
 
-	ScanKeyInit(&key, ES_STORE_CATALOG_STORE, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(store->relid));
-	scan = systable_beginscan(catalog, index, true, NULL, 1, &key);
-	tuple = systable_getnext(scan);
-	found = HeapTupleIsValid(tuple);
-	if (found)
-	{
-		Datum		values[ES_STORE_CATALOG_NATTS];
-		bool		nulls[ES_STORE_CATALOG_NATTS];
-
-		heap_deform_tuple(tuple, RelationGetDescr(catalog), values, nulls);
-		store->changelog = nulls[ES_STORE_CATALOG_CHANGELOG - 1] ? InvalidOid :
-			DatumGetObjectId(values[ES_STORE_CATALOG_CHANGELOG - 1]);
-		store->format = format_of(values[ES_STORE_CATALOG_FORMAT - 1]);
-		store->key_format = format_of(values[ES_STORE_CATALOG_KEY_FORMAT - 1]);
-	}
-	systable_endscan(scan);
-	table_close(catalog, AccessShareLock);
-	return found;
+	if (tuple == NULL)
+		return false;
+	store->changelog = nulls[ES_STORE_CATALOG_CHANGELOG - 1] ? InvalidOid :
+		DatumGetObjectId(values[ES_STORE_CATALOG_CHANGELOG - 1]);
+	store->format = format_of(values[ES_STORE_CATALOG_FORMAT - 1]);
+	store->key_format = format_of(values[ES_STORE_CATALOG_KEY_FORMAT - 1]);
+	heap_freetuple(tuple);
+	return true;
 }
 
 /* The primary key is what get looks in. */
@@ -397,6 +383,25 @@ es_store_key_from_text(const EsStore *store, text *key)
 	if (store->key_format != ES_STORE_BYTES)
 		return PointerGetDatum(key);
 	return DirectFunctionCall1(byteain, CStringGetDatum(text_to_cstring(key)));
+}
+
+bool
+es_store_find(const EsStore *store, Relation rel, Datum key, Snapshot snapshot,
+			  TupleTableSlot *slot)
+{
+	Relation	index = index_open(RelationGetPrimaryKeyIndex(rel), AccessShareLock);
+	IndexScanDesc scan = es_index_beginscan(rel, index, snapshot, 1);
+	ScanKeyData scankey;
+	bool		found;
+
+	ScanKeyInit(&scankey, 1, BTEqualStrategyNumber,
+				store->key_format == ES_STORE_BYTES ? F_BYTEAEQ : F_TEXTEQ, key);
+	scankey.sk_collation = index->rd_indcollation[0];
+	index_rescan(scan, &scankey, 1, NULL, 0);
+	found = index_getnext_slot(scan, ForwardScanDirection, slot);
+	index_endscan(scan);
+	index_close(index, AccessShareLock);
+	return found;
 }
 
 /* ---------------------------------------------------------------------------

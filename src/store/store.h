@@ -12,8 +12,10 @@
 #include "postgres.h"
 
 #include "executor/spi.h"
+#include "executor/tuptable.h"
 #include "storage/lock.h"
 #include "utils/relcache.h"
+#include "utils/snapshot.h"
 
 /* Attribute numbers of a store; the owner may add columns behind them. */
 #define ES_STORE_KEY		1	/* text COLLATE "C" or bytea, primary key */
@@ -86,6 +88,10 @@ extern void es_store_check_filled(EsStore *store, Relation rel);
 /* The key as text, as functions take it and as the changelog's stream. */
 extern text *es_store_key_to_text(const EsStore *store, Datum key);
 extern Datum es_store_key_from_text(const EsStore *store, text *key);
+
+/* The row of a key, by the primary key, whoever asks; it stays in the slot. */
+extern bool es_store_find(const EsStore *store, Relation rel, Datum key, Snapshot snapshot,
+						  TupleTableSlot *slot);
 
 /* Runs a prepared statement; between SPI_connect and SPI_finish. */
 extern void es_store_execute(EsStore *store, EsStoreStatement statement, Datum *values,
