@@ -157,6 +157,27 @@ hear_error(rd_kafka_t *handle, int error, const char *reason, void *opaque)
  * What was heard
  * ------------------------------------------------------------------------- */
 
+static void
+blot_secret(const char *secret, char *text)
+{
+	Size  size = strlen(secret);
+	char *found = text;
+
+	while ((found = strstr(found, secret)) != NULL)
+	{
+		memset(found, '*', size);
+		found += size;
+	}
+	/* The text may have been cut within it. */
+	for (Size part = Min(size, strlen(text)); part >= SECRET_MIN_BYTES; part--)
+	{
+		char *tail = text + strlen(text) - part;
+
+		if (strncmp(tail, secret, part) == 0)
+			memset(tail, '*', part);
+	}
+}
+
 /* A broker may repeat what it was told. */
 static void
 blot_secrets(const EsKafkaClient *client, char *text)
@@ -164,16 +185,7 @@ blot_secrets(const EsKafkaClient *client, char *text)
 	ListCell *cell;
 
 	foreach (cell, client->secrets)
-	{
-		const char *secret = lfirst(cell);
-		char	   *found = text;
-
-		while ((found = strstr(found, secret)) != NULL)
-		{
-			memset(found, '*', strlen(secret));
-			found += strlen(secret);
-		}
-	}
+		blot_secret(lfirst(cell), text);
 }
 
 /* To the server's log, unless there was too much of it lately. */
@@ -391,15 +403,18 @@ keep_secrets(EsKafkaClient *client, List *properties)
 static rd_kafka_conf_t *
 configure_client(EsKafkaClient *client, List *properties, const char *const own[][2])
 {
-	rd_kafka_conf_t *conf = rd_kafka_conf_new();
-	ListCell		*cell;
+	rd_kafka_conf_t		*conf = rd_kafka_conf_new();
+	EsKafkaPropertyPlace kind =
+		client->type == RD_KAFKA_CONSUMER ? ES_KAFKA_CONSUMER : ES_KAFKA_PRODUCER;
+	ListCell *cell;
 
 	apply_settings(conf, client->type, defaults, lengthof(defaults));
 	foreach (cell, properties)
 	{
 		EsKafkaProperty *property = lfirst(cell);
 
-		set_one(client, conf, property->name, property->value);
+		if (es_kafka_is_for(property->name, kind))
+			set_one(client, conf, property->name, property->value);
 	}
 	for (int i = 0; own != NULL && own[i][0] != NULL; i++)
 		set_one(client, conf, own[i][0], own[i][1]);
