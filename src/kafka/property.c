@@ -350,13 +350,13 @@ pg_attribute_noreturn()
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("Kafka property \"%s\" is not allowed in %s",
 							   show_name(name), argument),
-						errdetail("%s", reason), errhidestmt(true)));
+						errdetail("%s", reason), KEEP_OUT_OF_LOG));
 	ereport(
 		ERROR,
 		(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 		 errmsg("unknown Kafka property \"%s\" in %s", show_name(name), argument),
 		 errdetail("librdkafka %s has no property of that name.", rd_kafka_version_str()),
-		 errhidestmt(true)));
+		 KEEP_OUT_OF_LOG));
 }
 
 /* ---------------------------------------------------------------------------
@@ -367,12 +367,19 @@ pg_attribute_noreturn()
 static const char *
 place_hint(const Property *property)
 {
-	if ((property->places & SERVER) != 0)
-		return "It is an option of the server: CREATE SERVER or ALTER SERVER.";
-	if ((property->places & MAPPING) != 0)
-		return "It is an option of a user mapping: CREATE USER MAPPING FOR ... SERVER "
-			   "... OPTIONS (...).";
-	return "It belongs to one source: create_source(..., consumer_properties => ...).";
+	switch (property->places)
+	{
+		case MAPPING:
+			return "Set it with CREATE USER MAPPING or ALTER USER MAPPING.";
+		case SERVER | CONSUMER:
+			return "Set it for a consumer, or with CREATE SERVER or ALTER SERVER.";
+		case SERVER | PRODUCER:
+			return "Set it for a producer, or with CREATE SERVER or ALTER SERVER.";
+		case CONSUMER:
+			return "Set it for a consumer.";
+		default:
+			return "Set it with CREATE SERVER or ALTER SERVER.";
+	}
 }
 
 static void
@@ -386,7 +393,7 @@ check_place(const Property *property, EsKafkaPropertyPlace place, const char *ar
 					(property->flags & SECRET) != 0
 						? errdetail("It is a secret, which only a user mapping keeps.")
 						: 0,
-					errhint("%s", place_hint(property)), errhidestmt(true)));
+					errhint("%s", place_hint(property)), KEEP_OUT_OF_LOG));
 }
 
 static void
@@ -398,7 +405,7 @@ require_server_files(const char *what, const char *hint)
 					errmsg("permission denied to set Kafka property %s", what),
 					errdetail("Only roles with privileges of the \"%s\" role may set it.",
 							  "pg_read_server_files"),
-					hint != NULL ? errhint("%s", hint) : 0, errhidestmt(true)));
+					hint != NULL ? errhint("%s", hint) : 0, KEEP_OUT_OF_LOG));
 }
 
 static void
@@ -428,7 +435,7 @@ pg_attribute_noreturn()
 	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					errmsg("invalid value for Kafka property \"%s\" in %s",
 						   property->name, argument),
-					errdetail("%s", why), errhidestmt(true)));
+					errdetail("%s", why), KEEP_OUT_OF_LOG));
 }
 
 /* Of any property: what librdkafka would cut, drop, or write into a log as it is. */
@@ -584,11 +591,11 @@ es_kafka_check_list(List *list, EsKafkaPropertyPlace place, const char *argument
 		check_one(given, place, argument);
 		seen = es_kafka_set_property(seen, given->name, given->value);
 		if (list_length(seen) == before)
-			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-							errmsg("Kafka property \"%s\" is given twice in %s",
-								   find_property(given->name)->name, argument),
-							errdetail("\"%s\" is another name of it.", given->name),
-							errhidestmt(true)));
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("Kafka property \"%s\" is given twice in %s",
+							find_property(given->name)->name, argument),
+					 errdetail("Its other names count as the same."), KEEP_OUT_OF_LOG));
 	}
 }
 
@@ -609,7 +616,7 @@ scalar_text(const JsonbValue *value, const char *name, const char *argument)
 							errmsg("Kafka property \"%s\" in %s must be a string, a "
 								   "number or a boolean",
 								   show_name(name), argument),
-							errhidestmt(true)));
+							KEEP_OUT_OF_LOG));
 	}
 }
 
@@ -623,7 +630,7 @@ list_object(Jsonb *object, const char *argument)
 	if (!JB_ROOT_IS_OBJECT(object))
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("%s must be a JSON object of Kafka properties", argument),
-						errhidestmt(true)));
+						KEEP_OUT_OF_LOG));
 	iterator = JsonbIteratorInit(&object->root);
 	(void) JsonbIteratorNext(&iterator, &value, true);
 	while (JsonbIteratorNext(&iterator, &value, true) == WJB_KEY)

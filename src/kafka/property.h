@@ -10,6 +10,12 @@
 #include "nodes/pg_list.h"
 #include "utils/jsonb.h"
 
+/*
+ * In an error about options: the statement, or the function that it stands in,
+ * may hold secrets.
+ */
+#define KEEP_OUT_OF_LOG errhidestmt(true), errhidecontext(true)
+
 /* Both in the memory context of the list that they are in. */
 typedef struct EsKafkaProperty
 {
