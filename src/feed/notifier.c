@@ -3,8 +3,8 @@
  *		The process that wakes who waits, and notifies who listens.
  *
  * An appending transaction that called NOTIFY itself would hold a lock of the
- * whole cluster until its commit is on disk, and all such commits would queue.  So
- * it only calls this process (head.c), one per database, and only where
+ * whole cluster until its commit is on disk, and all such commits would queue.
+ * So it only calls this process (head.c), one per database, and only where
  * somebody waits for, or listens to, one of its collections.  The launcher
  * starts it when it is called for the first time.  Its loop:
  *
@@ -28,13 +28,14 @@
  * where this one ended; nobody misses a notification because of that, and who
  * waits looks for himself meanwhile (wait.c).  A collection that cannot be read
  * (locked, broken) is left out for a while, and the others are notified of.
- * Before the queue of notifications
- * can refuse one, it takes listeners that do not read for hours; then an error is
- * logged once, and sending is tried again after a pause.  Appenders never feel it.
+ * Before the queue of notifications can refuse one, it takes listeners that do
+ * not read for hours; then an error is logged once, and sending is tried again
+ * after a pause.  Appenders never feel it.
  *
- * Locks: those of a reader, for the time of one short transaction; one that somebody
- * holds against us is not waited for, since that would hold up all who wait.  A crash
- * ends all sessions, listeners too; after it nothing is owed to anybody.
+ * Locks: those of a reader, for the time of one short transaction; one that
+ * somebody holds against us is not waited for, since that would hold up all who
+ * wait.  A crash ends all sessions, listeners too; after it nothing is owed to
+ * anybody.
  */
 #include "postgres.h"
 
@@ -206,7 +207,7 @@ pause_us(void)
 						  (int64) es_listeners_in_database() * PAUSE_PER_LISTENER_US));
 }
 
-/* The same for one that can be read. */
+/* When something is to be sent, if it can be read; 0 = nothing to be sent. */
 static TimestampTz
 wanted_at(Announced *entry)
 {
@@ -225,7 +226,7 @@ wanted_at(Announced *entry)
 	return beat;
 }
 
-/* When something is to be sent, as far as is known now; 0 = nothing to be sent. */
+/* The same, not before it is to be tried again. */
 static TimestampTz
 due_at(Announced *entry)
 {
@@ -360,17 +361,25 @@ announce(TimestampTz *next)
 	return present;
 }
 
-/* Logs an error once, and says when to try again. */
-static TimestampTz
-note_error(void)
+/* After PG_CATCH: as new, and the error logged unless it is the one logged before. */
+static void
+recover_from_error(int *logged)
 {
-	int		   *logged = at_work != NULL ? &at_work->error : &last_error;
-
-	errcontext("notifying eventstore's listeners");
+	HOLD_INTERRUPTS();
 	if (geterrcode() != *logged)
 		EmitErrorReport();
 	*logged = geterrcode();
+	AbortOutOfAnyTransaction();
+	MemoryContextSwitchTo(cycle_context);
+	FlushErrorState();
 	es_worker_count(ES_WORKER_ERRORS, 1);
+	RESUME_INTERRUPTS();
+}
+
+/* Says when to try again. */
+static TimestampTz
+postpone_failed(void)
+{
 	if (at_work != NULL)
 	{
 		/* Of this one only; the others' are still to be sent. */
@@ -398,13 +407,10 @@ announce_all(TimestampTz *next)
 	}
 	PG_CATCH();
 	{
-		HOLD_INTERRUPTS();
-		*next = note_error();
-		AbortOutOfAnyTransaction();
-		MemoryContextSwitchTo(cycle_context);
-		FlushErrorState();
+		errcontext("notifying eventstore's listeners");
+		recover_from_error(at_work != NULL ? &at_work->error : &last_error);
 		survey_due = true;
-		RESUME_INTERRUPTS();
+		*next = postpone_failed();
 	}
 	PG_END_TRY();
 	return present;
@@ -430,31 +436,38 @@ read_head(Oid relid)
 	return head;
 }
 
-/* An error (a conflict with replay, a segment that is missing) is logged once. */
-static void
+/* False: it cannot be read (a conflict with replay, a segment that is missing). */
+static bool
 look_at_head(Oid relid)
 {
 	volatile EsPosition head = PG_INT64_MAX;
+	volatile bool done = false;
 
 	PG_TRY();
 	{
 		head = read_head(relid);
-		last_error = 0;
+		done = true;
 	}
 	PG_CATCH();
 	{
-		HOLD_INTERRUPTS();
-		if (geterrcode() != last_error)
-			EmitErrorReport();
-		last_error = geterrcode();
-		AbortOutOfAnyTransaction();
-		MemoryContextSwitchTo(cycle_context);
-		FlushErrorState();
-		es_worker_count(ES_WORKER_ERRORS, 1);
-		RESUME_INTERRUPTS();
+		recover_from_error(&last_error);
 	}
 	PG_END_TRY();
 	es_worker_count(ES_WORKER_WAKEUPS, es_watch_pass_over(relid, head));
+	return done;
+}
+
+/* What fails each time, beside others that do not, is logged once. */
+static void
+look_at_heads(const Oid *relids, int n)
+{
+	int			ndone = 0;
+
+	for (int i = 0; i < n; i++)
+		if (look_at_head(relids[i]))
+			ndone++;
+	if (ndone == n)
+		last_error = 0;
 }
 
 /* Returns when to look again; 0 = when somebody comes to wait. */
@@ -469,8 +482,7 @@ follow_replay(void)
 	if (n == 0)
 		return 0;
 	if (replayed != seen || es_worker_pending(ES_WAKE_NOTIFIER) != 0)
-		for (int i = 0; i < n; i++)
-			look_at_head(relids[i]);
+		look_at_heads(relids, n);
 	seen = replayed;
 	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STANDBY_LOOK_MS);
 }
