@@ -22,7 +22,13 @@
  * busy collection sends hundreds a second, not tens of thousands; the first one
  * after a rest goes out at once.  PostgreSQL before 19 wakes every listener of
  * the database for each notification, whatever he listens to, so the pause grows
- * with their number.  Passes over the waiters are held apart likewise.
+ * with their number.
+ *
+ * Passes over the waiters are held apart likewise.  Each costs an appender the
+ * call, and all of them the processor that it takes; so as long as passes wake
+ * nobody (what is waited for is rare, and much else is appended) the pause between
+ * them doubles, to PASS_PAUSE_MAX_US.  That is the most by which it delays a
+ * wake-up, and only amid other appends: after a rest as long, none is left of it.
  *
  * What was announced last is kept in shared memory, so another notifier goes on
  * where this one ended; nobody misses a notification because of that, and who
@@ -67,6 +73,8 @@
 
 /* Passes over the waiters come no closer than this, or they would eat a processor. */
 #define PASS_PAUSE_US			200
+/* ... and, while they wake nobody, as far apart as this. */
+#define PASS_PAUSE_MAX_US		1000
 /* What a listener more adds to the pause between notifications, and the most. */
 #define PAUSE_PER_LISTENER_US	100
 #define PAUSE_MAX_US			(50 * 1000)
@@ -110,6 +118,8 @@ static uint32 surveyed_generation = 0;
 static TimestampTz paused_until = 0;
 static Announced *at_work = NULL;	/* the one being sent */
 static int	last_error = 0;		/* of what concerns all, logged: an SQLSTATE */
+static TimestampTz passed_at = 0;	/* the last pass over the waiters ... */
+static int64 pass_pause_us = PASS_PAUSE_US; /* ... and the pause after it */
 
 /* ---------------------------------------------------------------------------
  * Who listens to what
@@ -491,22 +501,29 @@ follow_replay(void)
  * The process
  * ------------------------------------------------------------------------- */
 
+/* What is left of the pause after the last pass. */
+static void
+pause_before_pass(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (now - passed_at < pass_pause_us && now >= passed_at)
+		pg_usleep(pass_pause_us - (now - passed_at));
+}
+
 static void
 wake_waiters(void)
 {
-	static TimestampTz last = 0;
-	TimestampTz now = GetCurrentTimestamp();
-	int			woken;
+	int			woken = es_watch_pass();
 
-	if (now - last < PASS_PAUSE_US && now >= last)
-	{
-		pg_usleep(PASS_PAUSE_US - (now - last));
-		(void) es_worker_take(ES_WAKE_NOTIFIER);
-	}
-	woken = es_watch_pass();
 	if (woken > 0)
 		es_worker_count(ES_WORKER_WAKEUPS, woken);
-	last = GetCurrentTimestamp();
+	/* Notifications come as often as they are due, so where somebody listens it stays. */
+	if (woken > 0 || es_listeners_in_database() > 0)
+		pass_pause_us = PASS_PAUSE_US;
+	else
+		pass_pause_us = Min(2 * pass_pause_us, PASS_PAUSE_MAX_US);
+	passed_at = GetCurrentTimestamp();
 }
 
 /* Runs after the slot says that we no longer run, so nobody relies on us. */
@@ -537,6 +554,8 @@ notify_for_ever(void)
 		TimestampTz next = 0;
 
 		Assert(CurrentMemoryContext == cycle_context);
+		/* Who calls meanwhile finds the flag up, and need not set our latch. */
+		pause_before_pass();
 		/* Before we look: who calls from now on calls again. */
 		(void) es_worker_take(ES_WAKE_NOTIFIER);
 		wake_waiters();
