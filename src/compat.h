@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "access/tableam.h"
+#include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "executor/executor.h"
 #include "utils/wait_event.h"
@@ -108,6 +109,30 @@ es_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot)
 	simple_table_tuple_update(rel, tid, slot, InvalidSnapshot, &update_indexes);
 	return update_indexes;
 #endif
+}
+
+/* table_tuple_update at the newest command; true in 'needs_indexes' as above. */
+static inline TM_Result
+es_try_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot, Snapshot snapshot,
+					TM_FailureData *failure, bool *needs_indexes)
+{
+	CommandId	cid = GetCurrentCommandId(true);
+	LockTupleMode mode;
+	TM_Result	result;
+#if PG_VERSION_NUM >= 160000
+	TU_UpdateIndexes update_indexes = TU_None;
+#else
+	bool		update_indexes = false;
+#endif
+
+	result = table_tuple_update(rel, tid, slot, cid, snapshot, InvalidSnapshot, true,
+								failure, &mode, &update_indexes);
+#if PG_VERSION_NUM >= 160000
+	*needs_indexes = update_indexes != TU_None;
+#else
+	*needs_indexes = update_indexes;
+#endif
+	return result;
 }
 
 /* nbtree's search took the heap in 16 and lost its "snapshot too old" in 17. */
