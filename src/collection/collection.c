@@ -250,9 +250,8 @@ load_row(EsCollection *coll)
 	return true;
 }
 
-/* The store that has the collection as its changelog; InvalidOid. */
-static Oid
-find_store(Oid changelog)
+Oid
+es_collection_find_store(Oid changelog)
 {
 	Datum		values[ES_STORE_CATALOG_NATTS];
 	bool		nulls[ES_STORE_CATALOG_NATTS];
@@ -338,7 +337,7 @@ load_collection(EsCollection *coll)
 			report_not_collection(rel);
 		check_shape(coll, rel);
 		load_segments(coll, rel);
-		coll->store = find_store(coll->relid);
+		coll->store = es_collection_find_store(coll->relid);
 		coll->plain = is_plain(rel);
 		if (coll->head.incarnation != incarnation)
 		{

@@ -123,6 +123,9 @@ extern bool es_collection_exists(Oid relid);
  */
 extern Oid	es_collection_or_changelog(Oid relid);
 
+/* The store that has the collection as its changelog; InvalidOid.  No lock, no error. */
+extern Oid	es_collection_find_store(Oid changelog);
+
 /* 55000, about a store without a changelog. */
 extern void es_collection_report_no_changelog(Oid store);
 

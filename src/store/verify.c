@@ -131,17 +131,13 @@ compare(ReturnSetInfo *result, const EsStore *store, EsPosition after, EsPositio
 static EsStore *
 find_store(Oid relid)
 {
+	Oid			storeid = es_store_exists(relid, NULL) ? relid : es_collection_find_store(relid);
 	EsStore    *store;
 
-	if (!es_store_exists(relid, NULL))
-	{
-		relid = es_collection_exists(relid) ?
-			es_collection_open(relid, AccessShareLock)->store : InvalidOid;
-		/* Left alone by a DROP TABLE, it is a plain collection. */
-		if (!OidIsValid(relid) || !es_store_exists(relid, NULL))
-			return NULL;
-	}
-	store = es_store_open(relid, AccessShareLock);
+	/* Left alone by a DROP TABLE, it is a plain collection. */
+	if (!OidIsValid(storeid) || !es_store_exists(storeid, NULL))
+		return NULL;
+	store = es_store_open(storeid, AccessShareLock);
 	es_store_require_changelog(store);
 	check_may_compare(store);
 	return store;
