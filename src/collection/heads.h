@@ -35,6 +35,10 @@ extern EsHeads *es_heads_begin(const EsCollection *coll);
  */
 extern void es_heads_lock(EsHeads *heads, EsStreamHead *head);
 
+/* A look without a lock, as es_heads_peek's. */
+extern bool es_heads_look(EsHeads *heads, const text *stream, Snapshot snapshot,
+						  EsStreamHead *head);
+
 /* Writes it back.  Between lock and save the command counter must have moved. */
 extern void es_heads_save(EsHeads *heads, EsStreamHead *head);
 
