@@ -332,8 +332,8 @@ require_source(const NullableDatum *name)
 	return source;
 }
 
-static EsSource *
-require_own_source(const NullableDatum *name)
+EsSource *
+es_source_require_own(const NullableDatum *name)
 {
 	EsSource   *source = require_source(name);
 
@@ -700,7 +700,7 @@ es_drop_source(PG_FUNCTION_ARGS)
 	EsSource   *source;
 
 	es_require_arg(&fcinfo->args[0], "name");
-	source = require_own_source(&fcinfo->args[0]);
+	source = es_source_require_own(&fcinfo->args[0]);
 	execute_for("WITH gone AS (DELETE FROM eventstore.source WHERE id = $1 RETURNING id),"
 				" offsets AS (DELETE FROM eventstore.source_offset o USING gone"
 				" WHERE o.source = gone.id),"
@@ -722,7 +722,7 @@ es_kafka_pause(PG_FUNCTION_ARGS)
 	EsSource   *source;
 
 	es_require_arg(&fcinfo->args[0], "name");
-	source = require_own_source(&fcinfo->args[0]);
+	source = es_source_require_own(&fcinfo->args[0]);
 	execute_for("UPDATE eventstore.source SET paused = true"
 				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
 				source->id, SPI_OK_UPDATE);
@@ -737,7 +737,7 @@ es_kafka_resume(PG_FUNCTION_ARGS)
 
 	es_require_preloaded();
 	es_require_arg(&fcinfo->args[0], "name");
-	source = require_own_source(&fcinfo->args[0]);
+	source = es_source_require_own(&fcinfo->args[0]);
 	execute_for("UPDATE eventstore.source SET paused = false, failure = NULL, starts = 0,"
 				" resumes = resumes + 1, system_identifier = $2, database_oid = $3"
 				" WHERE id = $1",

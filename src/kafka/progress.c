@@ -159,7 +159,7 @@ es_progress_advance(const EsSource *source, const EsProgress *partitions, int n)
 					  " SET next_offset = m.next, end_offset = m.\"end\","
 					  " record_time = COALESCE(m.at, o.record_time),"
 					  " updated_at = pg_catalog.clock_timestamp()"
-					  " FROM pg_catalog.unnest($3, $4, $5, $6, $7) m (partition, written, next, \"end\", at)"
+					  " FROM unnest($3, $4, $5, $6, $7) m (partition, written, next, \"end\", at)"
 					  " WHERE o.source = $1 AND o.topic = $2 AND o.partition = m.partition"
 					  " AND o.next_offset = m.written",
 					  7, types, values, NULL, SPI_OK_UPDATE) != n)

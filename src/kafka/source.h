@@ -94,6 +94,9 @@ typedef struct EsSource
 extern EsSource *es_source_load(uint32 id);
 extern EsSource *es_source_load_named(const char *name);
 
+/* The source that a function's argument names: LG007, 22004; 42501 for who does not own it. */
+extern EsSource *es_source_require_own(const NullableDatum *name);
+
 /* Parses 'start'; false where it is none of those that there are. */
 extern bool es_source_parse_start(EsSource *source, const char *start);
 

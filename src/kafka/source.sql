@@ -213,9 +213,9 @@ CREATE VIEW eventstore.sources WITH (security_barrier) AS
 SELECT s.name, s.server, s.topic, s.target, s.owner, s.mode, s.paused,
 	CASE WHEN s.failure IS NOT NULL THEN 'failed'
 		WHEN s.paused THEN 'paused'
-		WHEN (s.system_identifier, s.database_oid) IS DISTINCT FROM
-			(SELECT c.system_identifier, d.oid FROM pg_catalog.pg_control_system() c, pg_catalog.pg_database d
-			 WHERE d.datname = pg_catalog.current_database()) THEN 'cloned'
+		WHEN s.system_identifier <> (SELECT c.system_identifier FROM pg_catalog.pg_control_system() c) OR
+			s.database_oid <> (SELECT d.oid FROM pg_catalog.pg_database d
+				WHERE d.datname = pg_catalog.current_database()) THEN 'cloned'
 		WHEN w.process = 'running' THEN COALESCE(NULLIF(w.state, ''), 'starting')
 		WHEN w.process = 'no free process slot' THEN 'waiting_for_slot'
 		WHEN w.process = 'failed' THEN 'restarting'
