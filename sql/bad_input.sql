@@ -59,7 +59,7 @@ INSERT INTO good_values VALUES
 	('collection', '''c'''), ('collections', '''{c}'''), ('name', '''made'''), ('type', '''x'''), ('stream', '''s'''), ('events', '''[{"type": "x"}]'''),
 	('store', '''kv'''), ('key', '''k'''), ('keys', '''{k,j}'''), ('prefix', '''k'''), ('at', '''infinity'''),
 	('option', '''notify'''), ('value', '''head'''), ('before', '2'), ('first', '1'), ('end', '3'),
-	('after', '0'), ('up_to', '1'), ('member', '''m'''), ('holder', '''h'''), ('ttl', '''1 hour''');
+	('after', '0'), ('up_to', '1'), ('member', '''m'''), ('holder', '''h'''), ('ttl', '''1 hour'''), ('catalog', '''pg_foreign_server''::regclass');
 -- a member that has events to give back
 SELECT eventstore.subscribe('made', 'c');
 SELECT position FROM eventstore.poll('made', 2, member => 'm', lease => '1 day');

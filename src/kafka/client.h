@@ -33,8 +33,8 @@ typedef enum EsKafkaTrouble
 typedef struct EsKafkaHeard
 {
 	EsKafkaTrouble trouble;
-	char		   message[256]; /* about it; '' = none */
-	char		   reason[256];	 /* why the last connection failed */
+	char		   message[512]; /* about it; '' = none */
+	char		   reason[512];	 /* why the last connection failed */
 } EsKafkaHeard;
 
 typedef struct EsKafkaClient
@@ -49,7 +49,7 @@ typedef struct EsKafkaClient
 	/* As of the last es_kafka_note or es_kafka_serve. */
 	EsKafkaTrouble trouble;
 	TimestampTz	   trouble_since;
-	char		   message[256];
+	char		   message[512];
 
 	/* The caller's: */
 	void *arg;		/* as given; callbacks get the client as their opaque */
