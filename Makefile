@@ -24,6 +24,7 @@ SQL_PARTS = \
 	src/feed/subscription.sql \
 	src/store/store.sql \
 	src/kafka/connection.sql \
+	src/kafka/source.sql \
 	src/stats/monitor.sql
 
 INSTALL_SQL = $(EXTENSION)--$(EXTVERSION).sql
