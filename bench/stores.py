@@ -43,6 +43,18 @@ WAYS = {
 }
 
 
+# In transactions as large as a worker's.
+LOAD = f"""
+    CREATE PROCEDURE load(store regclass, size int) LANGUAGE plpgsql AS $$
+    BEGIN
+        FOR f IN 1 .. size BY {CHANGES} LOOP
+            PERFORM eventstore.store_apply(store, array_agg('key-' || i), array_agg({VALUE.format("'0'")}))
+            FROM generate_series(f, least(f + {CHANGES} - 1, size)) i;
+            COMMIT;
+        END LOOP;
+    END $$;"""
+
+
 def make(size):
     """A store of each kind, a plain table, and batches of changes of these keys."""
     server.sql(f"""
@@ -59,11 +71,8 @@ def make(size):
             generate_series(1, {BATCHES}) b, generate_series(1, {CHANGES}) i GROUP BY 1, 2, 3;
         INSERT INTO plain_{size} SELECT 'key-' || i, {VALUE.format("'0'")}, 1, clock_timestamp()
         FROM generate_series(1, {size}) i;""")
-    for first in range(1, size + 1, CHANGES):
-        last = min(first + CHANGES - 1, size)
-        for store in ("recorded", "bare"):
-            server.sql(f"""SELECT eventstore.store_apply('{store}_{size}', array_agg('key-' || i),
-                array_agg({VALUE.format("'0'")})) FROM generate_series({first}, {last}) i;""")
+    for store in ("recorded", "bare"):
+        server.sql(f"CALL load('{store}_{size}', {size});")
     server.sql(f"VACUUM ANALYZE recorded_{size}, bare_{size}, plain_{size}, recorded_{size}_changelog;")
 
 
@@ -115,6 +124,7 @@ def batches(lines, targets):
 
 def main():
     lines, targets, batch_lines = [], [], []
+    server.sql(LOAD)
     for size in SIZES:
         make(size)
     server.sql("CHECKPOINT")
