@@ -138,6 +138,7 @@ static bool topic_missing = false;
 static bool fetch_denied = false;	/* the topic may be seen, and not read */
 static bool pause_first = false;	/* before the next client */
 static bool progressed = false; /* a batch was written since the start */
+static bool drained = false;	/* the queue was empty: it will wake us for what comes */
 static bool reconnect = false;	/* the server or the mapping was changed */
 
 static bool flush_wanted = false;
@@ -359,12 +360,14 @@ collect(void)
 {
 	static rd_kafka_message_t *taken[TAKE_MAX];
 
+	drained = false;
 	while (batch_has_room() && leave == LEAVE_NOT && halt == HALT_NONE)
 	{
 		int			room = Min(TAKE_MAX, source->flush_count - nrecords);
 		ssize_t		n = rd_kafka_consume_batch_queue(client->queue, 0, taken, room);
 
-		if (n <= 0)
+		drained = n <= 0;
+		if (drained)
 			break;
 		for (ssize_t i = 0; i < n; i++)
 		{
@@ -1176,10 +1179,11 @@ round_of_loop(void)
 	settle_errands();
 }
 
+/* Nothing to do until something comes: a queue that was not emptied would not call. */
 static bool
 may_rest(void)
 {
-	return leave == LEAVE_NOT && (halt != HALT_NONE || retry_at != 0 || batch_has_room());
+	return leave == LEAVE_NOT && (halt != HALT_NONE || retry_at != 0 || drained);
 }
 
 /* The partitions are known and assigned: reads and writes until it is to leave. */
