@@ -266,6 +266,22 @@ find_store(Oid changelog)
 	return DatumGetObjectId(values[ES_STORE_CATALOG_STORE - 1]);
 }
 
+/* A captured table that has the collection as its changelog; InvalidOid. */
+static Oid
+find_captured(Oid changelog)
+{
+	Datum		values[ES_CAPTURE_CATALOG_NATTS];
+	bool		nulls[ES_CAPTURE_CATALOG_NATTS];
+	HeapTuple	tuple = es_extension_row("capture_catalog", "capture_catalog_changelog",
+										 ES_CAPTURE_CATALOG_CHANGELOG, changelog, values,
+										 nulls);
+
+	if (tuple == NULL)
+		return InvalidOid;
+	heap_freetuple(tuple);
+	return DatumGetObjectId(values[ES_CAPTURE_CATALOG_SOURCE - 1]);
+}
+
 static void
 report_not_collection(Relation rel)
 {
@@ -311,6 +327,7 @@ load_collection(EsCollection *coll)
 		check_shape(coll, rel);
 		load_segments(coll, rel);
 		coll->store = find_store(coll->relid);
+		coll->captured = find_captured(coll->relid);
 		coll->plain = is_plain(rel);
 		if (coll->head.incarnation != incarnation)
 		{
@@ -440,14 +457,17 @@ es_collection_check_owner(Oid relid)
 void
 es_collection_refuse_changelog(const EsCollection *coll)
 {
-	if (!OidIsValid(coll->store))
+	bool		of_store = OidIsValid(coll->store);
+
+	if (!of_store && !OidIsValid(coll->captured))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_ES_APPEND_ONLY),
 			 errmsg("cannot append to changelog \"%s\"", get_rel_name(coll->relid)),
-			 errdetail("It records the changes of store \"%s\" and nothing else.",
-					   get_rel_name(coll->store)),
-			 errhint("Change the store: its changelog follows.")));
+			 errdetail("It records the changes of %s \"%s\" and nothing else.",
+					   of_store ? "store" : "table",
+					   get_rel_name(of_store ? coll->store : coll->captured)),
+			 errhint("Change the %s: its changelog follows.", of_store ? "store" : "table")));
 }
 
 bool

@@ -31,6 +31,7 @@
 #include "shmem.h"
 #include "spi.h"
 #include "storage/lmgr.h"
+#include "store/capture.h"
 #include "store/store.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
@@ -241,10 +242,16 @@ static Oid
 changelog_of(Oid relid)
 {
 	Oid			changelog;
+	bool		shared;
 
-	if (!OidIsValid(relid) || !es_store_exists(relid, &changelog))
+	if (!OidIsValid(relid))
 		return InvalidOid;
-	return changelog;
+	if (es_store_exists(relid, &changelog))
+		return changelog;
+	/* A collection that the owner named stays where he has it. */
+	if (es_capture_source(relid, &changelog, &shared) == relid && !shared)
+		return changelog;
+	return InvalidOid;
 }
 
 static void
