@@ -24,6 +24,7 @@ SQL_PARTS = \
 	src/feed/subscription.sql \
 	src/store/store.sql \
 	src/store/capture.sql \
+	src/kafka/connection.sql \
 	src/stats/monitor.sql
 
 INSTALL_SQL = $(EXTENSION)--$(EXTVERSION).sql
@@ -34,7 +35,9 @@ HEADER_DEPENDENCIES = $(OBJS:.o=.d)
 
 DATA = $(wildcard $(EXTENSION)--*--*.sql)
 DATA_built = $(INSTALL_SQL)
-EXTRA_CLEAN = $(HEADER_DEPENDENCIES) $(INSTALL_SQL).tmp $(BUILT_FOR) build/logs
+EXTRA_CLEAN = $(HEADER_DEPENDENCIES) $(INSTALL_SQL).tmp $(BUILT_FOR) $(KAFKA_PROGRAMS) build/logs
+
+SHLIB_LINK += -lrdkafka
 
 PG_CPPFLAGS = -I$(srcdir)/src -MMD -MP
 # -Wextra as far as PostgreSQL's own headers pass it.
@@ -46,6 +49,9 @@ REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
 REGRESS_OPTS = --load-extension=$(EXTENSION)
 ISOLATION = $(patsubst test/isolation/specs/%.spec,%,$(sort $(wildcard test/isolation/specs/*.spec)))
 ISOLATION_OPTS = --inputdir=test/isolation --load-extension=$(EXTENSION)
+
+# Beside the tests of Kafka: a mock broker, and a client.  Not installed.
+KAFKA_PROGRAMS = test/kafka/mock_broker test/kafka/client
 
 # JIT cannot inline anything of use from this module, and making the bitcode
 # needs the very clang that PostgreSQL was built with.
@@ -96,6 +102,9 @@ $(INSTALL_SQL): $(SQL_PARTS) Makefile
 	   for part in $(SQL_PARTS); do printf '\n-- %s\n\n' "$$part"; cat "$$part"; done; \
 	 } >$@.tmp
 	@mv $@.tmp $@
+
+$(KAFKA_PROGRAMS): %: %.c
+	$(CC) -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -o $@ $< -lrdkafka -lpthread
 
 .PHONY: demo test psql
 demo:

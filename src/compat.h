@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "access/tableam.h"
+#include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "executor/executor.h"
 #include "utils/wait_event.h"
@@ -38,11 +39,15 @@
 	object_ownercheck(DatabaseRelationId, (dbid), (roleid))
 #define es_schema_aclcheck(schema, roleid, mode) \
 	object_aclcheck(NamespaceRelationId, (schema), (roleid), (mode))
+#define es_server_aclcheck(server, roleid, mode) \
+	object_aclcheck(ForeignServerRelationId, (server), (roleid), (mode))
 #else
 #define es_owns_relation(relid, roleid) pg_class_ownercheck((relid), (roleid))
 #define es_owns_database(dbid, roleid) pg_database_ownercheck((dbid), (roleid))
 #define es_schema_aclcheck(schema, roleid, mode) \
 	pg_namespace_aclcheck((schema), (roleid), (mode))
+#define es_server_aclcheck(server, roleid, mode) \
+	pg_foreign_server_aclcheck((server), (roleid), (mode))
 #endif
 
 /* The helpers of EXPLAIN have headers of their own since 18. */
@@ -110,6 +115,30 @@ es_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot)
 #endif
 }
 
+/* table_tuple_update at the newest command; true in 'needs_indexes' as above. */
+static inline TM_Result
+es_try_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot, Snapshot snapshot,
+					TM_FailureData *failure, bool *needs_indexes)
+{
+	CommandId	cid = GetCurrentCommandId(true);
+	LockTupleMode mode;
+	TM_Result	result;
+#if PG_VERSION_NUM >= 160000
+	TU_UpdateIndexes update_indexes = TU_None;
+#else
+	bool		update_indexes = false;
+#endif
+
+	result = table_tuple_update(rel, tid, slot, cid, snapshot, InvalidSnapshot, true,
+								failure, &mode, &update_indexes);
+#if PG_VERSION_NUM >= 160000
+	*needs_indexes = update_indexes != TU_None;
+#else
+	*needs_indexes = update_indexes;
+#endif
+	return result;
+}
+
 /* nbtree's search took the heap in 16 and lost its "snapshot too old" in 17. */
 #if PG_VERSION_NUM >= 170000
 #define es_bt_search(index, key, buffer, snapshot) \
@@ -151,6 +180,13 @@ es_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot)
 #else
 #define ES_COPY_MINIMAL_ARGS(slot)	slot
 #define ES_COPY_MINIMAL_PASS(slot)	(slot)
+#endif
+
+/* What owns a set of events that lives as long as the process; a resource owner since 17. */
+#if PG_VERSION_NUM >= 170000
+#define es_create_wait_set(events)	CreateWaitEventSet(NULL, (events))
+#else
+#define es_create_wait_set(events)	CreateWaitEventSet(TopMemoryContext, (events))
 #endif
 
 /* PostgreSQL 15 exports everything; later servers need the mark on worker mains. */

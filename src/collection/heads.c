@@ -35,11 +35,11 @@
 #include "access/xact.h"
 #include "collection/event.h"
 #include "collection/layout.h"
+#include "collection/speculative.h"
 #include "common/hashfn.h"
 #include "compat.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
-#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/hsearch.h"
@@ -286,6 +286,23 @@ es_heads_peek(const EsCollection *coll, const text *stream, Snapshot snapshot,
 	return found && head->version > 0;
 }
 
+EsKeyWalk *
+es_heads_walk(EsHeads *heads, Snapshot snapshot, int nstreams)
+{
+	return es_key_walk_begin(heads->rel, heads->index, snapshot, nstreams);
+}
+
+bool
+es_heads_look(EsHeads *heads, EsKeyWalk *walk, text *stream, EsStreamHead *head)
+{
+	bool		found = es_key_walk_find(walk, stream, heads->slot);
+
+	if (found)
+		read_head(head, heads->slot);
+	ExecClearTuple(heads->slot);
+	return found && head->version > 0;
+}
+
 static bool
 find_committed(EsHeads *heads, const text *stream, Snapshot snapshot, ItemPointer tid)
 {
@@ -372,12 +389,9 @@ fill_slot(TupleTableSlot *slot, const EsStreamHead *head)
 static bool
 insert_placeholder(EsHeads *heads, EsStreamHead *head)
 {
-	uint32		token;
-	bool		conflict = false;
-	List	   *arbiters;
+	bool		inserted;
 
 	open_indexes(heads);
-	arbiters = list_make1_oid(RelationGetRelid(heads->index));
 	head->version = 0;
 	head->first_position = 0;
 	head->last_position = 0;
@@ -386,17 +400,12 @@ insert_placeholder(EsHeads *heads, EsStreamHead *head)
 	fill_slot(heads->new_slot, head);
 	heads->new_slot->tts_tableOid = RelationGetRelid(heads->rel);
 
-	token = SpeculativeInsertionLockAcquire(GetCurrentTransactionId());
-	table_tuple_insert_speculative(heads->rel, heads->new_slot, GetCurrentCommandId(true),
-								   0, NULL, token);
-	list_free(es_insert_index_tuples(heads->rri, heads->new_slot, heads->estate,
-									 &conflict, arbiters));
-	table_tuple_complete_speculative(heads->rel, heads->new_slot, token, !conflict);
-	SpeculativeInsertionLockRelease(GetCurrentTransactionId());
+	inserted = es_insert_speculatively(heads->rri, heads->estate, heads->new_slot,
+									   RelationGetRelid(heads->index));
 	head->tid = heads->new_slot->tts_tid;
 	ExecClearTuple(heads->new_slot);
 	ResetPerTupleExprContext(heads->estate);
-	return !conflict;
+	return inserted;
 }
 
 /* Waits for the transaction that is about to insert the same stream, if any. */
@@ -404,22 +413,13 @@ static void
 await_inserter(EsHeads *heads, const text *stream)
 {
 	SnapshotData dirty;
-	TransactionId xid = InvalidTransactionId;
-	uint32		token = 0;
+	bool		found;
 
 	InitDirtySnapshot(dirty);
-	if (find_row(heads->rel, heads->index, stream, &dirty, heads->slot))
-	{
-		xid = TransactionIdIsValid(dirty.xmin) ? dirty.xmin : dirty.xmax;
-		token = dirty.speculativeToken;
-	}
+	found = find_row(heads->rel, heads->index, stream, &dirty, heads->slot);
 	ExecClearTuple(heads->slot);
-	if (!TransactionIdIsValid(xid))
-		return;
-	if (token != 0)
-		SpeculativeInsertionWait(xid, token);
-	else
-		XactLockTableWait(xid, NULL, NULL, XLTW_None);
+	if (found)
+		es_await_dirty(&dirty);
 }
 
 /* Locks the row that is there; false where there is none, or it just went. */
@@ -458,6 +458,42 @@ es_heads_lock(EsHeads *heads, EsStreamHead *head)
 		}
 		await_inserter(heads, head->stream);
 	}
+}
+
+/* The first attempt for one of many; false: as es_heads_lock does it. */
+static bool
+lock_walked(EsHeads *heads, EsKeyWalk *walk, Snapshot snapshot, EsStreamHead *head)
+{
+	ItemPointerData tid;
+	bool		found = recall_own_row(heads, head->stream, &tid);
+
+	CHECK_FOR_INTERRUPTS();
+	if (!found)
+	{
+		found = es_key_walk_find(walk, head->stream, heads->slot);
+		if (found)
+			tid = heads->slot->tts_tid;
+		ExecClearTuple(heads->slot);
+	}
+	if (found)
+		return lock_row(heads, head, snapshot, &tid);
+	if (!insert_placeholder(heads, head))
+		return false;
+	remember_own_row(heads, head);
+	return true;
+}
+
+void
+es_heads_lock_all(EsHeads *heads, EsStreamHead *streams, int nstreams)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	EsKeyWalk  *walk = es_heads_walk(heads, snapshot, nstreams);
+
+	for (int i = 0; i < nstreams; i++)
+		if (!lock_walked(heads, walk, snapshot, &streams[i]))
+			es_heads_lock(heads, &streams[i]);
+	es_key_walk_end(walk);
+	UnregisterSnapshot(snapshot);
 }
 
 /* ---------------------------------------------------------------------------

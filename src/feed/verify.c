@@ -186,16 +186,6 @@ in_range(const Verify *verify, EsPosition position)
 	return position > verify->after && position < verify->before;
 }
 
-static int
-compare_streams(const text *a, const text *b)
-{
-	int			length_a = VARSIZE_ANY_EXHDR(a);
-	int			length_b = VARSIZE_ANY_EXHDR(b);
-	int			order = memcmp(VARDATA_ANY(a), VARDATA_ANY(b), Min(length_a, length_b));
-
-	return order != 0 ? order : length_a - length_b;
-}
-
 /* To the next row of the heads table that stands for a stream. */
 static void
 next_head(Verify *verify)
@@ -237,7 +227,7 @@ find_head(Verify *verify, const text *stream)
 {
 	while (verify->head.stream != NULL)
 	{
-		int			order = compare_streams(verify->head.stream, stream);
+		int			order = es_bytes_compare(verify->head.stream, stream);
 
 		if (order >= 0)
 			return order == 0;
@@ -277,7 +267,7 @@ end_stream(Verify *verify)
 
 	if (events->stream == NULL)
 		return;
-	if (head->stream != NULL && compare_streams(head->stream, events->stream) == 0)
+	if (head->stream != NULL && es_bytes_compare(head->stream, events->stream) == 0)
 	{
 		bool		agrees = head->last_position >= verify->before ?
 			head->version > events->last_version :
@@ -300,7 +290,7 @@ check_version(Verify *verify, const text *stream, EsPosition position, int64 ver
 {
 	StreamSummary *events = &verify->events;
 
-	if (events->stream != NULL && compare_streams(events->stream, stream) != 0)
+	if (events->stream != NULL && es_bytes_compare(events->stream, stream) != 0)
 		end_stream(verify);
 	if (events->stream == NULL)
 		begin_stream(verify, stream, position, version);

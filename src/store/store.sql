@@ -148,6 +148,25 @@ COMMENT ON FUNCTION eventstore.rebuild(regclass) IS
 'Makes the table of a store from its changelog again, and returns how many keys it has then. Rows that are right stay as they are, and nothing is recorded. Writers wait meanwhile, readers do not. For its owner.
 Errors: 22004 null argument; 55000 no changelog; LG005 the last event of some key is no longer retained; 25001 not at READ COMMITTED; 42501 not the owner; LG006, LG007.';
 
+CREATE FUNCTION eventstore.store_apply(
+	store regclass,
+	keys text[],
+	new_values anyarray,
+	metadata jsonb[] = null,
+	times timestamptz[] = null,
+	by_rows boolean = false,
+	OUT inserted bigint,
+	OUT updated bigint,
+	OUT deleted bigint,
+	OUT unchanged bigint
+) RETURNS record
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'es_store_apply_arrays';
+REVOKE EXECUTE ON FUNCTION eventstore.store_apply(regclass, text[], anyarray, jsonb[], timestamptz[], boolean) FROM PUBLIC;
+COMMENT ON FUNCTION eventstore.store_apply(regclass, text[], anyarray, jsonb[], timestamptz[], boolean) IS
+'Internal: what workers change a store with, for tests and measurements. A null value deletes the key; the last of a key''s changes counts. by_rows: statement by statement, however plain the store.
+Errors: 42804 values of another type; 22023 arrays of different lengths; 22004 a null key; otherwise as put() and delete().';
+
 CREATE FUNCTION eventstore.store_version() RETURNS trigger
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_store_version';

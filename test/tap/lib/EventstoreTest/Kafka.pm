@@ -1,0 +1,39 @@
+# Kafka beside the servers of a TAP test.
+#
+#   use EventstoreTest::Kafka;
+#
+#   my $mock = kafka_mock(brokers => 3);        # in no time, with no Java; see Kafka/Mock.pm
+#   my $kafka = kafka_broker();                 # the real one, some seconds; see Kafka/Broker.pm
+#
+#   $kafka->address                             # for bootstrap.servers
+#   $kafka->create_topic('t', 4, 'cleanup.policy' => 'compact')
+#   $kafka->produce('t', ['k', 'v'], ['k', undef], [undef, 'v'], ['k', 'v', [h => 'x'], { partition => 1 }]);
+#   $kafka->produce_many('t', 500_000, keys => 1000, tombstones => 10);
+#   $kafka->consume('t')                        # {partition, offset, timestamp, key, value, headers}, …
+#
+# What both can do is in Kafka/Client.pm.  All of them end with the test; only
+# processes that the test has started are ended.  What a machine lacks for them
+# makes the test fail, never pass it over.
+package EventstoreTest::Kafka;
+
+use strict;
+use warnings;
+
+use Exporter 'import';
+
+use EventstoreTest::Kafka::Broker;
+use EventstoreTest::Kafka::Mock;
+
+our @EXPORT = qw(kafka_mock kafka_broker);
+
+sub kafka_mock
+{
+	return EventstoreTest::Kafka::Mock->new(@_);
+}
+
+sub kafka_broker
+{
+	return EventstoreTest::Kafka::Broker->new(@_);
+}
+
+1;
