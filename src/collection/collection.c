@@ -250,36 +250,22 @@ load_row(EsCollection *coll)
 	return true;
 }
 
-/* The store that has the collection as its changelog; InvalidOid. */
+/* Whose changes it records, by a catalog of (source, changelog, ...); InvalidOid. */
 static Oid
-find_store(Oid changelog)
+find_source(const char *catalog, const char *index, Oid changelog)
 {
-	Datum		values[ES_STORE_CATALOG_NATTS];
-	bool		nulls[ES_STORE_CATALOG_NATTS];
-	HeapTuple	tuple = es_extension_row("store_catalog", "store_catalog_changelog_key",
-										 ES_STORE_CATALOG_CHANGELOG, changelog, values,
-										 nulls);
+	Datum		values[Max(ES_STORE_CATALOG_NATTS, ES_CAPTURE_CATALOG_NATTS)];
+	bool		nulls[lengthof(values)];
+	HeapTuple	tuple = es_extension_row(catalog, index, ES_STORE_CATALOG_CHANGELOG, changelog,
+										 values, nulls);
 
+	StaticAssertStmt(ES_STORE_CATALOG_STORE == ES_CAPTURE_CATALOG_SOURCE &&
+					 ES_STORE_CATALOG_CHANGELOG == ES_CAPTURE_CATALOG_CHANGELOG,
+					 "both catalogs begin alike");
 	if (tuple == NULL)
 		return InvalidOid;
 	heap_freetuple(tuple);
 	return DatumGetObjectId(values[ES_STORE_CATALOG_STORE - 1]);
-}
-
-/* A captured table that has the collection as its changelog; InvalidOid. */
-static Oid
-find_captured(Oid changelog)
-{
-	Datum		values[ES_CAPTURE_CATALOG_NATTS];
-	bool		nulls[ES_CAPTURE_CATALOG_NATTS];
-	HeapTuple	tuple = es_extension_row("capture_catalog", "capture_catalog_changelog",
-										 ES_CAPTURE_CATALOG_CHANGELOG, changelog, values,
-										 nulls);
-
-	if (tuple == NULL)
-		return InvalidOid;
-	heap_freetuple(tuple);
-	return DatumGetObjectId(values[ES_CAPTURE_CATALOG_SOURCE - 1]);
 }
 
 static void
@@ -326,8 +312,9 @@ load_collection(EsCollection *coll)
 			report_not_collection(rel);
 		check_shape(coll, rel);
 		load_segments(coll, rel);
-		coll->store = find_store(coll->relid);
-		coll->captured = find_captured(coll->relid);
+		coll->store = find_source("store_catalog", "store_catalog_changelog_key", coll->relid);
+		coll->captured = find_source("capture_catalog", "capture_catalog_changelog",
+									 coll->relid);
 		coll->plain = is_plain(rel);
 		if (coll->head.incarnation != incarnation)
 		{

@@ -1,6 +1,7 @@
 /*
  * store/ddl.c
- *		Creating and dropping stores, and what DDL on them takes along.
+ *		Creating and dropping stores, and what DDL on them, and on captured
+ *		tables, takes along.
  *
  * A store "kv" is, all in the owner's schema and the owner's own:
  *
@@ -237,7 +238,7 @@ changes_owner(Node *stmt)
 	return false;
 }
 
-/* The changelog of the altered relation, which is locked by now; InvalidOid. */
+/* The changelog of the altered store or captured table, locked by now; InvalidOid. */
 static Oid
 changelog_of(Oid relid)
 {

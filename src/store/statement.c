@@ -29,6 +29,10 @@
  * the executor (logical replication, with triggers that are ENABLE ALWAYS) is
  * seen to at once, row by row.
  *
+ * Events that wait are held in memory, like the queue of triggers that
+ * PostgreSQL holds for every row; only a statement that runs amid another one
+ * may have many of them.
+ *
  * All memory is the transaction's; nothing is shared, and a crash finds nothing.
  */
 #include "postgres.h"
@@ -77,7 +81,6 @@ typedef struct Statement
 } Statement;
 
 static Statement *innermost = NULL;
-static Batch	 *stray = NULL; /* added outside of any */
 static Oid		  trigger_function = InvalidOid;
 
 static ExecutorRun_hook_type	previous_run = NULL;
@@ -264,12 +267,6 @@ end_statement(void)
  * Adding
  * ------------------------------------------------------------------------- */
 
-static Batch **
-current_batch(void)
-{
-	return innermost != NULL ? &innermost->own : &stray;
-}
-
 static void *
 copy_value(MemoryContext context, const void *value)
 {
@@ -297,23 +294,32 @@ take_event(Batch *batch, Oid changelog, const EsEvent *event)
 	taken->data = copy_value(batch->context, event->data);
 }
 
+/* Is the statement's batch to wait for its end, or to be appended at once? */
+static bool
+may_grow(const Batch *batch)
+{
+	return (batch->nevents < CHUNK_EVENTS &&
+			MemoryContextMemAllocated(batch->context, false) < CHUNK_BYTES) ||
+		   find_awaited(innermost->outer) != NULL;
+}
+
 void
 es_statement_add(Oid changelog, const EsEvent *event)
 {
-	Batch **current = current_batch();
-	Batch  *batch = *current;
+	Batch *batch = innermost != NULL ? innermost->own : NULL;
 
 	if (batch == NULL)
-		batch = *current = make_batch();
-	take_event(batch, changelog, event);
-	if (innermost != NULL && batch->nevents < CHUNK_EVENTS &&
-		MemoryContextMemAllocated(batch->context, false) < CHUNK_BYTES)
-		return;
-	if (innermost != NULL && find_awaited(innermost->outer) != NULL)
-		return;
+		batch = make_batch();
 	if (innermost != NULL)
+		innermost->own = batch;
+	take_event(batch, changelog, event);
+	if (innermost != NULL)
+	{
+		if (may_grow(batch))
+			return;
+		innermost->own = NULL;
 		innermost->asked = innermost->writes_recorded = true;
-	*current = NULL;
+	}
 	append_batch(batch);
 }
 
@@ -387,7 +393,6 @@ forget_at_end(XactEvent event, void *arg)
 		case XACT_EVENT_PREPARE:
 		case XACT_EVENT_ABORT:
 			innermost = NULL;
-			stray = NULL;
 			break;
 		default:
 			break;
@@ -422,7 +427,6 @@ forget_at_subabort(SubXactEvent event, SubTransactionId aborted, SubTransactionI
 	for (Statement *statement = innermost; statement != NULL;
 		 statement = statement->outer)
 		forget_batches(statement, aborted);
-	stray = NULL;
 }
 
 void
