@@ -500,7 +500,10 @@ ALTER TABLE t ENABLE ALWAYS TRIGGER eventstore_capture;
 UPDATE t SET v = 'enabled' WHERE id = 1;
 SELECT old->'v' AS old, new->'v' AS new FROM events('t_changelog') OFFSET (SELECT count(*) - 1 FROM t_changelog);
 DROP TRIGGER eventstore_capture ON t;
+ALTER TRIGGER eventstore_capture_truncate ON t RENAME TO "Renamed";
 SELECT eventstore.release('t');
+TRUNCATE t;
+SELECT eventstore.capture('t', 't_changelog');
 
 SET client_min_messages = warning;
 DROP OWNED BY cap_owner, cap_writer;

