@@ -23,6 +23,8 @@ SQL_PARTS = \
 	src/feed/live.sql \
 	src/feed/subscription.sql \
 	src/store/store.sql \
+	src/kafka/connection.sql \
+	src/kafka/source.sql \
 	src/stats/monitor.sql
 
 INSTALL_SQL = $(EXTENSION)--$(EXTVERSION).sql
@@ -34,6 +36,8 @@ HEADER_DEPENDENCIES = $(OBJS:.o=.d)
 DATA = $(wildcard $(EXTENSION)--*--*.sql)
 DATA_built = $(INSTALL_SQL)
 EXTRA_CLEAN = $(HEADER_DEPENDENCIES) $(INSTALL_SQL).tmp $(BUILT_FOR) $(KAFKA_PROGRAMS) build/logs
+
+SHLIB_LINK += -lrdkafka
 
 PG_CPPFLAGS = -I$(srcdir)/src -MMD -MP
 # -Wextra as far as PostgreSQL's own headers pass it.

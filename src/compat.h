@@ -39,11 +39,15 @@
 	object_ownercheck(DatabaseRelationId, (dbid), (roleid))
 #define es_schema_aclcheck(schema, roleid, mode) \
 	object_aclcheck(NamespaceRelationId, (schema), (roleid), (mode))
+#define es_server_aclcheck(server, roleid, mode) \
+	object_aclcheck(ForeignServerRelationId, (server), (roleid), (mode))
 #else
 #define es_owns_relation(relid, roleid) pg_class_ownercheck((relid), (roleid))
 #define es_owns_database(dbid, roleid) pg_database_ownercheck((dbid), (roleid))
 #define es_schema_aclcheck(schema, roleid, mode) \
 	pg_namespace_aclcheck((schema), (roleid), (mode))
+#define es_server_aclcheck(server, roleid, mode) \
+	pg_foreign_server_aclcheck((server), (roleid), (mode))
 #endif
 
 /* The helpers of EXPLAIN have headers of their own since 18. */
@@ -166,6 +170,13 @@ es_try_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot, Snapsho
 #else
 #define ES_COPY_MINIMAL_ARGS(slot)	slot
 #define ES_COPY_MINIMAL_PASS(slot)	(slot)
+#endif
+
+/* What owns a set of events that lives as long as the process; a resource owner since 17. */
+#if PG_VERSION_NUM >= 170000
+#define es_create_wait_set(events)	CreateWaitEventSet(NULL, (events))
+#else
+#define es_create_wait_set(events)	CreateWaitEventSet(TopMemoryContext, (events))
 #endif
 
 /* PostgreSQL 15 exports everything; later servers need the mark on worker mains. */

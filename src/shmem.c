@@ -3,14 +3,15 @@
  *		Reserving and laying out the extension's shared memory at server start.
  *
  * Wiring only: what lies there, and under which locks, is told where it is
- * declared (position/head.c and watch.c, worker/wake.c and listeners.c).  A crash of any backend makes the
- * postmaster lay it all out anew.
+ * declared (position/head.h and watch.c, worker/wake.c and listeners.c,
+ * kafka/log.c).  A crash of any backend makes the postmaster lay it all out anew.
  */
 #include "postgres.h"
 
 #include "shmem.h"
 
 #include "errors.h"
+#include "kafka/log.h"
 #include "miscadmin.h"
 #include "position/head.h"
 #include "position/watch.h"
@@ -33,9 +34,11 @@ request_shmem(void)
 	RequestAddinShmemSpace(es_watch_shmem_size());
 	RequestAddinShmemSpace(es_wake_shmem_size());
 	RequestAddinShmemSpace(es_listeners_shmem_size());
+	RequestAddinShmemSpace(es_kafka_log_shmem_size());
 	RequestNamedLWLockTranche("EventstoreHead", 1);
 	RequestNamedLWLockTranche("EventstoreWatch", 1);
 	RequestNamedLWLockTranche("EventstoreWake", 1);
+	RequestNamedLWLockTranche("EventstoreKafkaLog", 1);
 }
 
 static void
@@ -48,6 +51,7 @@ startup_shmem(void)
 	es_watch_shmem_init();
 	es_wake_shmem_init();
 	es_listeners_shmem_init();
+	es_kafka_log_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
 }
 

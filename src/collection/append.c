@@ -84,13 +84,7 @@ typedef struct AppendRun
 static int
 compare_streams(const void *a, const void *b)
 {
-	text	   *ta = (*(EsEvent *const *) a)->stream;
-	text	   *tb = (*(EsEvent *const *) b)->stream;
-	int			la = VARSIZE_ANY_EXHDR(ta);
-	int			lb = VARSIZE_ANY_EXHDR(tb);
-	int			order = memcmp(VARDATA_ANY(ta), VARDATA_ANY(tb), Min(la, lb));
-
-	return order != 0 ? order : (la > lb) - (la < lb);
+	return es_bytes_compare((*(EsEvent *const *) a)->stream, (*(EsEvent *const *) b)->stream);
 }
 
 /* The distinct streams, in order; each event learns the number of its own. */
@@ -124,8 +118,10 @@ lock_streams(AppendRun *run)
 	if (run->nstreams == 0)
 		return;
 	run->heads = es_heads_begin(run->coll);
-	for (int i = 0; i < run->nstreams; i++)
-		es_heads_lock(run->heads, &run->streams[i]);
+	if (run->nstreams == 1)
+		es_heads_lock(run->heads, &run->streams[0]);
+	else
+		es_heads_lock_all(run->heads, run->streams, run->nstreams);
 
 	/* What was inserted as a placeholder is to be updated in step 7. */
 	CommandCounterIncrement();

@@ -70,19 +70,24 @@ es_text_equal(const text *a, const text *b)
 		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
 }
 
+int
+es_bytes_compare(const struct varlena *a, const struct varlena *b)
+{
+	int			la = VARSIZE_ANY_EXHDR(a);
+	int			lb = VARSIZE_ANY_EXHDR(b);
+	int			order = memcmp(VARDATA_ANY(a), VARDATA_ANY(b), Min(la, lb));
+
+	return order != 0 ? order : (la > lb) - (la < lb);
+}
+
 static int
 compare_tags(const void *a, const void *b)
 {
-	text	   *ta = (text *) DatumGetPointer(**(Datum *const *) a);
-	text	   *tb = (text *) DatumGetPointer(**(Datum *const *) b);
-	int			la = VARSIZE_ANY_EXHDR(ta);
-	int			lb = VARSIZE_ANY_EXHDR(tb);
-	int			order = memcmp(VARDATA_ANY(ta), VARDATA_ANY(tb), Min(la, lb));
+	int			order = es_bytes_compare((text *) DatumGetPointer(**(Datum *const *) a),
+										 (text *) DatumGetPointer(**(Datum *const *) b));
 
 	if (order != 0)
 		return order;
-	if (la != lb)
-		return la < lb ? -1 : 1;
 	/* The same text: the earlier one first, which is the one that stays. */
 	return *(Datum *const *) a < *(Datum *const *) b ? -1 : 1;
 }

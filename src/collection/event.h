@@ -82,6 +82,9 @@ extern bool es_event_verify_slot(TupleTableSlot *slot);
 /* Byte for byte; neither is compressed or stored apart. */
 extern bool es_text_equal(const text *a, const text *b);
 
+/* The order of text COLLATE "C" and of bytea. */
+extern int	es_bytes_compare(const struct varlena *a, const struct varlena *b);
+
 /* A UUID of version 7 (RFC 9562): milliseconds, then random bits. */
 extern void es_make_uuid_v7(pg_uuid_t *uuid);
 

@@ -286,10 +286,16 @@ es_heads_peek(const EsCollection *coll, const text *stream, Snapshot snapshot,
 	return found && head->version > 0;
 }
 
-bool
-es_heads_look(EsHeads *heads, const text *stream, Snapshot snapshot, EsStreamHead *head)
+EsKeyWalk *
+es_heads_walk(EsHeads *heads, Snapshot snapshot, int nstreams)
 {
-	bool		found = find_row(heads->rel, heads->index, stream, snapshot, heads->slot);
+	return es_key_walk_begin(heads->rel, heads->index, snapshot, nstreams);
+}
+
+bool
+es_heads_look(EsHeads *heads, EsKeyWalk *walk, text *stream, EsStreamHead *head)
+{
+	bool		found = es_key_walk_find(walk, stream, heads->slot);
 
 	if (found)
 		read_head(head, heads->slot);
@@ -452,6 +458,42 @@ es_heads_lock(EsHeads *heads, EsStreamHead *head)
 		}
 		await_inserter(heads, head->stream);
 	}
+}
+
+/* The first attempt for one of many; false: as es_heads_lock does it. */
+static bool
+lock_walked(EsHeads *heads, EsKeyWalk *walk, Snapshot snapshot, EsStreamHead *head)
+{
+	ItemPointerData tid;
+	bool		found = recall_own_row(heads, head->stream, &tid);
+
+	CHECK_FOR_INTERRUPTS();
+	if (!found)
+	{
+		found = es_key_walk_find(walk, head->stream, heads->slot);
+		if (found)
+			tid = heads->slot->tts_tid;
+		ExecClearTuple(heads->slot);
+	}
+	if (found)
+		return lock_row(heads, head, snapshot, &tid);
+	if (!insert_placeholder(heads, head))
+		return false;
+	remember_own_row(heads, head);
+	return true;
+}
+
+void
+es_heads_lock_all(EsHeads *heads, EsStreamHead *streams, int nstreams)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	EsKeyWalk  *walk = es_heads_walk(heads, snapshot, nstreams);
+
+	for (int i = 0; i < nstreams; i++)
+		if (!lock_walked(heads, walk, snapshot, &streams[i]))
+			es_heads_lock(heads, &streams[i]);
+	es_key_walk_end(walk);
+	UnregisterSnapshot(snapshot);
 }
 
 /* ---------------------------------------------------------------------------

@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "collection/collection.h"
+#include "collection/key_walk.h"
 #include "storage/itemptr.h"
 
 /* A stream as this transaction knows it, once locked. */
@@ -35,9 +36,12 @@ extern EsHeads *es_heads_begin(const EsCollection *coll);
  */
 extern void es_heads_lock(EsHeads *heads, EsStreamHead *head);
 
-/* A look without a lock, as es_heads_peek's. */
-extern bool es_heads_look(EsHeads *heads, const text *stream, Snapshot snapshot,
-						  EsStreamHead *head);
+/* The same for many, which are in bytewise order. */
+extern void es_heads_lock_all(EsHeads *heads, EsStreamHead *streams, int nstreams);
+
+/* Looks at many without a lock, in bytewise order, as es_heads_peek does at one. */
+extern EsKeyWalk *es_heads_walk(EsHeads *heads, Snapshot snapshot, int nstreams);
+extern bool es_heads_look(EsHeads *heads, EsKeyWalk *walk, text *stream, EsStreamHead *head);
 
 /* Writes it back.  Between lock and save the command counter must have moved. */
 extern void es_heads_save(EsHeads *heads, EsStreamHead *head);

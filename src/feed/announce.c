@@ -7,9 +7,10 @@
  *		{"collection": "sales.orders", "head": 42, "count": 3}
  *
  * with "events": [...] or "streams": {...} behind it where the collection's
- * option notify asks for them, row-level security is off, and all of it fits into
- * what PostgreSQL carries; else they are left out as a whole, and the listener reads.  A notification is
- * a hint in any case: it says up to where there is something to read.
+ * option notify asks for them, row-level security is off, and all of it fits
+ * into what PostgreSQL carries; else they are left out as a whole, and the
+ * listener reads.  A notification is a hint in any case: it says up to where
+ * there is something to read.
  *
  * The events are read as by any reader, head first, so "head" is safe to have
  * read up to, and what is told has been committed.
@@ -420,7 +421,7 @@ PG_FUNCTION_INFO_V1(es_listen);
 Datum
 es_listen(PG_FUNCTION_ARGS)
 {
-	Oid			collection = es_read_collection_arg(&fcinfo->args[0]);
+	Oid			collection = es_collection_or_changelog(es_read_collection_arg(&fcinfo->args[0]));
 	EsCollection *coll;
 	EsNotify	notify;
 	char	   *channel;

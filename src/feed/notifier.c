@@ -3,8 +3,8 @@
  *		The process that wakes who waits, and notifies who listens.
  *
  * An appending transaction that called NOTIFY itself would hold a lock of the
- * whole cluster until its commit is on disk, and all such commits would queue.  So
- * it only calls this process (head.c), one per database, and only where
+ * whole cluster until its commit is on disk, and all such commits would queue.
+ * So it only calls this process (head.c), one per database, and only where
  * somebody waits for, or listens to, one of its collections.  The launcher
  * starts it when it is called for the first time.  Its loop:
  *
@@ -22,19 +22,26 @@
  * busy collection sends hundreds a second, not tens of thousands; the first one
  * after a rest goes out at once.  PostgreSQL before 19 wakes every listener of
  * the database for each notification, whatever he listens to, so the pause grows
- * with their number.  Passes over the waiters are held apart likewise.
+ * with their number.
+ *
+ * Passes over the waiters are held apart likewise.  Each costs an appender the
+ * call, and all of them the processor that it takes; so as long as passes wake
+ * nobody (what is waited for is rare, and much else is appended) the pause between
+ * them doubles, to PASS_PAUSE_MAX_US.  That is the most by which it delays a
+ * wake-up, and only amid other appends: after a rest as long, none is left of it.
  *
  * What was announced last is kept in shared memory, so another notifier goes on
  * where this one ended; nobody misses a notification because of that, and who
  * waits looks for himself meanwhile (wait.c).  A collection that cannot be read
  * (locked, broken) is left out for a while, and the others are notified of.
- * Before the queue of notifications
- * can refuse one, it takes listeners that do not read for hours; then an error is
- * logged once, and sending is tried again after a pause.  Appenders never feel it.
+ * Before the queue of notifications can refuse one, it takes listeners that do
+ * not read for hours; then an error is logged once, and sending is tried again
+ * after a pause.  Appenders never feel it.
  *
- * Locks: those of a reader, for the time of one short transaction; one that somebody
- * holds against us is not waited for, since that would hold up all who wait.  A crash
- * ends all sessions, listeners too; after it nothing is owed to anybody.
+ * Locks: those of a reader, for the time of one short transaction; one that
+ * somebody holds against us is not waited for, since that would hold up all who
+ * wait.  A crash ends all sessions, listeners too; after it nothing is owed to
+ * anybody.
  */
 #include "postgres.h"
 
@@ -66,6 +73,8 @@
 
 /* Passes over the waiters come no closer than this, or they would eat a processor. */
 #define PASS_PAUSE_US			200
+/* ... and, while they wake nobody, as far apart as this. */
+#define PASS_PAUSE_MAX_US		1000
 /* What a listener more adds to the pause between notifications, and the most. */
 #define PAUSE_PER_LISTENER_US	100
 #define PAUSE_MAX_US			(50 * 1000)
@@ -109,6 +118,8 @@ static uint32 surveyed_generation = 0;
 static TimestampTz paused_until = 0;
 static Announced *at_work = NULL;	/* the one being sent */
 static int	last_error = 0;		/* of what concerns all, logged: an SQLSTATE */
+static TimestampTz passed_at = 0;	/* the last pass over the waiters ... */
+static int64 pass_pause_us = PASS_PAUSE_US; /* ... and the pause after it */
 
 /* ---------------------------------------------------------------------------
  * Who listens to what
@@ -206,7 +217,7 @@ pause_us(void)
 						  (int64) es_listeners_in_database() * PAUSE_PER_LISTENER_US));
 }
 
-/* The same for one that can be read. */
+/* When something is to be sent, if it can be read; 0 = nothing to be sent. */
 static TimestampTz
 wanted_at(Announced *entry)
 {
@@ -225,7 +236,7 @@ wanted_at(Announced *entry)
 	return beat;
 }
 
-/* When something is to be sent, as far as is known now; 0 = nothing to be sent. */
+/* The same, not before it is to be tried again. */
 static TimestampTz
 due_at(Announced *entry)
 {
@@ -360,17 +371,25 @@ announce(TimestampTz *next)
 	return present;
 }
 
-/* Logs an error once, and says when to try again. */
-static TimestampTz
-note_error(void)
+/* After PG_CATCH: as new, and the error logged unless it is the one logged before. */
+static void
+recover_from_error(int *logged)
 {
-	int		   *logged = at_work != NULL ? &at_work->error : &last_error;
-
-	errcontext("notifying eventstore's listeners");
+	HOLD_INTERRUPTS();
 	if (geterrcode() != *logged)
 		EmitErrorReport();
 	*logged = geterrcode();
+	AbortOutOfAnyTransaction();
+	MemoryContextSwitchTo(cycle_context);
+	FlushErrorState();
 	es_worker_count(ES_WORKER_ERRORS, 1);
+	RESUME_INTERRUPTS();
+}
+
+/* Says when to try again. */
+static TimestampTz
+postpone_failed(void)
+{
 	if (at_work != NULL)
 	{
 		/* Of this one only; the others' are still to be sent. */
@@ -398,13 +417,10 @@ announce_all(TimestampTz *next)
 	}
 	PG_CATCH();
 	{
-		HOLD_INTERRUPTS();
-		*next = note_error();
-		AbortOutOfAnyTransaction();
-		MemoryContextSwitchTo(cycle_context);
-		FlushErrorState();
+		errcontext("notifying eventstore's listeners");
+		recover_from_error(at_work != NULL ? &at_work->error : &last_error);
 		survey_due = true;
-		RESUME_INTERRUPTS();
+		*next = postpone_failed();
 	}
 	PG_END_TRY();
 	return present;
@@ -430,31 +446,38 @@ read_head(Oid relid)
 	return head;
 }
 
-/* An error (a conflict with replay, a segment that is missing) is logged once. */
-static void
+/* False: it cannot be read (a conflict with replay, a segment that is missing). */
+static bool
 look_at_head(Oid relid)
 {
 	volatile EsPosition head = PG_INT64_MAX;
+	volatile bool done = false;
 
 	PG_TRY();
 	{
 		head = read_head(relid);
-		last_error = 0;
+		done = true;
 	}
 	PG_CATCH();
 	{
-		HOLD_INTERRUPTS();
-		if (geterrcode() != last_error)
-			EmitErrorReport();
-		last_error = geterrcode();
-		AbortOutOfAnyTransaction();
-		MemoryContextSwitchTo(cycle_context);
-		FlushErrorState();
-		es_worker_count(ES_WORKER_ERRORS, 1);
-		RESUME_INTERRUPTS();
+		recover_from_error(&last_error);
 	}
 	PG_END_TRY();
 	es_worker_count(ES_WORKER_WAKEUPS, es_watch_pass_over(relid, head));
+	return done;
+}
+
+/* What fails each time, beside others that do not, is logged once. */
+static void
+look_at_heads(const Oid *relids, int n)
+{
+	int			ndone = 0;
+
+	for (int i = 0; i < n; i++)
+		if (look_at_head(relids[i]))
+			ndone++;
+	if (ndone == n)
+		last_error = 0;
 }
 
 /* Returns when to look again; 0 = when somebody comes to wait. */
@@ -469,8 +492,7 @@ follow_replay(void)
 	if (n == 0)
 		return 0;
 	if (replayed != seen || es_worker_pending(ES_WAKE_NOTIFIER) != 0)
-		for (int i = 0; i < n; i++)
-			look_at_head(relids[i]);
+		look_at_heads(relids, n);
 	seen = replayed;
 	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STANDBY_LOOK_MS);
 }
@@ -479,22 +501,29 @@ follow_replay(void)
  * The process
  * ------------------------------------------------------------------------- */
 
+/* What is left of the pause after the last pass. */
+static void
+pause_before_pass(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (now - passed_at < pass_pause_us && now >= passed_at)
+		pg_usleep(pass_pause_us - (now - passed_at));
+}
+
 static void
 wake_waiters(void)
 {
-	static TimestampTz last = 0;
-	TimestampTz now = GetCurrentTimestamp();
-	int			woken;
+	int			woken = es_watch_pass();
 
-	if (now - last < PASS_PAUSE_US && now >= last)
-	{
-		pg_usleep(PASS_PAUSE_US - (now - last));
-		(void) es_worker_take(ES_WAKE_NOTIFIER);
-	}
-	woken = es_watch_pass();
 	if (woken > 0)
 		es_worker_count(ES_WORKER_WAKEUPS, woken);
-	last = GetCurrentTimestamp();
+	/* Notifications come as often as they are due, so where somebody listens it stays. */
+	if (woken > 0 || es_listeners_in_database() > 0)
+		pass_pause_us = PASS_PAUSE_US;
+	else
+		pass_pause_us = Min(2 * pass_pause_us, PASS_PAUSE_MAX_US);
+	passed_at = GetCurrentTimestamp();
 }
 
 /* Runs after the slot says that we no longer run, so nobody relies on us. */
@@ -525,6 +554,8 @@ notify_for_ever(void)
 		TimestampTz next = 0;
 
 		Assert(CurrentMemoryContext == cycle_context);
+		/* Who calls meanwhile finds the flag up, and need not set our latch. */
+		pause_before_pass();
 		/* Before we look: who calls from now on calls again. */
 		(void) es_worker_take(ES_WAKE_NOTIFIER);
 		wake_waiters();
@@ -551,7 +582,7 @@ notify_for_ever(void)
 void
 es_notifier_main(Datum arg)
 {
-	EsWorkerKey key = {DatumGetObjectId(arg), ES_WORKER_NOTIFIER};
+	EsWorkerKey key = es_process_key(ES_WORKER_NOTIFIER, arg);
 
 	on_shmem_exit(wake_at_exit, (Datum) 0);
 	es_process_begin(key);

@@ -8,7 +8,7 @@
  *
  *	1.	Nothing is held while we sleep: no snapshot of our own, no row lock, and
  *		not the lock on the collection, so DROP TABLE goes through at once; it
- *		wakes us, and the next look finds that the collection is gone (LG007).
+ *		wakes us, and the next look finds that the collection is gone (42P01).
  *		The statement that called us has its snapshot all the same; await, as a
  *		procedure outside a transaction block, gives that back too.
  *	2.	Waiting is refused (25001) where the transaction's snapshot does not move,
@@ -17,8 +17,10 @@
  *		detector would know.  Nor may what a look calls (a policy's function)
  *		wait itself.
  *	3.	Where the notifier does not run (it is being started, or there is no
- *		process slot for it) we look every POLL_MS.  On a standby, and on a logical
- *		copy, events do not come by appends, so we look as replay advances.
+ *		process slot for it) we look every POLL_MS; on a standby only if replay
+ *		has advanced, as its notifier would, which follows replay for all who
+ *		wait.  On a logical copy events come without appends that would call it,
+ *		so there we look every POLL_MS in any case.
  *	4.	Should a wake-up be lost after all, SAFETY_MS bounds the harm, and the
  *		statistics tell (late_wakeups in pg_stat_eventstore): it is a fault.
  *
@@ -341,7 +343,7 @@ PG_FUNCTION_INFO_V1(es_wait_for);
 Datum
 es_wait_for(PG_FUNCTION_ARGS)
 {
-	Oid			collection = es_read_collection_arg(&fcinfo->args[0]);
+	Oid			collection = es_collection_or_changelog(es_read_collection_arg(&fcinfo->args[0]));
 	EsPosition	after = after_arg(&fcinfo->args[1]);
 	TimestampTz until = es_wait_deadline(&fcinfo->args[2], "timeout");
 
@@ -354,7 +356,7 @@ PG_FUNCTION_INFO_V1(es_await);
 Datum
 es_await(PG_FUNCTION_ARGS)
 {
-	Oid			collection = es_read_collection_arg(&fcinfo->args[0]);
+	Oid			collection = es_collection_or_changelog(es_read_collection_arg(&fcinfo->args[0]));
 	EsPosition	after = after_arg(&fcinfo->args[1]);
 	TimestampTz until = es_wait_deadline(&fcinfo->args[3], "timeout");
 	bool		atomic = fcinfo->context == NULL || !IsA(fcinfo->context, CallContext) ||

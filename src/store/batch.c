@@ -35,14 +35,15 @@
 #include "store/batch.h"
 
 #include "access/genam.h"
-#include "access/stratnum.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_type.h"
 #include "collection/collection.h"
+#include "collection/event.h"
 #include "collection/heads.h"
+#include "collection/key_walk.h"
 #include "collection/speculative.h"
 #include "compat.h"
 #include "errors.h"
@@ -56,7 +57,6 @@
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -69,12 +69,12 @@ PG_FUNCTION_INFO_V1(es_store_apply_arrays);
 /* One call. */
 typedef struct Batch
 {
-	EsStore				 *store;
-	Relation			  rel;
-	int					  nchanges; /* one for each key */
-	const EsStoreChange **changes;	/* in bytewise order of their keys */
-	bool				  has_deletes;
-	EsStoreBatchResult	 *result;
+	EsStore    *store;
+	Relation	rel;
+	int			nchanges;		/* one for each key */
+	const EsStoreChange **changes; /* in bytewise order of their keys */
+	bool		has_deletes;
+	EsStoreBatchResult *result;
 } Batch;
 
 /* ---------------------------------------------------------------------------
@@ -84,13 +84,8 @@ typedef struct Batch
 static int
 compare_keys(const EsStoreChange *a, const EsStoreChange *b)
 {
-	struct varlena *ka = (struct varlena *) DatumGetPointer(a->key);
-	struct varlena *kb = (struct varlena *) DatumGetPointer(b->key);
-	int				la = VARSIZE_ANY_EXHDR(ka);
-	int				lb = VARSIZE_ANY_EXHDR(kb);
-	int				order = memcmp(VARDATA_ANY(ka), VARDATA_ANY(kb), Min(la, lb));
-
-	return order != 0 ? order : (la > lb) - (la < lb);
+	return es_bytes_compare((struct varlena *) DatumGetPointer(a->key),
+							(struct varlena *) DatumGetPointer(b->key));
 }
 
 /* They lie in one array, so of one key the later has the higher address. */
@@ -99,7 +94,7 @@ compare_changes(const void *a, const void *b)
 {
 	const EsStoreChange *ca = *(const EsStoreChange *const *) a;
 	const EsStoreChange *cb = *(const EsStoreChange *const *) b;
-	int					 order = compare_keys(ca, cb);
+	int			order = compare_keys(ca, cb);
 
 	return order != 0 ? order : (ca > cb) - (ca < cb);
 }
@@ -109,7 +104,7 @@ merge_changes(Batch *batch, const EsStoreChange *changes, int nchanges)
 {
 	const EsStoreChange **order =
 		palloc_extended(sizeof(*order) * nchanges, MCXT_ALLOC_HUGE);
-	int n = 0;
+	int			n = 0;
 
 	for (int i = 0; i < nchanges; i++)
 		order[i] = &changes[i];
@@ -133,14 +128,14 @@ merge_changes(Batch *batch, const EsStoreChange *changes, int nchanges)
 static bool
 has_one_index(Relation rel)
 {
-	List *indexes = RelationGetIndexList(rel);
-	bool  one = list_length(indexes) == 1 &&
+	List	   *indexes = RelationGetIndexList(rel);
+	bool		one = list_length(indexes) == 1 &&
 			   linitial_oid(indexes) == RelationGetPrimaryKeyIndex(rel);
 
 	list_free(indexes);
 	if (one)
 	{
-		Relation index = index_open(RelationGetPrimaryKeyIndex(rel), AccessShareLock);
+		Relation	index = index_open(RelationGetPrimaryKeyIndex(rel), AccessShareLock);
 
 		one = index->rd_index->indimmediate && index->rd_index->indisvalid;
 		index_close(index, AccessShareLock);
@@ -164,20 +159,22 @@ static bool
 is_plain(Relation rel, bool changelog)
 {
 	TupleConstr *constr = RelationGetDescr(rel)->constr;
+	bool		other_triggers;
 
 	return !has_other_columns(rel) &&
 		   rel->rd_rel->relam == HEAP_TABLE_AM_OID && !rel->rd_rel->relispartition &&
 		   !rel->rd_rel->relhassubclass && !rel->rd_rel->relhasrules &&
 		   (constr == NULL ||
 			(constr->num_check == 0 && !constr->has_generated_stored)) &&
-		   has_one_index(rel) && es_store_has_our_triggers_only(rel, changelog);
+		   has_one_index(rel) &&
+		es_store_has_triggers(rel, changelog, &other_triggers) && !other_triggers;
 }
 
 /* Rights to columns, and policies, are for the executor. */
 static bool
 may_write(const Batch *batch)
 {
-	AclMode needed =
+	AclMode		needed =
 		ACL_SELECT | ACL_INSERT | ACL_UPDATE | (batch->has_deletes ? ACL_DELETE : 0);
 
 	return pg_class_aclmask(batch->store->relid, GetUserId(), needed, ACLMASK_ALL) ==
@@ -199,48 +196,26 @@ is_direct(const Batch *batch)
 /* The store, open for writing. */
 typedef struct Writer
 {
-	Batch		   *batch;
-	Relation		rel;
-	Relation		index;
-	EState		   *estate;
-	ResultRelInfo  *rri;
-	TupleTableSlot *found; /* the row that is there */
-	TupleTableSlot *row;   /* the one to be written */
-	Snapshot		snapshot;
-	IndexScanDesc	scan;
-	EsHeads		   *heads; /* of the changelog; NULL without one */
-	TimestampTz		now;
-	int				nchanged;
-	EsRowChange	   *changed; /* to be recorded */
+	Batch	   *batch;
+	Relation	rel;
+	Relation	index;			/* its primary key */
+	EState	   *estate;
+	ResultRelInfo *rri;
+	TupleTableSlot *found;		/* the row that is there */
+	TupleTableSlot *row;		/* the one to be written */
+	Snapshot	snapshot;		/* for the first look at each key */
+	EsKeyWalk  *walk;
+	EsHeads    *heads;			/* of the changelog; NULL without one */
+	EsKeyWalk  *heads_walk;
+	TimestampTz	now;
+	int			nchanged;
+	EsRowChange *changed;		/* to be recorded */
 } Writer;
-
-static void
-open_scan(Writer *writer)
-{
-	writer->snapshot = RegisterSnapshot(GetLatestSnapshot());
-	writer->scan = es_index_beginscan(writer->rel, writer->index, writer->snapshot, 1);
-}
-
-static void
-close_scan(Writer *writer)
-{
-	ExecClearTuple(writer->found);
-	index_endscan(writer->scan);
-	UnregisterSnapshot(writer->snapshot);
-}
-
-/* What others have committed since is seen from now on. */
-static void
-look_again(Writer *writer)
-{
-	close_scan(writer);
-	open_scan(writer);
-}
 
 static void
 open_writer(Writer *writer, Batch *batch)
 {
-	Oid changelog = batch->store->changelog;
+	Oid			changelog = batch->store->changelog;
 
 	writer->batch = batch;
 	writer->rel = batch->rel;
@@ -251,43 +226,53 @@ open_writer(Writer *writer, Batch *batch)
 	ExecOpenIndices(writer->rri, true);
 	writer->found = table_slot_create(batch->rel, NULL);
 	writer->row = table_slot_create(batch->rel, NULL);
+	writer->snapshot = RegisterSnapshot(GetLatestSnapshot());
+	writer->walk = es_key_walk_begin(batch->rel, writer->index, writer->snapshot,
+									 batch->nchanges);
+	writer->now = GetCurrentTimestamp();
 	writer->heads = NULL;
 	writer->changed = NULL;
 	writer->nchanged = 0;
 	if (OidIsValid(changelog))
 	{
 		writer->heads = es_heads_begin(es_collection_open(changelog, RowExclusiveLock));
+		writer->heads_walk = es_heads_walk(writer->heads, writer->snapshot, batch->nchanges);
 		writer->changed =
 			palloc_extended(sizeof(EsRowChange) * batch->nchanges, MCXT_ALLOC_HUGE);
 	}
-	writer->now = GetCurrentTimestamp();
-	open_scan(writer);
 }
 
 static void
 close_writer(Writer *writer)
 {
-	close_scan(writer);
 	if (writer->heads != NULL)
+	{
+		es_key_walk_end(writer->heads_walk);
 		es_heads_end(writer->heads);
+	}
+	es_key_walk_end(writer->walk);
 	ExecDropSingleTupleTableSlot(writer->found);
 	ExecDropSingleTupleTableSlot(writer->row);
 	ExecCloseIndices(writer->rri);
 	FreeExecutorState(writer->estate);
+	UnregisterSnapshot(writer->snapshot);
 	index_close(writer->index, NoLock);
 }
 
+/* 'again': what others have committed since is seen. */
 static bool
-find_row(Writer *writer, Datum key)
+find_row(Writer *writer, Datum key, bool again)
 {
-	ScanKeyData scankey;
+	Snapshot	snapshot;
+	bool		found;
 
-	ScanKeyInit(&scankey, 1, BTEqualStrategyNumber,
-				writer->batch->store->key_format == ES_STORE_BYTES ? F_BYTEAEQ : F_TEXTEQ,
-				key);
-	scankey.sk_collation = writer->index->rd_indcollation[0];
-	index_rescan(writer->scan, &scankey, 1, NULL, 0);
-	return index_getnext_slot(writer->scan, ForwardScanDirection, writer->found);
+	if (!again)
+		return es_key_walk_find(writer->walk, (struct varlena *) DatumGetPointer(key),
+								writer->found);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	found = es_store_find(writer->batch->store, writer->rel, key, snapshot, writer->found);
+	UnregisterSnapshot(snapshot);
+	return found;
 }
 
 static void
@@ -375,8 +360,8 @@ read_found(Writer *writer, EsStoreRow *row)
 static bool
 found_is_ours(Writer *writer)
 {
-	bool  isnull;
-	Datum xmin = slot_getsysattr(writer->found, MinTransactionIdAttributeNumber, &isnull);
+	bool		isnull;
+	Datum		xmin = slot_getsysattr(writer->found, MinTransactionIdAttributeNumber, &isnull);
 
 	return TransactionIdIsCurrentTransactionId(DatumGetTransactionId(xmin));
 }
@@ -420,7 +405,7 @@ keep_change(Writer *writer)
 static bool
 lock_found(Writer *writer)
 {
-	TM_FailureData	failure;
+	TM_FailureData failure;
 	ItemPointerData tid = writer->found->tts_tid;
 
 	return was_newest(writer, table_tuple_lock(writer->rel, &tid, writer->snapshot,
@@ -434,9 +419,9 @@ static bool
 replace_found(Writer *writer, const EsStoreChange *change)
 {
 	TM_FailureData failure;
-	EsStoreRow	   old;
-	EsStoreRow new;
-	bool needs_indexes;
+	EsStoreRow	old;
+	EsStoreRow	new;
+	bool		needs_indexes;
 
 	read_found(writer, &old);
 	if (es_store_same_bytes(old.value, change->value))
@@ -465,7 +450,7 @@ static bool
 delete_found(Writer *writer, const EsStoreChange *change)
 {
 	TM_FailureData failure;
-	EsStoreRow	   old;
+	EsStoreRow	old;
 
 	read_found(writer, &old);
 	note_change(writer, change, &old, NULL);
@@ -487,8 +472,8 @@ look_at_stream(Writer *writer, Datum key, EsStoreRow *last)
 
 	memset(last, 0, sizeof(*last));
 	if (writer->heads == NULL ||
-		!es_heads_look(writer->heads, es_store_key_to_text(writer->batch->store, key),
-					   writer->snapshot, &head))
+		!es_heads_look(writer->heads, writer->heads_walk,
+					   es_store_key_to_text(writer->batch->store, key), &head))
 		return;
 	last->version = head.version;
 	last->has_time = true;
@@ -499,8 +484,8 @@ look_at_stream(Writer *writer, Datum key, EsStoreRow *last)
 static bool
 insert_row(Writer *writer, const EsStoreChange *change)
 {
-	EsStoreRow last;
-	EsStoreRow new;
+	EsStoreRow	last;
+	EsStoreRow	new;
 
 	look_at_stream(writer, change->key, &last);
 	next_row(writer, change, &last, &new);
@@ -528,36 +513,43 @@ await_inserter(Writer *writer, Datum key)
 		es_await_dirty(&dirty);
 }
 
+/* One attempt; false: look again. */
+static bool
+try_change(Writer *writer, const EsStoreChange *change, bool again)
+{
+	if (find_row(writer, change->key, again))
+		return change->is_delete ? delete_found(writer, change) :
+			replace_found(writer, change);
+	if (change->is_delete)
+	{
+		/* Only a new look is sure that it is not there. */
+		if (again)
+			writer->batch->result->unchanged++;
+		return again;
+	}
+	if (insert_row(writer, change))
+		return true;
+	await_inserter(writer, change->key);
+	return false;
+}
+
 static void
 apply_change(Writer *writer, const EsStoreChange *change)
 {
-	bool fresh = false; /* the snapshot is */
+	bool		again = false;
 
-	for (;;)
+	while (!try_change(writer, change, again))
 	{
-		bool found = find_row(writer, change->key);
-
-		if (!found && change->is_delete && fresh)
-		{
-			writer->batch->result->unchanged++;
-			return;
-		}
-		if (found ? (change->is_delete ? delete_found(writer, change)
-									   : replace_found(writer, change))
-				  : (!change->is_delete && insert_row(writer, change)))
-			return;
-		if (!found && !change->is_delete)
-			await_inserter(writer, change->key);
 		CHECK_FOR_INTERRUPTS();
-		look_again(writer);
-		fresh = true;
+		ExecClearTuple(writer->found);
+		again = true;
 	}
 }
 
 static void
 apply_direct(Batch *batch)
 {
-	Writer writer;
+	Writer		writer;
 
 	CheckCmdReplicaIdentity(batch->rel, CMD_UPDATE);
 	if (batch->has_deletes)
@@ -599,8 +591,8 @@ count_row(EsStoreBatchResult *result, const EsStoreChange *change,
 static void
 apply_row(Batch *batch, const EsStoreChange *change)
 {
-	Datum	   values[2] = {change->key, change->value};
-	EsReplaced replaced;
+	Datum		values[2] = {change->key, change->value};
+	EsReplaced	replaced;
 
 	es_store_watch_begin(&replaced, batch->store->relid, change->key);
 	replaced.metadata = change->metadata;
@@ -648,7 +640,7 @@ static void
 apply(Oid relid, const EsStoreChange *changes, int nchanges, bool by_rows,
 	  EsStoreBatchResult *result)
 {
-	Batch batch = {0};
+	Batch		batch = {0};
 
 	PreventCommandIfReadOnly("a change of a store");
 	PreventCommandIfParallelMode("a change of a store");
@@ -684,11 +676,11 @@ static void
 take_array(FunctionCallInfo fcinfo, int arg, Oid type, const char *name, Datum **values,
 		   bool **nulls, int *n)
 {
-	ArrayType *array;
-	int16	   length;
-	bool	   by_value;
-	char	   align;
-	int		   count;
+	ArrayType  *array;
+	int16		length;
+	bool		by_value;
+	char		align;
+	int			count;
 
 	es_require_arg(&fcinfo->args[arg], name);
 	array = PG_GETARG_ARRAYTYPE_P(arg);
@@ -710,8 +702,8 @@ static EsStoreChange *
 take_changes(FunctionCallInfo fcinfo, const EsStore *store, int *n)
 {
 	EsStoreChange *changes;
-	Datum		  *columns[4];
-	bool		  *nulls[4];
+	Datum	   *columns[4];
+	bool	   *nulls[4];
 
 	*n = -1;
 	take_array(fcinfo, 1, TEXTOID, "keys", &columns[0], &nulls[0], n);
@@ -747,11 +739,11 @@ Datum
 es_store_apply_arrays(PG_FUNCTION_ARGS)
 {
 	EsStoreBatchResult result;
-	EsStoreChange	  *changes;
-	Datum			   values[4];
-	bool			   nulls[4] = {0};
-	TupleDesc		   desc;
-	int				   n;
+	EsStoreChange *changes;
+	Datum		values[4];
+	bool		nulls[4] = {0};
+	TupleDesc	desc;
+	int			n;
 
 	es_require_arg(&fcinfo->args[0], "store");
 	changes = take_changes(fcinfo, es_store_open(PG_GETARG_OID(0), RowExclusiveLock), &n);

@@ -64,6 +64,27 @@ $session{one}->receive;
 is($session{one}{state}, '57014', 'and one that is cancelled');
 is($session{one}->try("SELECT eventstore.wait_for('c', 4000000000000)"), 'LG004', 'a cursor ahead of the log is refused');
 
+# ---- one collection that cannot be read -----------------------------------------------------
+
+$primary->safe_psql('postgres', "SELECT eventstore.create_collection('d')");
+$standby->poll_query_until('postgres', "SELECT eventstore.head('d')", '0') or BAIL_OUT('the standby does not know of the other collection');
+start_waiting('one', sprintf $waits{one}, $position);
+my $holder = session($primary, application_name => 'holder');
+$holder->run('BEGIN');
+$holder->run("LOCK TABLE $_ IN ACCESS EXCLUSIVE MODE")
+	foreach split /\n/, $primary->safe_psql('postgres', "SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'c'::regclass");
+my $logged = -s $standby->logfile;
+foreach my $n (1 .. 5)
+{
+	start_waiting('two', sprintf "SELECT eventstore.wait_for('d', %d, NULL)", $n - 1);
+	$primary->safe_psql('postgres', "SELECT position FROM eventstore.append('d', 'x')");
+	is($session{two}->receive, $n, "others go on beside it: event $n");
+}
+is(scalar(() = slurp_file($standby->logfile, $logged) =~ /canceling statement due to lock timeout/g), 1, 'and it is logged once');
+$holder->run('COMMIT');
+$position = append("'c', 'later', tags => '{t}'");
+is($session{one}->receive, $position, 'it is waited for still');
+
 # ---- LISTEN ------------------------------------------------------------------------------------
 
 is(sqlstate_of($standby, 'LISTEN "public.c"'), '25006', 'LISTEN is refused on a standby');
