@@ -268,6 +268,40 @@ find_source(const char *catalog, const char *index, Oid changelog)
 	return DatumGetObjectId(values[ES_STORE_CATALOG_STORE - 1]);
 }
 
+void
+es_collection_report_no_changelog(Oid store)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("store \"%s\" has no changelog", get_rel_name(store)),
+			 errhint("It was created with changelog => false.")));
+}
+
+Oid
+es_collection_or_changelog(Oid relid)
+{
+	Datum		values[ES_STORE_CATALOG_NATTS];
+	bool		nulls[ES_STORE_CATALOG_NATTS];
+	HeapTuple	tuple;
+
+	if (get_rel_relkind(relid) != RELKIND_RELATION || !OidIsValid(es_extension_schema()))
+		return relid;
+	tuple = es_extension_row("store_catalog", NULL, ES_STORE_CATALOG_STORE, relid, values,
+							 nulls);
+	if (tuple == NULL)
+		return relid;
+	heap_freetuple(tuple);
+	if (nulls[ES_STORE_CATALOG_CHANGELOG - 1])
+		es_collection_report_no_changelog(relid);
+	return DatumGetObjectId(values[ES_STORE_CATALOG_CHANGELOG - 1]);
+}
+
+Oid
+es_collection_find_store(Oid changelog)
+{
+	return find_source("store_catalog", "store_catalog_changelog_key", changelog);
+}
+
 static void
 report_not_collection(Relation rel)
 {
@@ -312,7 +346,7 @@ load_collection(EsCollection *coll)
 			report_not_collection(rel);
 		check_shape(coll, rel);
 		load_segments(coll, rel);
-		coll->store = find_source("store_catalog", "store_catalog_changelog_key", coll->relid);
+		coll->store = es_collection_find_store(coll->relid);
 		coll->captured = find_source("capture_catalog", "capture_catalog_changelog",
 									 coll->relid);
 		coll->plain = is_plain(rel);

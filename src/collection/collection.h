@@ -124,6 +124,18 @@ extern EsCollection *es_collection_get(Oid relid);
 /* Is it a collection (not: a segment)?  No lock, no error. */
 extern bool es_collection_exists(Oid relid);
 
+/*
+ * Of a store its changelog (55000 where it has none), of anything else itself:
+ * who listens to a store listens to its changelog.
+ */
+extern Oid	es_collection_or_changelog(Oid relid);
+
+/* The store that has the collection as its changelog; InvalidOid.  No lock, no error. */
+extern Oid	es_collection_find_store(Oid changelog);
+
+/* 55000, about a store without a changelog. */
+extern void es_collection_report_no_changelog(Oid store);
+
 /* The collection that a segment belongs to; InvalidOid. */
 extern Oid	es_collection_of_segment(Oid segment);
 

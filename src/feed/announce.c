@@ -421,7 +421,7 @@ PG_FUNCTION_INFO_V1(es_listen);
 Datum
 es_listen(PG_FUNCTION_ARGS)
 {
-	Oid			collection = es_read_collection_arg(&fcinfo->args[0]);
+	Oid			collection = es_collection_or_changelog(es_read_collection_arg(&fcinfo->args[0]));
 	EsCollection *coll;
 	EsNotify	notify;
 	char	   *channel;

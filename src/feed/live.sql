@@ -13,10 +13,10 @@ CREATE FUNCTION eventstore.listen(
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_listen';
 COMMENT ON FUNCTION eventstore.listen(regclass) IS
-'LISTENs on the collection''s channel, and returns that and the head of this moment. Once it has committed, read from that head on, and then again with each notification: nothing is missed, nothing comes twice.
+'LISTENs on the channel of the collection, or of a store''s changelog, and returns that and the head of this moment. Once it has committed, read from that head on, and then again with each notification: nothing is missed, nothing comes twice.
 The payload is JSON: {"collection": "sales.orders", "head": 42, "count": 3}; head is the position up to which all can be read, count the events that became readable since the last notification. With notify => ''events'' also "events", with ''streams'' also "streams" ({"name": version}), where all of it fits into 7,999 bytes. A heartbeat has count 0.
 Call it in FROM. UNLISTEN ends it.
-Errors: LG007 not a collection, 22004 no collection, 42501 no SELECT right, 25006 on a standby, 0A000 in a background process.';
+Errors: LG007 neither a collection nor a store, 55000 a store without a changelog, 22004 no collection, 42501 no SELECT right on the collection or changelog, 25006 on a standby, 0A000 in a background process.';
 
 CREATE FUNCTION eventstore.wait_for(
 	collection regclass,
@@ -26,9 +26,9 @@ CREATE FUNCTION eventstore.wait_for(
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_wait_for';
 COMMENT ON FUNCTION eventstore.wait_for(regclass, bigint, interval) IS
-'Waits until the head of the collection is above the position after, or until timeout is over (null: for ever), and returns the head. It may have passed positions that hold no event (an append that was rolled back), so call read, and then this again.
+'Waits until the head of the collection, or of a store''s changelog, is above the position after, or until timeout is over (null: for ever), and returns the head. It may have passed positions that hold no event (an append that was rolled back), so call read, and then this again.
 The statement keeps its snapshot while it waits, which holds VACUUM back; CALL eventstore.await() does not.
-Errors: 25001 in a transaction above READ COMMITTED or one that has appended, LG004 after is ahead of the collection, LG005 events after it are no longer retained, LG006 library not preloaded, LG007 not a collection, 22004 no collection or after, 22023 negative after or timeout, 42501 no SELECT right.';
+Errors: 25001 in a transaction above READ COMMITTED or one that has appended, LG004 after is ahead of the collection, LG005 events after it are no longer retained, LG006 library not preloaded, LG007 neither a collection nor a store, 55000 a store without a changelog, 22004 no collection or after, 22023 negative after or timeout, 42501 no SELECT right on the collection or changelog.';
 
 CREATE PROCEDURE eventstore.await(
 	collection regclass,

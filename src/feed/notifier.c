@@ -582,7 +582,7 @@ notify_for_ever(void)
 void
 es_notifier_main(Datum arg)
 {
-	EsWorkerKey key = {DatumGetObjectId(arg), ES_WORKER_NOTIFIER};
+	EsWorkerKey key = es_process_key(ES_WORKER_NOTIFIER, arg);
 
 	on_shmem_exit(wake_at_exit, (Datum) 0);
 	es_process_begin(key);

@@ -126,6 +126,6 @@ CREATE FUNCTION eventstore.verify(
 LANGUAGE c VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'es_verify';
 COMMENT ON FUNCTION eventstore.verify(regclass, bigint, bigint) IS
-'Checks the events at positions after < position < before (both null: all that are kept) and returns one row for each fault: checksums, stream and version both there or neither, dense versions, and the heads table that agrees with the events.
+'Checks the events at positions after < position < before (both null: all that are kept) and returns one row for each fault: checksums, stream and version both there or neither, dense versions, and the heads table that agrees with the events. Of a store, or of its changelog: also each key whose row in the store is not what its last event says; position is null where there is no event.
 Changes nothing; no rows: no fault.
-Errors: LG007 not a collection, 22023 bad argument, 22004 no collection, 42501 no SELECT right, or row-level security applies.';
+Errors: LG007 neither a collection nor a store, 55000 a store without a changelog, 22023 bad argument, 22004 no collection, 42501 no SELECT right (on both), or row-level security applies.';

@@ -180,14 +180,6 @@ COMMENT ON VIEW eventstore.members IS
 'Who has a lease of which lane (counted from 0) of a subscription, and until when; of subscriptions to collections that the caller may SELECT from or owns.';
 GRANT SELECT ON eventstore.members TO PUBLIC;
 
-CREATE VIEW eventstore.dead_letters WITH (security_barrier) AS
-SELECT d.subscription, d.source, d.collection, d.position, d.reason, d.attempts, d.created_at
-FROM eventstore.dead_letter d
-WHERE eventstore.collection_shown(d.collection);
-COMMENT ON VIEW eventstore.dead_letters IS
-'Events that were given up after the last attempt, of collections that the caller may SELECT from or owns. source: "subscription"; reason: "nack" or "lease expired", of the last attempt. The event itself is in the collection at that position, for as long as it is retained. A row stays until unsubscribe(); where seek() goes back, the event comes again, and may be given up again.';
-GRANT SELECT ON eventstore.dead_letters TO PUBLIC;
-
 CREATE FUNCTION eventstore.lease(
 	name text,
 	holder text,

@@ -1,6 +1,7 @@
 /*
  * feed/verify.c
- *		Looking for what should not be.
+ *		Looking for what should not be in a collection.  The SQL function is in
+ *		store/verify.c, which goes on with the store of a changelog.
  *
  *	1.	Every event of the range is read and its checksum compared; stream and
  *		version have to be both null, or neither.
@@ -28,7 +29,7 @@
 #include "collection/match.h"
 #include "feed/lookup.h"
 #include "feed/read.h"
-#include "funcapi.h"
+#include "feed/verify.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -330,17 +331,13 @@ check_streams(Verify *verify)
 	ExecDropSingleTupleTableSlot(row);
 }
 
-PG_FUNCTION_INFO_V1(es_verify);
-Datum
-es_verify(PG_FUNCTION_ARGS)
+void
+es_verify_collection(ReturnSetInfo *result, Oid collection, EsPosition after, EsPosition before)
 {
 	Verify		verify = {0};
 
-	InitMaterializedSRF(fcinfo, 0);
-	verify.result = (ReturnSetInfo *) fcinfo->resultinfo;
-	verify.after = es_read_position_arg(&fcinfo->args[1], "after", 0);
-	verify.before = es_read_position_arg(&fcinfo->args[2], "before", ES_READ_END);
-	verify.coll = es_read_open_collection(es_read_collection_arg(&fcinfo->args[0]));
+	verify.result = result;
+	verify.coll = es_read_open_collection(collection);
 	if (es_collection_row_security(verify.coll))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -350,7 +347,8 @@ es_verify(PG_FUNCTION_ARGS)
 				 errhint("Call it as a role that row-level security does not apply to.")));
 
 	verify.snapshot = es_read_snapshot(verify.coll);
-	verify.after = Max(verify.after, verify.coll->first_position - 1);
+	verify.after = Max(after, verify.coll->first_position - 1);
+	verify.before = before;
 	verify.sort_desc = make_sort_desc();
 	verify.sort = begin_sort(verify.sort_desc);
 	verify.row_context = AllocSetContextCreate(CurrentMemoryContext, "eventstore verify row",
@@ -359,5 +357,4 @@ es_verify(PG_FUNCTION_ARGS)
 	check_streams(&verify);
 	tuplesort_end(verify.sort);
 	UnregisterSnapshot(verify.snapshot);
-	return (Datum) 0;
 }

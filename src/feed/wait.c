@@ -343,7 +343,7 @@ PG_FUNCTION_INFO_V1(es_wait_for);
 Datum
 es_wait_for(PG_FUNCTION_ARGS)
 {
-	Oid			collection = es_read_collection_arg(&fcinfo->args[0]);
+	Oid			collection = es_collection_or_changelog(es_read_collection_arg(&fcinfo->args[0]));
 	EsPosition	after = after_arg(&fcinfo->args[1]);
 	TimestampTz until = es_wait_deadline(&fcinfo->args[2], "timeout");
 
@@ -356,7 +356,7 @@ PG_FUNCTION_INFO_V1(es_await);
 Datum
 es_await(PG_FUNCTION_ARGS)
 {
-	Oid			collection = es_read_collection_arg(&fcinfo->args[0]);
+	Oid			collection = es_collection_or_changelog(es_read_collection_arg(&fcinfo->args[0]));
 	EsPosition	after = after_arg(&fcinfo->args[1]);
 	TimestampTz until = es_wait_deadline(&fcinfo->args[3], "timeout");
 	bool		atomic = fcinfo->context == NULL || !IsA(fcinfo->context, CallContext) ||

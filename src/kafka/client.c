@@ -62,6 +62,9 @@
 /* The first librdkafka that can authenticate by SCRAM to Kafka 4.0. */
 #define SCRAM_FIXED_VERSION 0x020601ff
 
+static const char *const state_names[] = {"fine", "disconnected", "denied",
+										  "failed for good"};
+
 typedef struct HeardLine
 {
 	const EsKafkaClient *client; /* NULL: before it had a handle */
@@ -157,6 +160,27 @@ hear_error(rd_kafka_t *handle, int error, const char *reason, void *opaque)
  * What was heard
  * ------------------------------------------------------------------------- */
 
+static void
+blot_secret(const char *secret, char *text)
+{
+	Size  size = strlen(secret);
+	char *found = text;
+
+	while ((found = strstr(found, secret)) != NULL)
+	{
+		memset(found, '*', size);
+		found += size;
+	}
+	/* The text may have been cut within it. */
+	for (Size part = Min(size, strlen(text)); part >= SECRET_MIN_BYTES; part--)
+	{
+		char *tail = text + strlen(text) - part;
+
+		if (strncmp(tail, secret, part) == 0)
+			memset(tail, '*', part);
+	}
+}
+
 /* A broker may repeat what it was told. */
 static void
 blot_secrets(const EsKafkaClient *client, char *text)
@@ -164,16 +188,7 @@ blot_secrets(const EsKafkaClient *client, char *text)
 	ListCell *cell;
 
 	foreach (cell, client->secrets)
-	{
-		const char *secret = lfirst(cell);
-		char	   *found = text;
-
-		while ((found = strstr(found, secret)) != NULL)
-		{
-			memset(found, '*', strlen(secret));
-			found += strlen(secret);
-		}
-	}
+		blot_secret(lfirst(cell), text);
 }
 
 /* To the server's log, unless there was too much of it lately. */
@@ -215,8 +230,8 @@ note_line(const EsKafkaClient *client, HeardLine *line)
 	blot_secrets(client, line->message);
 	es_kafka_clean_text(text, sizeof(text), line->message);
 	es_kafka_log_add(client->owner, client->name, line->level, line->facility, text);
-	/* syslog's "error" */
-	if (line->level <= 3)
+	/* syslog's "error"; a failed connection is a state that is told apart */
+	if (line->level <= 3 && strcmp(line->facility, "FAIL") != 0)
 		log_rarely(client, text);
 }
 
@@ -236,34 +251,39 @@ note_lines(const EsKafkaClient *fallback)
 	heard_lost = 0;
 }
 
-/* Right passwords are refused then, with words that blame them. */
+/* Right passwords are refused then, in words that blame them. */
 static const char *
 version_advice(const EsKafkaClient *client, EsKafkaTrouble trouble)
 {
 	if (trouble != ES_KAFKA_DENIED || !client->scram ||
-		rd_kafka_version() >= SCRAM_FIXED_VERSION)
-		return NULL;
-	return "librdkafka before 2.6.1 cannot use SCRAM with Kafka 4.0 or newer";
+		rd_kafka_version() >= SCRAM_FIXED_VERSION ||
+		strstr(client->heard.message, "invalid credentials") == NULL)
+		return "";
+	return " (librdkafka before 2.6.1 cannot use SCRAM with Kafka 4.0 or newer, even "
+		   "with the right password)";
 }
 
 static void
-set_trouble(EsKafkaClient *client, EsKafkaTrouble trouble, const char *message)
+tell_state(const EsKafkaClient *client, int level, const char *state)
+{
+	es_kafka_log_add(client->owner, client->name, level, "STATE", state);
+	log_rarely(client, state);
+}
+
+static void
+set_trouble(EsKafkaClient *client, EsKafkaTrouble trouble)
 {
 	const char *advice = version_advice(client, trouble);
-	char		text[sizeof(client->message)];
+	int			room = sizeof(client->message) - strlen(advice);
 
-	if (advice != NULL)
-		snprintf(text, sizeof(text), "%s (%s)", advice, message);
-	else
-		strlcpy(text, message, sizeof(text));
-	blot_secrets(client, text);
-	es_kafka_clean_text(client->message, sizeof(client->message), text);
+	blot_secrets(client, client->heard.message);
+	es_kafka_clean_text(client->message, room, client->heard.message);
+	strcat(client->message, advice);
 	if (client->trouble == trouble)
 		return;
 	client->trouble = trouble;
 	client->trouble_since = GetCurrentTimestamp();
-	es_kafka_log_add(client->owner, client->name, 3, "STATE", client->message);
-	log_rarely(client, client->message);
+	tell_state(client, 3, psprintf("%s: %s", state_names[trouble], client->message));
 }
 
 void
@@ -277,7 +297,7 @@ es_kafka_note(EsKafkaClient *client)
 		return;
 	client->heard.trouble = ES_KAFKA_FINE;
 	if (trouble >= client->trouble)
-		set_trouble(client, trouble, client->heard.message);
+		set_trouble(client, trouble);
 }
 
 void
@@ -289,8 +309,7 @@ es_kafka_fine(EsKafkaClient *client)
 	client->trouble = ES_KAFKA_FINE;
 	client->trouble_since = GetCurrentTimestamp();
 	client->message[0] = '\0';
-	es_kafka_log_add(client->owner, client->name, 5, "STATE", "connected again");
-	log_rarely(client, "connected again");
+	tell_state(client, 5, "connected again");
 }
 
 void
@@ -328,6 +347,7 @@ static const Setting fixed[] = {
 	{"log.queue", "true", true, true},
 	/* idle connections that a broker closes are no news */
 	{"log.connection.close", "false", true, true},
+	{"log.thread.name", "false", true, true},
 	/* a command for a shell; an empty one is none */
 	{"sasl.kerberos.kinit.cmd", "", true, true},
 	{"enable.metrics.push", "false", true, true},
@@ -391,15 +411,18 @@ keep_secrets(EsKafkaClient *client, List *properties)
 static rd_kafka_conf_t *
 configure_client(EsKafkaClient *client, List *properties, const char *const own[][2])
 {
-	rd_kafka_conf_t *conf = rd_kafka_conf_new();
-	ListCell		*cell;
+	rd_kafka_conf_t		*conf = rd_kafka_conf_new();
+	EsKafkaPropertyPlace kind =
+		client->type == RD_KAFKA_CONSUMER ? ES_KAFKA_CONSUMER : ES_KAFKA_PRODUCER;
+	ListCell *cell;
 
 	apply_settings(conf, client->type, defaults, lengthof(defaults));
 	foreach (cell, properties)
 	{
 		EsKafkaProperty *property = lfirst(cell);
 
-		set_one(client, conf, property->name, property->value);
+		if (es_kafka_is_for(property->name, kind))
+			set_one(client, conf, property->name, property->value);
 	}
 	for (int i = 0; own != NULL && own[i][0] != NULL; i++)
 		set_one(client, conf, own[i][0], own[i][1]);

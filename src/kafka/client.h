@@ -33,8 +33,8 @@ typedef enum EsKafkaTrouble
 typedef struct EsKafkaHeard
 {
 	EsKafkaTrouble trouble;
-	char		   message[256]; /* about it; '' = none */
-	char		   reason[256];	 /* why the last connection failed */
+	char		   message[512]; /* about it; '' = none */
+	char		   reason[512];	 /* why the last connection failed */
 } EsKafkaHeard;
 
 typedef struct EsKafkaClient
@@ -49,7 +49,7 @@ typedef struct EsKafkaClient
 	/* As of the last es_kafka_note or es_kafka_serve. */
 	EsKafkaTrouble trouble;
 	TimestampTz	   trouble_since;
-	char		   message[256];
+	char		   message[512];
 
 	/* The caller's: */
 	void *arg;		/* as given; callbacks get the client as their opaque */
@@ -71,8 +71,10 @@ typedef struct EsKafkaClient
  * Starts a client.  'own' is {{"enable.auto.commit", "false"}, …, {NULL, NULL}}:
  * set last, and not to be overridden.  'configure' may set callbacks; the
  * opaque, log and error callbacks are ours.  A consumer needs a group.id among
- * its own, even where it never joins the group.  22023 where librdkafka does not
- * take the configuration.  Outlives transactions and memory contexts.
+ * its own, even where it never joins the group; where the role may not use that
+ * group at the broker, an error message GROUP_AUTHORIZATION_FAILED comes once in a
+ * while, and means nothing to one that has its partitions assigned.  22023 where librdkafka
+ * does not take the configuration.  Outlives transactions and memory contexts.
  *
  * Callbacks run within calls of librdkafka on the worker's own thread; they must
  * not raise an error, allocate or log: record in plain memory, act afterwards.

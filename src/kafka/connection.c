@@ -117,7 +117,7 @@ es_kafka_options(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("wrapper \"%s\" has options for servers and user mappings only",
 						WRAPPER_NAME),
-				 errhidestmt(true)));
+				 KEEP_OUT_OF_LOG));
 	}
 	PG_RETURN_VOID();
 }

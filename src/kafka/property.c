@@ -8,7 +8,8 @@
  * there is a list of what may be set, and what is not in it is refused, whatever
  * a newer librdkafka comes to know.
  *
- *	-	A property belongs to places.  Where a client connects to, and whom it
+ *	-	A property belongs to places.  What tunes a consumer or a producer may be
+ *		set for one, or on the server for all of them.  Where a client connects to, and whom it
  *		trusts there, is the server's alone: a source's owner who could change
  *		that would have the credentials of the server's mapping sent to himself.
  *	-	Secrets belong into a user mapping, the one catalog whose options
@@ -116,7 +117,7 @@ static const Property properties[] = {
 	{"broker.address.ttl", SERVER | CLIENT, NUMBER},
 	{"client.dns.lookup", SERVER | CLIENT},
 	{"connections.max.idle.ms", SERVER | CLIENT, NUMBER},
-	{"max.in.flight.requests.per.connection", CLIENT, NUMBER, 1, 5},
+	{"max.in.flight.requests.per.connection", SERVER | CLIENT, NUMBER, 1, 5},
 	{"metadata.max.age.ms", SERVER | CLIENT, NUMBER, 1000, 86400000},
 	{"metadata.recovery.strategy", SERVER | CLIENT},
 	{"metadata.recovery.rebootstrap.trigger.ms", SERVER | CLIENT, NUMBER},
@@ -137,42 +138,42 @@ static const Property properties[] = {
 	{"topic.metadata.refresh.sparse", SERVER | CLIENT},
 	{"message.max.bytes", SERVER | CLIENT, NUMBER, 1000, 128 * MEGABYTE},
 	{"receive.message.max.bytes", SERVER | CLIENT, NUMBER, 1000, 256 * MEGABYTE},
-	{"allow.auto.create.topics", CLIENT},
+	{"allow.auto.create.topics", SERVER | CLIENT},
 
 	/* a consumer; what bounds memory has a bound itself */
-	{"check.crcs", CONSUMER},
-	{"fetch.error.backoff.ms", CONSUMER, NUMBER, 10, 300000},
-	{"fetch.max.bytes", CONSUMER, NUMBER, 1, 128 * MEGABYTE},
-	{"fetch.min.bytes", CONSUMER, NUMBER},
-	{"fetch.queue.backoff.ms", CONSUMER, NUMBER},
-	{"fetch.wait.max.ms", CONSUMER, NUMBER, 1, 300000},
-	{"max.partition.fetch.bytes", CONSUMER, NUMBER, 1, 128 * MEGABYTE},
-	{"queued.max.messages.kbytes", CONSUMER, NUMBER, 1, 256 * 1024},
-	{"queued.min.messages", CONSUMER, NUMBER, 1, 1000000},
+	{"check.crcs", SERVER | CONSUMER},
+	{"fetch.error.backoff.ms", SERVER | CONSUMER, NUMBER, 10, 300000},
+	{"fetch.max.bytes", SERVER | CONSUMER, NUMBER, 1, 128 * MEGABYTE},
+	{"fetch.min.bytes", SERVER | CONSUMER, NUMBER},
+	{"fetch.queue.backoff.ms", SERVER | CONSUMER, NUMBER},
+	{"fetch.wait.max.ms", SERVER | CONSUMER, NUMBER, 1, 300000},
+	{"max.partition.fetch.bytes", SERVER | CONSUMER, NUMBER, 1, 128 * MEGABYTE},
+	{"queued.max.messages.kbytes", SERVER | CONSUMER, NUMBER, 1, 256 * 1024},
+	{"queued.min.messages", SERVER | CONSUMER, NUMBER, 1, 1000000},
 
 	/* a consumer in a group */
-	{"coordinator.query.interval.ms", CONSUMER, NUMBER},
+	{"coordinator.query.interval.ms", SERVER | CONSUMER, NUMBER},
 	{"group.instance.id", CONSUMER},
-	{"group.protocol", CONSUMER},
-	{"group.remote.assignor", CONSUMER},
-	{"heartbeat.interval.ms", CONSUMER, NUMBER},
-	{"max.poll.interval.ms", CONSUMER, NUMBER},
-	{"partition.assignment.strategy", CONSUMER},
-	{"session.timeout.ms", CONSUMER, NUMBER},
+	{"group.protocol", SERVER | CONSUMER},
+	{"group.remote.assignor", SERVER | CONSUMER},
+	{"heartbeat.interval.ms", SERVER | CONSUMER, NUMBER},
+	{"max.poll.interval.ms", SERVER | CONSUMER, NUMBER},
+	{"partition.assignment.strategy", SERVER | CONSUMER},
+	{"session.timeout.ms", SERVER | CONSUMER, NUMBER},
 
 	/* a producer */
-	{"batch.num.messages", PRODUCER, NUMBER},
-	{"batch.size", PRODUCER, NUMBER, 1, 64 * MEGABYTE},
-	{"compression.level", PRODUCER, NUMBER},
-	{"compression.type", PRODUCER},
-	{"delivery.timeout.ms", PRODUCER, NUMBER},
-	{"linger.ms", PRODUCER, NUMBER, 0, 900000},
-	{"message.copy.max.bytes", PRODUCER, NUMBER},
-	{"partitioner", PRODUCER},
-	{"queue.buffering.max.kbytes", PRODUCER, NUMBER, 1, 256 * 1024},
-	{"queue.buffering.max.messages", PRODUCER, NUMBER, 1, 10000000},
-	{"request.timeout.ms", PRODUCER, NUMBER},
-	{"sticky.partitioning.linger.ms", PRODUCER, NUMBER},
+	{"batch.num.messages", SERVER | PRODUCER, NUMBER},
+	{"batch.size", SERVER | PRODUCER, NUMBER, 1, 64 * MEGABYTE},
+	{"compression.level", SERVER | PRODUCER, NUMBER},
+	{"compression.type", SERVER | PRODUCER},
+	{"delivery.timeout.ms", SERVER | PRODUCER, NUMBER},
+	{"linger.ms", SERVER | PRODUCER, NUMBER, 0, 900000},
+	{"message.copy.max.bytes", SERVER | PRODUCER, NUMBER},
+	{"partitioner", SERVER | PRODUCER},
+	{"queue.buffering.max.kbytes", SERVER | PRODUCER, NUMBER, 1, 256 * 1024},
+	{"queue.buffering.max.messages", SERVER | PRODUCER, NUMBER, 1, 10000000},
+	{"request.timeout.ms", SERVER | PRODUCER, NUMBER},
+	{"sticky.partitioning.linger.ms", SERVER | PRODUCER, NUMBER},
 
 	/* other names of the same */
 	{"compression.codec", 0, ALIAS, 0, 0, "compression.type"},
@@ -252,6 +253,15 @@ es_kafka_is_secret(const char *name)
 	const Property *property = find_property(name);
 
 	return property != NULL && (property->flags & SECRET) != 0;
+}
+
+bool
+es_kafka_is_for(const char *name, EsKafkaPropertyPlace client)
+{
+	const Property *property = find_property(name);
+
+	return property == NULL || (property->places & CLIENT) == 0 ||
+		   (property->places & client) != 0;
 }
 
 static EsKafkaProperty *
@@ -340,13 +350,13 @@ pg_attribute_noreturn()
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("Kafka property \"%s\" is not allowed in %s",
 							   show_name(name), argument),
-						errdetail("%s", reason), errhidestmt(true)));
+						errdetail("%s", reason), KEEP_OUT_OF_LOG));
 	ereport(
 		ERROR,
 		(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 		 errmsg("unknown Kafka property \"%s\" in %s", show_name(name), argument),
 		 errdetail("librdkafka %s has no property of that name.", rd_kafka_version_str()),
-		 errhidestmt(true)));
+		 KEEP_OUT_OF_LOG));
 }
 
 /* ---------------------------------------------------------------------------
@@ -357,16 +367,19 @@ pg_attribute_noreturn()
 static const char *
 place_hint(const Property *property)
 {
-	if ((property->places & SERVER) != 0)
-		return "It is an option of the server: CREATE SERVER or ALTER SERVER.";
-	if ((property->places & MAPPING) != 0)
-		return "It is an option of a user mapping: CREATE USER MAPPING FOR ... SERVER "
-			   "... OPTIONS (...).";
-	if (property->places == CONSUMER)
-		return "It is set for one source, in its consumer_properties.";
-	if (property->places == PRODUCER)
-		return "It is set for one source or sink, in its producer properties.";
-	return "It is set for one source or sink, in its properties.";
+	switch (property->places)
+	{
+		case MAPPING:
+			return "Set it with CREATE USER MAPPING or ALTER USER MAPPING.";
+		case SERVER | CONSUMER:
+			return "Set it for a consumer, or with CREATE SERVER or ALTER SERVER.";
+		case SERVER | PRODUCER:
+			return "Set it for a producer, or with CREATE SERVER or ALTER SERVER.";
+		case CONSUMER:
+			return "Set it for a consumer.";
+		default:
+			return "Set it with CREATE SERVER or ALTER SERVER.";
+	}
 }
 
 static void
@@ -380,7 +393,7 @@ check_place(const Property *property, EsKafkaPropertyPlace place, const char *ar
 					(property->flags & SECRET) != 0
 						? errdetail("It is a secret, which only a user mapping keeps.")
 						: 0,
-					errhint("%s", place_hint(property)), errhidestmt(true)));
+					errhint("%s", place_hint(property)), KEEP_OUT_OF_LOG));
 }
 
 static void
@@ -392,7 +405,7 @@ require_server_files(const char *what, const char *hint)
 					errmsg("permission denied to set Kafka property %s", what),
 					errdetail("Only roles with privileges of the \"%s\" role may set it.",
 							  "pg_read_server_files"),
-					hint != NULL ? errhint("%s", hint) : 0, errhidestmt(true)));
+					hint != NULL ? errhint("%s", hint) : 0, KEEP_OUT_OF_LOG));
 }
 
 static void
@@ -422,7 +435,7 @@ pg_attribute_noreturn()
 	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					errmsg("invalid value for Kafka property \"%s\" in %s",
 						   property->name, argument),
-					errdetail("%s", why), errhidestmt(true)));
+					errdetail("%s", why), KEEP_OUT_OF_LOG));
 }
 
 /* Of any property: what librdkafka would cut, drop, or write into a log as it is. */
@@ -578,11 +591,11 @@ es_kafka_check_list(List *list, EsKafkaPropertyPlace place, const char *argument
 		check_one(given, place, argument);
 		seen = es_kafka_set_property(seen, given->name, given->value);
 		if (list_length(seen) == before)
-			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-							errmsg("Kafka property \"%s\" is given twice in %s",
-								   find_property(given->name)->name, argument),
-							errdetail("\"%s\" is another name of it.", given->name),
-							errhidestmt(true)));
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("Kafka property \"%s\" is given twice in %s",
+							find_property(given->name)->name, argument),
+					 errdetail("Its other names count as the same."), KEEP_OUT_OF_LOG));
 	}
 }
 
@@ -603,7 +616,7 @@ scalar_text(const JsonbValue *value, const char *name, const char *argument)
 							errmsg("Kafka property \"%s\" in %s must be a string, a "
 								   "number or a boolean",
 								   show_name(name), argument),
-							errhidestmt(true)));
+							KEEP_OUT_OF_LOG));
 	}
 }
 
@@ -617,7 +630,7 @@ list_object(Jsonb *object, const char *argument)
 	if (!JB_ROOT_IS_OBJECT(object))
 		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						errmsg("%s must be a JSON object of Kafka properties", argument),
-						errhidestmt(true)));
+						KEEP_OUT_OF_LOG));
 	iterator = JsonbIteratorInit(&object->root);
 	(void) JsonbIteratorNext(&iterator, &value, true);
 	while (JsonbIteratorNext(&iterator, &value, true) == WJB_KEY)

@@ -10,6 +10,12 @@
 #include "nodes/pg_list.h"
 #include "utils/jsonb.h"
 
+/*
+ * In an error about options: the statement, or the function that it stands in,
+ * may hold secrets.
+ */
+#define KEEP_OUT_OF_LOG errhidestmt(true), errhidecontext(true)
+
 /* Both in the memory context of the list that they are in. */
 typedef struct EsKafkaProperty
 {
@@ -46,6 +52,9 @@ extern List *es_kafka_set_property(List *properties, const char *name, const cha
 
 /* The value in a list, by librdkafka's preferred name; NULL where there is none. */
 extern const char *es_kafka_get_property(List *properties, const char *name);
+
+/* Does it matter to such a client?  A server's options are for all kinds. */
+extern bool es_kafka_is_for(const char *name, EsKafkaPropertyPlace client);
 
 /* Is its value to be shown to nobody? */
 extern bool es_kafka_is_secret(const char *name);

@@ -9,6 +9,7 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
 #include "access/xlog.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
@@ -29,10 +30,12 @@
 #include "shmem.h"
 #include "spi.h"
 #include "storage/lmgr.h"
+#include "store/change.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
+#include "utils/rel.h"
 #include "utils/timestamp.h"
 #include "worker/launcher.h"
 #include "worker/listeners.h"
@@ -382,6 +385,48 @@ diagnose_one(FunctionCallInfo fcinfo, const Listed *entry)
 	diagnose_segments(fcinfo, entry, name, segments, n);
 }
 
+static void
+diagnose_store(FunctionCallInfo fcinfo, Oid relid, bool changelog)
+{
+	Relation	rel = table_open(relid, NoLock);
+	bool		others;
+
+	diagnose(fcinfo, psprintf("store %s: triggers", es_relation_name(relid)),
+			 es_store_has_triggers(rel, changelog, &others),
+			 "Some are disabled or gone: changes are not recorded, or not refused. ALTER TABLE ... ENABLE TRIGGER brings back one that is disabled; eventstore.verify() finds what was missed.");
+	table_close(rel, NoLock);
+}
+
+static void
+diagnose_stores(FunctionCallInfo fcinfo)
+{
+	EsRoleSwitch saved;
+	SPITupleTable *stores;
+	uint64		n;
+
+	SPI_connect();
+	es_role_assume(es_extension_owner(), &saved);
+	es_spi_execute("SELECT s.store::pg_catalog.oid, s.changelog IS NOT NULL"
+				   " FROM eventstore.store_catalog s ORDER BY s.store::pg_catalog.text",
+				   0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+	es_role_restore(&saved);
+	stores = SPI_tuptable;
+	n = SPI_processed;
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool		isnull;
+		Oid			relid = DatumGetObjectId(SPI_getbinval(stores->vals[i], stores->tupdesc, 1,
+														   &isnull));
+		bool		changelog = DatumGetBool(SPI_getbinval(stores->vals[i], stores->tupdesc, 2,
+														   &isnull));
+
+		LockRelationOid(relid, AccessShareLock);
+		if (es_may_see(relid) && get_rel_relkind(relid) == RELKIND_RELATION)
+			diagnose_store(fcinfo, relid, changelog);
+	}
+	SPI_finish();
+}
+
 Datum
 es_doctor(PG_FUNCTION_ARGS)
 {
@@ -398,5 +443,6 @@ es_doctor(PG_FUNCTION_ARGS)
 		if (get_rel_relkind(list[i].collection) == RELKIND_PARTITIONED_TABLE)
 			diagnose_one(fcinfo, &list[i]);
 	}
+	diagnose_stores(fcinfo);
 	PG_RETURN_NULL();
 }

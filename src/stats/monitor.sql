@@ -58,7 +58,11 @@ CREATE FUNCTION eventstore.stat_workers(
 	OUT ticks bigint,
 	OUT errors bigint,
 	OUT notifications bigint,
-	OUT wakeups bigint
+	OUT wakeups bigint,
+	OUT records bigint,
+	OUT batches bigint,
+	OUT parked bigint,
+	OUT skipped bigint
 ) RETURNS SETOF record
 LANGUAGE c VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'es_stat_workers';
@@ -68,7 +72,7 @@ COMMENT ON FUNCTION eventstore.stat_workers() IS
 CREATE VIEW eventstore.pg_stat_eventstore_workers AS
 SELECT * FROM eventstore.stat_workers();
 COMMENT ON VIEW eventstore.pg_stat_eventstore_workers IS
-'The launcher, and of each database of the server its worker and its notifier, where it has or wants one: the process (null: none), its state, since when, failures in a row, and what it has done since: segments made and dropped, heads noted (ticks), steps that failed (errors; the server log has them), notifications sent, waiting sessions woken (wakeups).';
+'The launcher, and of each database of the server its worker, its notifier, its sources and sinks, where it has or wants one: the process (null: none), its state, since when, failures in a row, and what it has done since: segments made and dropped, heads noted (ticks), steps that failed (errors; the server log has them), notifications sent, waiting sessions woken (wakeups), records of a topic read or published, transactions that did so (batches), records that became dead letters (parked) or were passed over (skipped).';
 GRANT SELECT ON eventstore.pg_stat_eventstore_workers TO PUBLIC;
 
 CREATE FUNCTION eventstore.doctor(

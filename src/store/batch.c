@@ -159,13 +159,15 @@ static bool
 is_plain(Relation rel, bool changelog)
 {
 	TupleConstr *constr = RelationGetDescr(rel)->constr;
+	bool		other_triggers;
 
 	return !has_other_columns(rel) &&
 		   rel->rd_rel->relam == HEAP_TABLE_AM_OID && !rel->rd_rel->relispartition &&
 		   !rel->rd_rel->relhassubclass && !rel->rd_rel->relhasrules &&
 		   (constr == NULL ||
 			(constr->num_check == 0 && !constr->has_generated_stored)) &&
-		   has_one_index(rel) && es_store_has_our_triggers_only(rel, changelog);
+		   has_one_index(rel) &&
+		es_store_has_triggers(rel, changelog, &other_triggers) && !other_triggers;
 }
 
 /* Rights to columns, and policies, are for the executor. */

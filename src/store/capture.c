@@ -531,7 +531,7 @@ drop_triggers(Oid source)
 static void
 require_captured(Oid relid, Oid *changelog)
 {
-	if (es_capture_source(relid, changelog, NULL) == relid)
+	if (OidIsValid(relid) && es_capture_source(relid, changelog, NULL) == relid)
 		return;
 	if (get_rel_relkind(relid) == '\0')
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),

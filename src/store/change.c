@@ -299,11 +299,12 @@ es_store_record(PG_FUNCTION_ARGS)
  * ------------------------------------------------------------------------- */
 
 static bool
-runs(const Trigger *trigger, PGFunction function)
+runs(const Trigger *trigger, const char *name, PGFunction function)
 {
 	FmgrInfo	info;
 
-	if (trigger->tgqual != NULL || trigger->tgnattr > 0 ||
+	if (strcmp(trigger->tgname, name) != 0 || trigger->tgqual != NULL ||
+		trigger->tgnattr > 0 ||
 		(trigger->tgenabled != TRIGGER_FIRES_ON_ORIGIN &&
 		 trigger->tgenabled != TRIGGER_FIRES_ALWAYS))
 		return false;
@@ -312,31 +313,30 @@ runs(const Trigger *trigger, PGFunction function)
 }
 
 bool
-es_store_has_our_triggers_only(Relation rel, bool changelog)
+es_store_has_triggers(Relation rel, bool changelog, bool *others)
 {
 	TriggerDesc *triggers = rel->trigdesc;
 	bool		versions = false;
 	bool		records = false;
+	bool		guards = false;
 
+	*others = false;
 	if (triggers == NULL || SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
 		return false;
 	for (int i = 0; i < triggers->numtriggers; i++)
 	{
 		const Trigger *trigger = &triggers->triggers[i];
 
-		/* Those of TRUNCATE are not for us. */
-		if (trigger->tgtype == (TRIGGER_TYPE_BEFORE | TRIGGER_TYPE_TRUNCATE))
-			continue;
-		if (strcmp(trigger->tgname, ES_STORE_VERSION_TRIGGER) == 0 &&
-			runs(trigger, es_store_version))
+		if (runs(trigger, ES_STORE_VERSION_TRIGGER, es_store_version))
 			versions = true;
-		else if (strcmp(trigger->tgname, ES_STORE_RECORD_TRIGGER) == 0 &&
-				 runs(trigger, es_store_record))
+		else if (runs(trigger, ES_STORE_RECORD_TRIGGER, es_store_record))
 			records = true;
+		else if (runs(trigger, ES_STORE_GUARD_TRIGGER, es_store_guard))
+			guards = true;
 		else
-			return false;
+			*others = true;
 	}
-	return versions && records == changelog;
+	return versions && records == changelog && guards;
 }
 
 /* ---------------------------------------------------------------------------

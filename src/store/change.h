@@ -42,9 +42,9 @@ extern void es_store_unrecorded_begin(Oid store);
 extern void es_store_unrecorded_end(void);
 
 /*
- * Would a change of this table, past the executor, miss no trigger but ours?
- * False also where ours are not all there and at work.
+ * Are the store's triggers all there and at work?  'others' tells whether there
+ * is any that a change of a row fires beside them.
  */
-extern bool es_store_has_our_triggers_only(Relation rel, bool changelog);
+extern bool es_store_has_triggers(Relation rel, bool changelog, bool *others);
 
 #endif /* ES_STORE_CHANGE_H */

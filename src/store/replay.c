@@ -39,16 +39,6 @@
 PG_FUNCTION_INFO_V1(es_get_at);
 PG_FUNCTION_INFO_V1(es_rebuild);
 
-static void
-require_changelog(const EsStore *store)
-{
-	if (!OidIsValid(store->changelog))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("store \"%s\" has no changelog", get_rel_name(store->relid)),
-				 errhint("It was created with changelog => false.")));
-}
-
 /* ---------------------------------------------------------------------------
  * get_at
  * ------------------------------------------------------------------------- */
@@ -117,7 +107,7 @@ es_get_at(PG_FUNCTION_ARGS)
 				 errhint("Read the key's history with eventstore.read_stream() from the changelog.")));
 	es_require_arg(&fcinfo->args[1], "key");
 	es_require_arg(&fcinfo->args[2], "at");
-	require_changelog(store);
+	es_store_require_changelog(store);
 	key = es_store_key_from_text(store, PG_GETARG_TEXT_PP(1));
 	value = value_at(store->changelog, es_store_key_to_text(store, key),
 					 PG_GETARG_TIMESTAMPTZ(2));
@@ -151,12 +141,9 @@ check_complete(const EsCollection *changelog)
 static void
 delete_others(const EsStore *store, const char *table, const char *last_events)
 {
-	const char *stream = store->key_format == ES_STORE_BYTES ?
-		"('\\x' || pg_catalog.encode(s.key, 'hex'))" : "s.key";
-
 	es_spi_execute(psprintf("DELETE FROM %s s WHERE NOT EXISTS"
 							" (SELECT FROM %s WHERE h.stream = %s AND e.type = 'put')",
-							table, last_events, stream),
+							table, last_events, es_store_stream_sql(store)),
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
 }
 
@@ -222,7 +209,7 @@ open_to_rebuild(Oid relid)
 	EsStore    *store = es_store_open(relid, AccessShareLock);
 
 	es_collection_check_owner(relid);
-	require_changelog(store);
+	es_store_require_changelog(store);
 	if (IsolationUsesXactSnapshot())
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),

@@ -315,6 +315,13 @@ es_store_require(Oid relid)
 		report_not_store(relid);
 }
 
+void
+es_store_require_changelog(const EsStore *store)
+{
+	if (!OidIsValid(store->changelog))
+		es_collection_report_no_changelog(store->relid);
+}
+
 /* ---------------------------------------------------------------------------
  * After a crash
  * ------------------------------------------------------------------------- */
@@ -383,6 +390,13 @@ es_store_key_from_text(const EsStore *store, text *key)
 	if (store->key_format != ES_STORE_BYTES)
 		return PointerGetDatum(key);
 	return DirectFunctionCall1(byteain, CStringGetDatum(text_to_cstring(key)));
+}
+
+const char *
+es_store_stream_sql(const EsStore *store)
+{
+	return store->key_format == ES_STORE_BYTES ?
+		"('\\x' || pg_catalog.encode(s.key, 'hex'))" : "s.key";
 }
 
 bool

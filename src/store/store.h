@@ -89,6 +89,12 @@ extern void es_store_check_filled(EsStore *store, Relation rel);
 extern text *es_store_key_to_text(const EsStore *store, Datum key);
 extern Datum es_store_key_from_text(const EsStore *store, text *key);
 
+/* The same in SQL, of column s.key. */
+extern const char *es_store_stream_sql(const EsStore *store);
+
+/* 55000 where it has none. */
+extern void es_store_require_changelog(const EsStore *store);
+
 /* The row of a key, by the primary key, whoever asks; it stays in the slot. */
 extern bool es_store_find(const EsStore *store, Relation rel, Datum key, Snapshot snapshot,
 						  TupleTableSlot *slot);

@@ -67,7 +67,7 @@ typedef struct Started
 
 /* The main function of each kind. */
 static const char *const main_functions[ES_WORKER_KIND_COUNT] = {
-	"es_worker_main", "es_notifier_main"
+	"es_worker_main", "es_notifier_main", "es_source_main", "es_sink_main"
 };
 
 static ProcessUtility_hook_type prev_process_utility = NULL;
@@ -270,7 +270,7 @@ rescan_databases(void)
 		return;
 	foreach(cell, databases)
 	{
-		EsWorkerKey key = {lfirst_oid(cell), ES_WORKER_MAINTENANCE};
+		EsWorkerKey key = {lfirst_oid(cell), ES_WORKER_MAINTENANCE, 0};
 
 		es_worker_want(key);
 	}
@@ -329,6 +329,7 @@ start_worker(EsWorkerKey key)
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	worker.bgw_notify_pid = MyProcPid;
 	worker.bgw_main_arg = ObjectIdGetDatum(key.database);
+	memcpy(worker.bgw_extra, &key.object, sizeof(key.object));
 	strlcpy(worker.bgw_library_name, "eventstore", BGW_MAXLEN);
 	strlcpy(worker.bgw_function_name, main_functions[key.kind], BGW_MAXLEN);
 	snprintf(worker.bgw_name, BGW_MAXLEN, "eventstore %s", es_worker_kind_name(key.kind));

@@ -13,11 +13,13 @@
 #include "datatype/timestamp.h"
 #include "storage/latch.h"
 
-/* The processes that a database may have: one of each. */
+/* The processes that a database may have. */
 typedef enum EsWorkerKind
 {
 	ES_WORKER_MAINTENANCE,		/* worker.c: always, where the extension is */
 	ES_WORKER_NOTIFIER,			/* feed/notifier.c: from the first one who waits or listens */
+	ES_WORKER_SOURCE,			/* kafka/source.c: one for each source that is not paused */
+	ES_WORKER_SINK,				/* kafka/sink.c: likewise */
 	ES_WORKER_KIND_COUNT
 } EsWorkerKind;
 
@@ -25,6 +27,7 @@ typedef struct EsWorkerKey
 {
 	Oid			database;		/* InvalidOid: no worker */
 	EsWorkerKind kind;
+	uint32		object;			/* which source or sink; 0 for those that there is one of */
 } EsWorkerKey;
 
 typedef enum EsWorkerState
@@ -47,8 +50,29 @@ typedef enum EsWorkerStat
 	ES_WORKER_ERRORS,
 	ES_WORKER_NOTIFICATIONS,	/* sent */
 	ES_WORKER_WAKEUPS,			/* of waiting sessions */
+	ES_WORKER_RECORDS,			/* of a topic: read, or written and acknowledged */
+	ES_WORKER_BATCHES,			/* transactions that did so */
+	ES_WORKER_PARKED,			/* records that became dead letters */
+	ES_WORKER_SKIPPED,			/* records passed over, as the source's policies say */
 	ES_WORKER_STAT_COUNT
 } EsWorkerStat;
+
+/* What a worker says of itself; all empty where it has nothing to say. */
+typedef struct EsWorkerReport
+{
+	char		name[NAMEDATALEN];	/* of the source or sink */
+	char		state[24];
+	TimestampTz since;
+	char		message[256];	/* the reason of that state */
+} EsWorkerReport;
+
+/* What may be asked of a worker, and awaited (es_errand_*). */
+typedef enum EsErrand
+{
+	ES_ERRAND_FLUSH,			/* what it has read is to be written */
+	ES_ERRAND_CATCH_UP,			/* what there is now is to be written */
+	ES_ERRAND_COUNT
+} EsErrand;
 
 typedef struct EsWorkerInfo
 {
@@ -57,6 +81,7 @@ typedef struct EsWorkerInfo
 	int			pid;			/* 0 = none */
 	TimestampTz since;			/* of the last start; 0 = never */
 	int			failures;		/* in a row */
+	EsWorkerReport report;
 	uint64		stats[ES_WORKER_STAT_COUNT];
 } EsWorkerInfo;
 
@@ -67,6 +92,10 @@ typedef struct EsWorkerInfo
 #define ES_WAKE_STOP		0x04
 /* Somebody's head moved, or somebody came to wait or to listen (notifier). */
 #define ES_WAKE_NOTIFIER	0x08
+/* The source or sink was changed, paused or dropped. */
+#define ES_WAKE_CONFIG		0x10
+/* Somebody awaits an errand. */
+#define ES_WAKE_ERRAND		0x20
 
 /* Registers the launcher and the hook on DROP DATABASE and its like. */
 extern void es_launcher_install(void);
@@ -75,6 +104,8 @@ extern void es_launcher_install(void);
 extern PGDLLEXPORT void es_launcher_main(Datum arg);
 extern PGDLLEXPORT void es_worker_main(Datum arg);
 extern PGDLLEXPORT void es_notifier_main(Datum arg);
+extern PGDLLEXPORT void es_source_main(Datum arg);
+extern PGDLLEXPORT void es_sink_main(Datum arg);
 
 /* --- for whoever needs a database to be without our worker --- */
 
@@ -103,6 +134,25 @@ extern uint32 es_worker_take(uint32 flags);
 
 /* Counts for the monitor; nothing where this process is not a worker. */
 extern void es_worker_count(EsWorkerStat stat, uint64 n);
+
+/* Its own report; 'since' stays where the state is as it was. */
+extern void es_worker_report(const char *name, const char *state, const char *message);
+
+/* The newest errand that was asked for, to be given to es_errand_done when it is. */
+extern uint64 es_errand_asked(EsErrand errand);
+extern void es_errand_done(EsErrand errand, uint64 ticket);
+
+/* --- for whoever wants something of a source's or sink's worker --- */
+
+/* Sets the flag and wakes it; has it started where it does not run.  No error. */
+extern void es_worker_call(EsWorkerKey key, uint32 flag);
+
+/*
+ * Asks for an errand; false where no worker could be given it.  The wait ends
+ * when the errand is done, or at the deadline (false).  It may be cancelled.
+ */
+extern bool es_errand_ask(EsWorkerKey key, EsErrand errand, uint64 *ticket);
+extern bool es_errand_wait(EsWorkerKey key, EsErrand errand, uint64 ticket, TimestampTz deadline);
 
 /* --- for the launcher --- */
 

@@ -41,6 +41,15 @@ fix_settings(void)
 		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
 }
 
+EsWorkerKey
+es_process_key(EsWorkerKind kind, Datum arg)
+{
+	EsWorkerKey key = {DatumGetObjectId(arg), kind, 0};
+
+	memcpy(&key.object, MyBgworkerEntry->bgw_extra, sizeof(key.object));
+	return key;
+}
+
 void
 es_process_begin(EsWorkerKey key)
 {

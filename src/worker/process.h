@@ -12,6 +12,9 @@
 /* How long a worker's statement waits for a lock. */
 #define ES_WORKER_LOCK_TIMEOUT		"500ms"
 
+/* The key of this process, from its main function's argument. */
+extern EsWorkerKey es_process_key(EsWorkerKind kind, Datum arg);
+
 /*
  * Signals, slot, connection, settings.  Does not return where another process
  * has the slot or the database is held.  The role is the bootstrap superuser.

@@ -53,8 +53,10 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "compat.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "port/atomics.h"
+#include "storage/condition_variable.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
@@ -91,6 +93,7 @@ typedef struct WorkerSlot
 {
 	pg_atomic_uint32 database;	/* Oid; InvalidOid = free */
 	pg_atomic_uint32 kind;		/* EsWorkerKind */
+	pg_atomic_uint32 object;	/* of the key */
 	pg_atomic_uint32 state;		/* EsWorkerState */
 	pg_atomic_uint32 pending;	/* ES_WAKE_ flags; set by anyone, cleared by the worker */
 	int			pid;			/* the worker's, from attach to detach; 0 */
@@ -100,6 +103,10 @@ typedef struct WorkerSlot
 	TimestampTz held_until;		/* no worker until then; 0 = not held */
 	int			failures;		/* in a row */
 	pg_atomic_uint64 stats[ES_WORKER_STAT_COUNT];	/* by the worker only */
+	EsWorkerReport report;		/* by the worker only, under the lock */
+	pg_atomic_uint64 asked[ES_ERRAND_COUNT];	/* by anyone: they only grow */
+	pg_atomic_uint64 done[ES_ERRAND_COUNT]; /* by the worker: what was asked up to here */
+	ConditionVariable errand_done;
 } WorkerSlot;
 
 typedef struct WakeControl
@@ -149,10 +156,17 @@ es_wake_shmem_init(void)
 
 		pg_atomic_init_u32(&slot->database, InvalidOid);
 		pg_atomic_init_u32(&slot->kind, ES_WORKER_MAINTENANCE);
+		pg_atomic_init_u32(&slot->object, 0);
 		pg_atomic_init_u32(&slot->state, ES_WORKER_NONE);
 		pg_atomic_init_u32(&slot->pending, 0);
 		for (int j = 0; j < ES_WORKER_STAT_COUNT; j++)
 			pg_atomic_init_u64(&slot->stats[j], 0);
+		for (int j = 0; j < ES_ERRAND_COUNT; j++)
+		{
+			pg_atomic_init_u64(&slot->asked[j], 0);
+			pg_atomic_init_u64(&slot->done[j], 0);
+		}
+		ConditionVariableInit(&slot->errand_done);
 	}
 }
 
@@ -174,7 +188,8 @@ key_of(WorkerSlot *slot)
 {
 	EsWorkerKey key = {
 		pg_atomic_read_u32(&slot->database),
-		(EsWorkerKind) pg_atomic_read_u32(&slot->kind)
+		(EsWorkerKind) pg_atomic_read_u32(&slot->kind),
+		pg_atomic_read_u32(&slot->object)
 	};
 
 	return key;
@@ -184,7 +199,8 @@ static bool
 is_slot_of(WorkerSlot *slot, EsWorkerKey key)
 {
 	return pg_atomic_read_u32(&slot->database) == key.database &&
-		pg_atomic_read_u32(&slot->kind) == (uint32) key.kind;
+		pg_atomic_read_u32(&slot->kind) == (uint32) key.kind &&
+		pg_atomic_read_u32(&slot->object) == key.object;
 }
 
 /* Without the lock the answer is a hint, except for one's own database. */
@@ -244,11 +260,13 @@ claim_slot(EsWorkerKey key)
 	slot->failures = 0;
 	for (int i = 0; i < ES_WORKER_STAT_COUNT; i++)
 		pg_atomic_write_u64(&slot->stats[i], 0);
+	memset(&slot->report, 0, sizeof(slot->report));
 	set_state(slot, ES_WORKER_NONE);
 	/* Its old database goes first: no reader may take it for another's. */
 	pg_atomic_write_u32(&slot->database, InvalidOid);
 	pg_write_barrier();
 	pg_atomic_write_u32(&slot->kind, key.kind);
+	pg_atomic_write_u32(&slot->object, key.object);
 	pg_write_barrier();
 	pg_atomic_write_u32(&slot->database, key.database);
 	return slot;
@@ -277,35 +295,40 @@ want_slot(WorkerSlot *slot)
  * Appenders
  * ------------------------------------------------------------------------- */
 
+/* The worker's slot, made if need be; NULL where there is no room for it. */
 static WorkerSlot *
-own_slot(EsWorkerKind kind)
+obtain_slot(EsWorkerKey key)
 {
-	static WorkerSlot *cached[ES_WORKER_KIND_COUNT];
-	EsWorkerKey key = {MyDatabaseId, kind};
-	WorkerSlot *slot = cached[kind];
+	WorkerSlot *slot = find_slot(key);
 
-	if (control == NULL || !OidIsValid(MyDatabaseId))
-		return NULL;
-	if (slot != NULL && is_slot_of(slot, key))
-		return slot;
-	slot = find_slot(key);
 	if (slot == NULL && pg_atomic_read_u32(&control->full) == 0)
 	{
 		LWLockAcquire(control->lock, LW_EXCLUSIVE);
 		slot = claim_slot(key);
 		LWLockRelease(control->lock);
 	}
-	return cached[kind] = slot;
+	return slot;
+}
+
+/* Of this database, and of a kind that there is one of. */
+static WorkerSlot *
+own_slot(EsWorkerKind kind)
+{
+	static WorkerSlot *cached[ES_WORKER_KIND_COUNT];
+	EsWorkerKey key = {MyDatabaseId, kind, 0};
+	WorkerSlot *slot = cached[kind];
+
+	if (control == NULL || !OidIsValid(MyDatabaseId))
+		return NULL;
+	if (slot == NULL || !is_slot_of(slot, key))
+		cached[kind] = slot = obtain_slot(key);
+	return slot;
 }
 
 static void
-wake_worker(EsWorkerKind kind, uint32 flag)
+call_worker(WorkerSlot *slot, EsWorkerKey key, uint32 flag)
 {
-	WorkerSlot *slot = own_slot(kind);
 	EsWorkerState state;
-
-	if (slot == NULL)
-		return;
 
 	/* What the worker is to see was written before the flag is read. */
 	pg_memory_barrier();
@@ -325,11 +348,29 @@ wake_worker(EsWorkerKind kind, uint32 flag)
 	{
 		LWLockAcquire(control->lock, LW_EXCLUSIVE);
 		/* It may have become free, or another's, meanwhile. */
-		if (is_slot_of(slot, (EsWorkerKey) {MyDatabaseId, kind}))
+		if (is_slot_of(slot, key))
 			want_slot(slot);
 		LWLockRelease(control->lock);
 		wake_launcher();
 	}
+}
+
+static void
+wake_worker(EsWorkerKind kind, uint32 flag)
+{
+	WorkerSlot *slot = own_slot(kind);
+
+	if (slot != NULL)
+		call_worker(slot, (EsWorkerKey) {MyDatabaseId, kind, 0}, flag);
+}
+
+void
+es_worker_call(EsWorkerKey key, uint32 flag)
+{
+	WorkerSlot *slot = control != NULL ? obtain_slot(key) : NULL;
+
+	if (slot != NULL)
+		call_worker(slot, key, flag);
 }
 
 void
@@ -392,7 +433,7 @@ es_wake_maintenance_at_commit(void)
 int
 es_wake_worker_pid(void)
 {
-	EsWorkerKey key = {MyDatabaseId, ES_WORKER_MAINTENANCE};
+	EsWorkerKey key = {MyDatabaseId, ES_WORKER_MAINTENANCE, 0};
 	WorkerSlot *slot;
 	int			pid = 0;
 
@@ -426,14 +467,15 @@ es_wake_slots_exhausted(void)
 
 	if (control == NULL)
 		return false;
-	for (int kind = 0; kind < ES_WORKER_KIND_COUNT; kind++)
+	for (int i = 0; i < SLOT_COUNT; i++)
 	{
-		EsWorkerKey key = {MyDatabaseId, kind};
-		WorkerSlot *slot = find_slot(key);
+		WorkerSlot *slot = &control->slots[i];
 
-		if (slot != NULL && get_state(slot) == ES_WORKER_NO_SLOT)
+		if (pg_atomic_read_u32(&slot->database) != MyDatabaseId)
+			continue;
+		if (get_state(slot) == ES_WORKER_NO_SLOT)
 			return true;
-		known = known || slot != NULL;
+		known = true;
 	}
 	return !known && pg_atomic_read_u32(&control->full) != 0;
 }
@@ -550,6 +592,75 @@ es_worker_count(EsWorkerStat stat, uint64 n)
 		pg_atomic_fetch_add_u64(&own_worker->stats[stat], n);
 }
 
+void
+es_worker_report(const char *name, const char *state, const char *message)
+{
+	EsWorkerReport *report = &own_worker->report;
+
+	LWLockAcquire(control->lock, LW_EXCLUSIVE);
+	if (strcmp(report->state, state) != 0)
+		report->since = GetCurrentTimestamp();
+	strlcpy(report->name, name, sizeof(report->name));
+	strlcpy(report->state, state, sizeof(report->state));
+	memset(report->message, 0, sizeof(report->message));
+	memcpy(report->message, message,
+		   pg_mbcliplen(message, strlen(message), sizeof(report->message) - 1));
+	LWLockRelease(control->lock);
+}
+
+/* ---------------------------------------------------------------------------
+ * Errands
+ * ------------------------------------------------------------------------- */
+
+uint64
+es_errand_asked(EsErrand errand)
+{
+	return pg_atomic_read_u64(&own_worker->asked[errand]);
+}
+
+void
+es_errand_done(EsErrand errand, uint64 ticket)
+{
+	pg_atomic_write_u64(&own_worker->done[errand], ticket);
+	ConditionVariableBroadcast(&own_worker->errand_done);
+}
+
+bool
+es_errand_ask(EsWorkerKey key, EsErrand errand, uint64 *ticket)
+{
+	WorkerSlot *slot = obtain_slot(key);
+
+	if (slot == NULL)
+		return false;
+	*ticket = pg_atomic_add_fetch_u64(&slot->asked[errand], 1);
+	call_worker(slot, key, ES_WAKE_ERRAND);
+	return true;
+}
+
+bool
+es_errand_wait(EsWorkerKey key, EsErrand errand, uint64 ticket, TimestampTz deadline)
+{
+	static uint32 wait_event = 0;
+	WorkerSlot *slot = find_slot(key);
+	bool		done = false;
+
+	if (slot == NULL)
+		return false;
+	ConditionVariablePrepareToSleep(&slot->errand_done);
+	for (;;)
+	{
+		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+
+		done = is_slot_of(slot, key) && pg_atomic_read_u64(&slot->done[errand]) >= ticket;
+		if (done || left <= 0 || !is_slot_of(slot, key))
+			break;
+		(void) ConditionVariableTimedSleep(&slot->errand_done, Min(left, INT_MAX),
+										   es_wait_event(wait_event, "EventstoreErrand"));
+	}
+	ConditionVariableCancelSleep();
+	return done;
+}
+
 /* ---------------------------------------------------------------------------
  * Holding a database free of its worker
  * ------------------------------------------------------------------------- */
@@ -568,6 +679,14 @@ push_worker(WorkerSlot *slot, bool terminate)
 	return true;
 }
 
+/* The two that a database may get without anybody's asking for them there. */
+static void
+claim_base_slots(Oid database)
+{
+	(void) claim_slot((EsWorkerKey) {database, ES_WORKER_MAINTENANCE, 0});
+	(void) claim_slot((EsWorkerKey) {database, ES_WORKER_NOTIFIER, 0});
+}
+
 /* The same for all of a database's; 'hold' keeps others from being started. */
 static bool
 push_workers(Oid database, bool hold, bool terminate)
@@ -575,12 +694,13 @@ push_workers(Oid database, bool hold, bool terminate)
 	bool		there = false;
 
 	LWLockAcquire(control->lock, LW_EXCLUSIVE);
-	for (int kind = 0; kind < ES_WORKER_KIND_COUNT; kind++)
+	if (hold)
+		claim_base_slots(database);
+	for (int i = 0; i < SLOT_COUNT; i++)
 	{
-		EsWorkerKey key = {database, kind};
-		WorkerSlot *slot = hold ? claim_slot(key) : find_slot(key);
+		WorkerSlot *slot = &control->slots[i];
 
-		if (slot == NULL)
+		if (pg_atomic_read_u32(&slot->database) != database)
 			continue;
 		if (hold)
 			slot->held_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), HOLD_MS);
@@ -627,12 +747,11 @@ es_worker_release(Oid database)
 	if (control == NULL)
 		return;
 	LWLockAcquire(control->lock, LW_EXCLUSIVE);
-	for (int kind = 0; kind < ES_WORKER_KIND_COUNT; kind++)
+	for (int i = 0; i < SLOT_COUNT; i++)
 	{
-		EsWorkerKey key = {database, kind};
-		WorkerSlot *slot = find_slot(key);
+		WorkerSlot *slot = &control->slots[i];
 
-		if (slot == NULL)
+		if (pg_atomic_read_u32(&slot->database) != database)
 			continue;
 		slot->held_until = 0;
 		/* Claimed for the hold only: the database may be gone. */
@@ -726,7 +845,7 @@ es_worker_due(TimestampTz now, long *wait_ms)
 		long		until = time_until_due(slot, state, now);
 
 		/* A standby cannot be written to. */
-		if (in_recovery && key_of(slot).kind == ES_WORKER_MAINTENANCE)
+		if (in_recovery && key_of(slot).kind != ES_WORKER_NOTIFIER)
 			continue;
 
 		/* One after the other, so as not to take all process slots at once. */
@@ -855,6 +974,7 @@ es_worker_list(EsWorkerInfo **workers)
 		info->pid = slot->pid;
 		info->since = slot->started;
 		info->failures = slot->failures;
+		info->report = slot->report;
 		for (int j = 0; j < ES_WORKER_STAT_COUNT; j++)
 			info->stats[j] = pg_atomic_read_u64(&slot->stats[j]);
 		n++;
@@ -889,5 +1009,15 @@ es_worker_state_name(EsWorkerState state)
 const char *
 es_worker_kind_name(EsWorkerKind kind)
 {
-	return kind == ES_WORKER_NOTIFIER ? "notifier" : "worker";
+	switch (kind)
+	{
+		case ES_WORKER_NOTIFIER:
+			return "notifier";
+		case ES_WORKER_SOURCE:
+			return "source";
+		case ES_WORKER_SINK:
+			return "sink";
+		default:
+			return "worker";
+	}
 }

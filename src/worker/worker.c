@@ -37,6 +37,7 @@
 #include "collection/segment.h"
 #include "compat.h"
 #include "guc.h"
+#include "kafka/source.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "position/head.h"
@@ -328,6 +329,7 @@ survey_collections(void)
 {
 	if (!begin_work("eventstore: reading the list of collections"))
 		return es_process_has_extension();
+	es_sources_want();
 	SPI_connect();
 	es_spi_execute("SELECT c.collection::pg_catalog.oid, c.incarnation, c.segment_size,"
 				   " c.retain_events, c.retain_for, c.retain_bytes, t.head"
@@ -756,7 +758,7 @@ work_for_ever(void)
 void
 es_worker_main(Datum arg)
 {
-	EsWorkerKey key = {DatumGetObjectId(arg), ES_WORKER_MAINTENANCE};
+	EsWorkerKey key = es_process_key(ES_WORKER_MAINTENANCE, arg);
 	HASHCTL		ctl;
 
 	es_process_begin(key);

@@ -68,7 +68,7 @@ configure($node, "session_preload_libraries = 'eventstore'");
 $node->reload;
 is(sqlstate_of($node, "SELECT * FROM eventstore.append('c', 'x')"), 'LG006', 'session_preload_libraries is not enough');
 
-is($node->safe_psql('postgres', 'DROP TABLE c; SELECT count(*) FROM eventstore.collection_catalog'), 0, 'a collection can be dropped');
+is($node->safe_psql('postgres', 'DROP TABLE c, captured_changelog; SELECT count(*) FROM eventstore.collection_catalog'), 0, 'collections can be dropped');
 is(sqlstate_of($node, 'DROP EXTENSION eventstore'), '00000', 'and the extension');
 is(sqlstate_of($node, 'CREATE EXTENSION eventstore'), '00000', 'which can be created again');
 

@@ -79,6 +79,9 @@ END;},
 SELECT eventstore.get('kv', some_key()), eventstore.put('kv', some_key(), value());
 END;},
 	fast => q{SELECT eventstore.put('fast', some_key(), value()), eventstore.delete('fast', some_key());},
+	batch => q{SELECT eventstore.store_apply('words', array_agg(k), array_agg(CASE WHEN random() < 0.7 THEN some_key() END)) FROM (SELECT some_key() AS k FROM generate_series(1, 12) OFFSET 0) s;
+SELECT eventstore.store_apply('fast', array_agg(k), array_agg(CASE WHEN random() < 0.7 THEN value() END)) FROM (SELECT some_key() AS k FROM generate_series(1, 12) OFFSET 0) s;
+SELECT eventstore.store_apply('kv', array_agg(k), array_agg(CASE WHEN random() < 0.7 THEN value() END)) FROM (SELECT some_key() AS k FROM generate_series(1, 4) OFFSET 0) s;},
 	bytes => q{SELECT eventstore.put_bytes('bytes', '\x' || md5(some_key()), decode(md5(some_key()), 'hex')), eventstore.put_text('words', some_key(), some_key()), eventstore.delete_text('words', some_key());});
 foreach my $name (keys %scripts)
 {

@@ -1,0 +1,238 @@
+/*
+ * kafka/codec.c
+ *		Between a record's bytes and values of PostgreSQL.
+ *
+ * A record that does not decode must neither stop its topic nor vanish, so what
+ * is wrong with it is a result here and not an error.  What raises one inside
+ * PostgreSQL only computes, and is caught (es_convert_noting).
+ */
+#include "postgres.h"
+
+#include "kafka/codec.h"
+
+#include "common/base64.h"
+#include "common/int.h"
+#include "errors.h"
+#include "fmgr.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/memutils.h"
+#include "utils/numeric.h"
+#include "utils/timestamp.h"
+
+/* ---------------------------------------------------------------------------
+ * Values
+ * ------------------------------------------------------------------------- */
+
+/* (bytes, length) to text in the database's encoding; a function for es_convert's sake. */
+static Datum
+text_from_utf8(PG_FUNCTION_ARGS)
+{
+	char	   *bytes = (char *) PG_GETARG_POINTER(0);
+	int			length = PG_GETARG_INT32(1);
+	char	   *converted = pg_any_to_server(bytes, length, PG_UTF8);
+
+	if (converted == bytes)
+		PG_RETURN_TEXT_P(cstring_to_text_with_len(bytes, length));
+	PG_RETURN_TEXT_P(cstring_to_text(converted));
+}
+
+static bool
+set_problem(EsProblem *problem, int sqlstate, const char *reason)
+{
+	problem->sqlstate = sqlstate;
+	problem->reason = reason;
+	return false;
+}
+
+static bool
+decode_text(const char *bytes, size_t length, Datum *value, EsProblem *problem)
+{
+	if (memchr(bytes, '\0', length) != NULL)
+		return set_problem(problem, ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
+						   "it has a byte 0, which text cannot have");
+	if (!es_convert(text_from_utf8, PointerGetDatum(bytes), Int32GetDatum((int32) length), 0, value))
+		return set_problem(problem, ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
+						   "it is not UTF-8, or not in the database's encoding");
+	return true;
+}
+
+static bool
+decode_json(const char *bytes, size_t length, Datum *value, EsProblem *problem)
+{
+	Datum		as_text;
+
+	if (!decode_text(bytes, length, &as_text, problem))
+		return false;
+	if (!es_convert(jsonb_in, CStringGetDatum(text_to_cstring(DatumGetTextPP(as_text))), 0, 0,
+					value))
+		return set_problem(problem, ERRCODE_INVALID_TEXT_REPRESENTATION,
+						   length == 0 ? "it is empty, which is not JSON" : "it is not JSON");
+	return true;
+}
+
+bool
+es_codec_decode(EsStoreFormat format, const char *bytes, size_t length, Datum *value,
+				EsProblem *problem)
+{
+	if (length > MaxAllocSize - VARHDRSZ - 1)
+		return set_problem(problem, ERRCODE_PROGRAM_LIMIT_EXCEEDED, "it is longer than 1 GB");
+	switch (format)
+	{
+		case ES_STORE_JSON:
+			return decode_json(bytes, length, value, problem);
+		case ES_STORE_TEXT:
+			return decode_text(bytes, length, value, problem);
+		case ES_STORE_BYTES:
+			*value = PointerGetDatum(cstring_to_text_with_len(bytes, (int) length));
+			return true;
+	}
+	return set_problem(problem, ERRCODE_INTERNAL_ERROR, "unknown format");
+}
+
+/* ---------------------------------------------------------------------------
+ * Headers and metadata
+ * ------------------------------------------------------------------------- */
+
+static JsonbValue
+json_string(const char *string, size_t length)
+{
+	JsonbValue	value;
+
+	value.type = jbvString;
+	value.val.string.val = (char *) string;
+	value.val.string.len = (int) length;
+	return value;
+}
+
+static JsonbValue
+json_int(int64 number)
+{
+	JsonbValue	value;
+
+	value.type = jbvNumeric;
+	value.val.numeric = int64_to_numeric(number);
+	return value;
+}
+
+static JsonbValue
+base64_of(const char *bytes, size_t length)
+{
+	int			room = pg_b64_enc_len((int) length);
+	char	   *encoded = palloc(room);
+
+	return json_string(encoded, pg_b64_encode(bytes, (int) length, encoded, room));
+}
+
+static void
+push_key(JsonbParseState **state, const char *key)
+{
+	JsonbValue	value = json_string(key, strlen(key));
+
+	pushJsonbValue(state, WJB_KEY, &value);
+}
+
+/* As text where it is that, else as {"base64": ...}. */
+static void
+push_bytes(JsonbParseState **state, const char *bytes, size_t length)
+{
+	EsProblem	problem;
+	JsonbValue	value;
+	Datum		as_text;
+
+	if (bytes == NULL)
+	{
+		value.type = jbvNull;
+		pushJsonbValue(state, WJB_ELEM, &value);
+	}
+	else if (decode_text(bytes, length, &as_text, &problem))
+	{
+		value = json_string(VARDATA_ANY(as_text), VARSIZE_ANY_EXHDR(as_text));
+		pushJsonbValue(state, WJB_ELEM, &value);
+	}
+	else
+	{
+		value = base64_of(bytes, length);
+		pushJsonbValue(state, WJB_BEGIN_OBJECT, NULL);
+		push_key(state, "base64");
+		pushJsonbValue(state, WJB_VALUE, &value);
+		pushJsonbValue(state, WJB_END_OBJECT, NULL);
+	}
+}
+
+static JsonbValue *
+push_headers(JsonbParseState **state, const EsRecord *record)
+{
+	pushJsonbValue(state, WJB_BEGIN_ARRAY, NULL);
+	for (int i = 0; i < record->nheaders; i++)
+	{
+		const EsHeader *header = &record->headers[i];
+
+		pushJsonbValue(state, WJB_BEGIN_ARRAY, NULL);
+		push_bytes(state, header->name, strlen(header->name));
+		push_bytes(state, header->value, header->length);
+		pushJsonbValue(state, WJB_END_ARRAY, NULL);
+	}
+	return pushJsonbValue(state, WJB_END_ARRAY, NULL);
+}
+
+/* ---------------------------------------------------------------------------
+ * Times: Kafka's are milliseconds since 1970
+ * ------------------------------------------------------------------------- */
+
+#define EPOCH_DIFFERENCE_MS \
+	((POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * (int64) (SECS_PER_DAY * 1000))
+
+int64
+es_codec_kafka_time(TimestampTz time)
+{
+	return time / 1000 + EPOCH_DIFFERENCE_MS;
+}
+
+bool
+es_codec_time(int64 kafka_time, TimestampTz *time)
+{
+	int64		us;
+
+	if (kafka_time < 0 ||
+		pg_mul_s64_overflow(kafka_time - EPOCH_DIFFERENCE_MS, 1000, &us) ||
+		!IS_VALID_TIMESTAMP(us))
+		return false;
+	*time = us;
+	return true;
+}
+
+Jsonb *
+es_codec_headers(const EsRecord *record)
+{
+	JsonbParseState *state = NULL;
+
+	return record->nheaders == 0 ? NULL : JsonbValueToJsonb(push_headers(&state, record));
+}
+
+static void
+push_field(JsonbParseState **state, const char *key, JsonbValue value)
+{
+	push_key(state, key);
+	pushJsonbValue(state, WJB_VALUE, &value);
+}
+
+Jsonb *
+es_codec_metadata(const EsRecord *record)
+{
+	JsonbParseState *state = NULL;
+
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	push_field(&state, "topic", json_string(record->topic, strlen(record->topic)));
+	push_field(&state, "partition", json_int(record->partition));
+	push_field(&state, "offset", json_int(record->offset));
+	if (record->has_time)
+		push_field(&state, "timestamp", json_int(es_codec_kafka_time(record->time)));
+	if (record->nheaders > 0)
+	{
+		push_key(&state, "headers");
+		push_headers(&state, record);
+	}
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+}

@@ -1,0 +1,61 @@
+/*
+ * kafka/codec.h
+ *		Between a record's bytes and values of PostgreSQL.
+ */
+#ifndef ES_KAFKA_CODEC_H
+#define ES_KAFKA_CODEC_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+#include "store/store.h"
+#include "utils/jsonb.h"
+
+typedef struct EsHeader
+{
+	const char *name;
+	const char *value;			/* NULL: none */
+	size_t		length;
+} EsHeader;
+
+/* A record as it came.  The bytes belong to whoever has the message. */
+typedef struct EsRecord
+{
+	const char *topic;
+	int32		partition;
+	int64		offset;
+	const char *key;			/* NULL: none */
+	size_t		key_length;
+	const char *value;			/* NULL: none, which deletes the key */
+	size_t		value_length;
+	bool		has_time;
+	TimestampTz time;
+	int			nheaders;
+	EsHeader   *headers;
+} EsRecord;
+
+/* Why a record cannot be taken; sqlstate 0: it can. */
+typedef struct EsProblem
+{
+	int			sqlstate;
+	const char *reason;
+} EsProblem;
+
+/*
+ * The bytes as jsonb, text or bytea; false, with the problem, where they are
+ * none.  Kafka's text is UTF-8.
+ */
+extern bool es_codec_decode(EsStoreFormat format, const char *bytes, size_t length,
+							Datum *value, EsProblem *problem);
+
+/* [[name, value], ...] in their order; a value that is no text is {"base64": "..."}.  NULL: none. */
+extern Jsonb *es_codec_headers(const EsRecord *record);
+
+/* {"topic", "partition", "offset", "timestamp", "headers"}: where an event came from. */
+extern Jsonb *es_codec_metadata(const EsRecord *record);
+
+/* Milliseconds since 1970; false for one that PostgreSQL cannot hold. */
+extern int64 es_codec_kafka_time(TimestampTz time);
+extern bool es_codec_time(int64 kafka_time, TimestampTz *time);
+
+#endif							/* ES_KAFKA_CODEC_H */

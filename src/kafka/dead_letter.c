@@ -1,0 +1,250 @@
+/*
+ * kafka/dead_letter.c
+ *		Dead letters, tried again.
+ *
+ * In the caller's transaction, as the source's owner, one subtransaction for
+ * each: those that can be written now are, and their rows go; the others stay
+ * with the new reason.  The rows are locked first, so that two calls at one time
+ * do not write a record twice.
+ *
+ * A dead letter is old.  In a store whose changelog says that a later record of
+ * the same partition has been written for its key, it is out of date, and
+ * writing it would bring an old value back: its row goes, and nothing else.
+ *
+ * Locks: rows of source_dead_letter, then those of the target.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "errors.h"
+#include "fmgr.h"
+#include "kafka/progress.h"
+#include "kafka/source.h"
+#include "kafka/writer.h"
+#include "miscadmin.h"
+#include "spi.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/uuid.h"
+
+PG_FUNCTION_INFO_V1(es_retry_dead_letters);
+
+typedef struct DeadLetter
+{
+	pg_uuid_t	id;
+	EsRecord	record;
+} DeadLetter;
+
+/* ---------------------------------------------------------------------------
+ * Loading
+ * ------------------------------------------------------------------------- */
+
+static const char *
+bytes_column(int column, uint64 row, MemoryContext context, size_t *length)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, &isnull);
+	bytea	   *bytes;
+	char	   *copy;
+
+	if (isnull)
+		return NULL;
+	bytes = DatumGetByteaPP(value);
+	*length = VARSIZE_ANY_EXHDR(bytes);
+	copy = MemoryContextAllocHuge(context, *length + 1);
+	memcpy(copy, VARDATA_ANY(bytes), *length);
+	return copy;
+}
+
+static void
+read_letter(DeadLetter *letter, uint64 row, MemoryContext context)
+{
+	TupleDesc	desc = SPI_tuptable->tupdesc;
+	HeapTuple	tuple = SPI_tuptable->vals[row];
+	EsRecord   *record = &letter->record;
+	bool		isnull;
+
+	letter->id = *DatumGetUUIDP(SPI_getbinval(tuple, desc, 1, &isnull));
+	record->topic = MemoryContextStrdup(context, SPI_getvalue(tuple, desc, 2));
+	record->partition = DatumGetInt32(SPI_getbinval(tuple, desc, 3, &isnull));
+	record->offset = DatumGetInt64(SPI_getbinval(tuple, desc, 4, &isnull));
+	record->time = DatumGetTimestampTz(SPI_getbinval(tuple, desc, 5, &isnull));
+	record->has_time = !isnull;
+	record->key = bytes_column(6, row, context, &record->key_length);
+	record->value = bytes_column(7, row, context, &record->value_length);
+}
+
+/* Locked, oldest first. */
+static int
+load_letters(const EsSource *source, const NullableDatum *ids, DeadLetter **letters)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Oid			types[2] = {INT4OID, UUIDARRAYOID};
+	Datum		values[2] = {Int32GetDatum((int32) source->id), ids->value};
+	char		nulls[3] = "  ";
+	EsRoleSwitch saved;
+	int			n;
+
+	nulls[1] = ids->isnull ? 'n' : ' ';
+	es_role_assume(es_extension_owner(), &saved);
+	SPI_connect();
+	es_spi_execute("SELECT id, topic, partition, record_offset, record_time, key, value"
+				   " FROM eventstore.source_dead_letter"
+				   " WHERE source = $1 AND ($2 IS NULL OR id = ANY ($2))"
+				   " ORDER BY created_at, topic, partition, record_offset FOR UPDATE",
+				   2, types, values, nulls, false, SPI_OK_SELECT);
+	n = (int) SPI_processed;
+	*letters = MemoryContextAllocZero(context, sizeof(DeadLetter) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+		read_letter(&(*letters)[i], i, context);
+	SPI_finish();
+	es_role_restore(&saved);
+	return n;
+}
+
+/* ---------------------------------------------------------------------------
+ * One of them
+ * ------------------------------------------------------------------------- */
+
+/* Has a later record of the partition been written for its key? */
+static bool
+is_out_of_date(const EsSource *source, const EsRecord *record)
+{
+	Oid			types[5] = {OIDOID, TEXTOID, TEXTOID, INT4OID, INT8OID};
+	EsProblem	problem;
+	EsRoleSwitch saved;
+	EsStore    *store;
+	Datum		key;
+	Datum		values[5];
+	bool		later;
+
+	if (!source->is_store || record->key == NULL)
+		return false;
+	store = es_store_open(source->target, RowExclusiveLock);
+	if (!OidIsValid(store->changelog) ||
+		!es_codec_decode(store->key_format, record->key, record->key_length, &key, &problem))
+		return false;
+	values[0] = ObjectIdGetDatum(store->changelog);
+	values[1] = PointerGetDatum(es_store_key_to_text(store, key));
+	values[2] = CStringGetTextDatum(record->topic);
+	values[3] = Int32GetDatum(record->partition);
+	values[4] = Int64GetDatum(record->offset);
+	es_role_assume(es_extension_owner(), &saved);
+	SPI_connect();
+	es_spi_execute("SELECT FROM eventstore.peek($1::pg_catalog.regclass, $2) e"
+				   " WHERE e.metadata->>'topic' = $3 AND (e.metadata->>'partition')::int4 = $4"
+				   " AND (e.metadata->>'offset')::int8 > $5",
+				   5, types, values, NULL, true, SPI_OK_SELECT);
+	later = SPI_processed > 0;
+	SPI_finish();
+	es_role_restore(&saved);
+	return later;
+}
+
+static void
+execute_for(const char *sql, const DeadLetter *letter, const EsProblem *problem, int expected)
+{
+	Oid			types[3] = {UUIDOID, TEXTOID, TEXTOID};
+	Datum		values[3] = {UUIDPGetDatum(&letter->id),
+		CStringGetTextDatum(problem->reason != NULL ? problem->reason : ""),
+	CStringGetTextDatum(unpack_sql_state(problem->sqlstate))};
+	EsRoleSwitch saved;
+
+	es_role_assume(es_extension_owner(), &saved);
+	SPI_connect();
+	es_spi_execute(sql, 3, types, values, NULL, false, expected);
+	SPI_finish();
+	es_role_restore(&saved);
+}
+
+/* True where it is written now; else the problem, or none where it was dropped. */
+static bool
+write_letter(const EsSource *source, EsWriter *writer, const DeadLetter *letter,
+			 EsProblem *problem)
+{
+	EsDecoded  *decoded = es_writer_decode(writer, &letter->record, 1, problem);
+	EsRoleSwitch saved;
+	EsWritten	written;
+
+	if (problem->sqlstate != 0 || is_out_of_date(source, &letter->record))
+		return false;
+	es_role_assume(source->owner, &saved);
+	es_writer_write(writer, &letter->record, decoded, 1, problem, &written);
+	es_role_restore(&saved);
+	return written.written > 0;
+}
+
+/* In a subtransaction of its own. */
+static bool
+retry_letter(const EsSource *source, EsWriter *writer, const DeadLetter *letter)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	EsProblem	problem = {0};
+	volatile bool written = false;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		written = write_letter(source, writer, letter, &problem);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
+			PG_RE_THROW();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		problem.sqlstate = error->sqlerrcode;
+		problem.reason = error->message;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+
+	if (problem.sqlstate == 0)
+		execute_for("DELETE FROM eventstore.source_dead_letter"
+					" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
+					letter, &problem, SPI_OK_DELETE);
+	else
+		execute_for("UPDATE eventstore.source_dead_letter"
+					" SET attempts = attempts + 1, reason = $2, sqlstate = $3 WHERE id = $1",
+					letter, &problem, SPI_OK_UPDATE);
+	return written;
+}
+
+Datum
+es_retry_dead_letters(PG_FUNCTION_ARGS)
+{
+	EsSource   *source;
+	EsWriter   *writer;
+	DeadLetter *letters;
+	MemoryContext each;
+	int64		written = 0;
+	int			n;
+
+	es_require_arg(&fcinfo->args[0], "name");
+	source = es_source_require_own(&fcinfo->args[0]);
+	writer = es_writer_begin(source);
+	n = load_letters(source, &fcinfo->args[1], &letters);
+	each = AllocSetContextCreate(CurrentMemoryContext, "eventstore dead letter",
+								 ALLOCSET_DEFAULT_SIZES);
+	for (int i = 0; i < n; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(each);
+
+		CHECK_FOR_INTERRUPTS();
+		if (retry_letter(source, writer, &letters[i]))
+			written++;
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(each);
+	}
+	PG_RETURN_INT64(written);
+}

@@ -1,0 +1,280 @@
+/*
+ * Sources: Kafka topics that feed a store or a collection.
+ *
+ * The tables belong to the extension's owner, and C writes them as him
+ * (definition.c, progress.c); the views show each caller his part.  Column orders
+ * are known to C only by name.
+ */
+
+CREATE SEQUENCE eventstore.kafka_id_seq AS integer;
+SELECT pg_catalog.pg_extension_config_dump('eventstore.kafka_id_seq', '');
+
+/*
+ * system_identifier and database_oid: where it was told to run.  In a copy of the
+ * server or of the database it waits to be told again.
+ */
+CREATE TABLE eventstore.source (
+	id integer PRIMARY KEY DEFAULT pg_catalog.nextval('eventstore.kafka_id_seq'),
+	name text COLLATE "C" UNIQUE NOT NULL,
+	server name NOT NULL,
+	owner regrole NOT NULL,
+	topic text COLLATE "C" NOT NULL,
+	target regclass,
+	start text NOT NULL,
+	partitions integer[],
+	group_id text,
+	replica_partitions integer[],
+	mode text NOT NULL,
+	value_format text NOT NULL,
+	transform text,
+	on_error text NOT NULL,
+	on_null_key text NOT NULL,
+	on_gap text NOT NULL,
+	flush_count integer NOT NULL,
+	flush_interval interval NOT NULL,
+	changelog_topic text COLLATE "C",
+	consumer_properties jsonb NOT NULL,
+	producer_properties jsonb NOT NULL,
+	changelog_properties jsonb NOT NULL,
+	key_as text NOT NULL,
+	paused boolean NOT NULL DEFAULT false,
+	failure text,
+	starts integer NOT NULL DEFAULT 0,
+	resumes bigint NOT NULL DEFAULT 0,
+	system_identifier bigint NOT NULL,
+	database_oid oid NOT NULL,
+	created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+COMMENT ON TABLE eventstore.source IS
+'The Kafka sources of this database. Internal: use the view sources.';
+SELECT pg_catalog.pg_extension_config_dump('eventstore.source', '');
+
+/*
+ * What was written, in the transaction that wrote it.  The row changes with each
+ * batch, and never in a column that an index has: half of each page is left for
+ * the next versions (HOT).
+ */
+CREATE TABLE eventstore.source_offset (
+	source integer NOT NULL,
+	topic text COLLATE "C" NOT NULL,
+	partition integer NOT NULL,
+	next_offset bigint NOT NULL,
+	end_offset bigint,
+	record_time timestamptz,
+	updated_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+	PRIMARY KEY (source, topic, partition)
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.1);
+COMMENT ON TABLE eventstore.source_offset IS
+'How far each partition of a source''s topic has been written: the offset of the next record. Internal: use the view source_partitions.';
+SELECT pg_catalog.pg_extension_config_dump('eventstore.source_offset', '');
+
+CREATE TABLE eventstore.source_gap (
+	source integer NOT NULL,
+	topic text COLLATE "C" NOT NULL,
+	partition integer NOT NULL,
+	first_offset bigint NOT NULL,
+	next_offset bigint NOT NULL,
+	reason text NOT NULL,
+	created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+CREATE INDEX ON eventstore.source_gap (source);
+COMMENT ON TABLE eventstore.source_gap IS
+'Records that were gone from the topic before they could be read. Internal: use the view gaps.';
+SELECT pg_catalog.pg_extension_config_dump('eventstore.source_gap', '');
+
+CREATE TABLE eventstore.source_dead_letter (
+	id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+	source integer NOT NULL,
+	topic text COLLATE "C" NOT NULL,
+	partition integer NOT NULL,
+	record_offset bigint NOT NULL,
+	record_time timestamptz,
+	key bytea,
+	value bytea,
+	headers jsonb,
+	sqlstate text COLLATE "C" NOT NULL,
+	reason text NOT NULL,
+	attempts integer NOT NULL DEFAULT 1,
+	created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+CREATE INDEX ON eventstore.source_dead_letter (source);
+COMMENT ON TABLE eventstore.source_dead_letter IS
+'Records that could not be written, as they were. Internal: use the view dead_letters.';
+SELECT pg_catalog.pg_extension_config_dump('eventstore.source_dead_letter', '');
+
+CREATE FUNCTION eventstore.create_source(
+	name text,
+	server name,
+	topic text,
+	target regclass,
+	start text = 'earliest',
+	partitions integer[] = NULL,
+	group_id text = NULL,
+	replica_partitions integer[] = NULL,
+	mode text = 'primary',
+	value_format text = NULL,
+	transform regprocedure = NULL,
+	on_error text = 'park',
+	on_null_key text = 'park',
+	on_gap text = 'stop',
+	flush_count integer = 10000,
+	flush_interval interval = '1 s',
+	changelog_topic text = NULL,
+	consumer_properties jsonb = '{}',
+	producer_properties jsonb = '{}',
+	changelog_properties jsonb = '{}',
+	key_as text = 'stream'
+) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'es_create_source';
+COMMENT ON FUNCTION eventstore.create_source(text, name, text, regclass, text, integer[], text, integer[], text, text, regprocedure, text, text, text, integer, interval, text, jsonb, jsonb, jsonb, text) IS
+'Feeds a store or a collection from a Kafka topic, exactly once: records, offsets and dead letters are written in one transaction by a background worker, which acts as the caller (the source''s owner) in a security-restricted operation.
+A store keeps the last record of each key; a null value deletes, an empty one does not. A collection gets one event for each record: type = the topic, the key as stream (key_as ''stream'') or as tag "key:..." (''tag''), topic, partition, offset, time and headers in metadata.
+server: a foreign server of eventstore_kafka. start: ''earliest'', ''latest'', a time, or offsets like {"0": 42, "1": 7}; for partitions that the source has not read yet. partitions: those to read (null: all, later ones too). group_id: instead, let a consumer group share the partitions out.
+value_format: json, text or bytes (null: that of the store, or of the transform''s argument; json for a collection). transform: a function of one argument, from the value (jsonb, text or bytea) to what is stored; null passes the record over.
+on_error (a record that cannot be decoded or written) and on_null_key (of a store''s record): park it as a dead letter, skip it, or stop. on_gap (records are gone from the topic): stop, or go on with the earliest or latest that is there; each gap is in the view gaps.
+flush_count, flush_interval: a batch is written when it has so many records, or when its first record has waited so long.
+consumer_properties, producer_properties, changelog_properties: properties of librdkafka beside those of the server and of the user mapping.
+Errors: 42710 the name is taken; 22023 a bad value, with librdkafka''s words; 22004 null; 42704 no such server; 42809 not a server of eventstore_kafka; 42501 no USAGE on the server, no right to write the target or to call the transform; 42804 formats that do not fit; LG006, LG007 the target is neither store nor collection.';
+
+CREATE FUNCTION eventstore.drop_source(name text) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'es_drop_source';
+COMMENT ON FUNCTION eventstore.drop_source(text) IS
+'Drops a source with its offsets, gaps and dead letters; what it has written stays. A batch that is being written is waited for. Nothing is changed in Kafka.
+Errors: LG007 no such source; 42501 not the owner; 22004 null.';
+
+CREATE FUNCTION eventstore.pause(name text) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'es_kafka_pause';
+COMMENT ON FUNCTION eventstore.pause(text) IS
+'Stops the worker of a source or sink until resume(). A batch that is being written is waited for; none comes after this has committed.
+Errors: LG007 no such source or sink; 42501 not the owner; 22004 null.';
+
+CREATE FUNCTION eventstore.resume(name text) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'es_kafka_resume';
+COMMENT ON FUNCTION eventstore.resume(text) IS
+'Lets a source or sink go on: after pause(), and where it has stopped by itself. A gap in the topic that it has stopped at is accepted (the view gaps has it), a topic made anew is read from its beginning, a record that it has stopped at is tried again. In a copy of the server it says that this copy is to run it.
+Errors: LG007 no such source or sink; 42501 not the owner; 22004 null.';
+
+CREATE FUNCTION eventstore.flush(name text, timeout interval = '30 s') RETURNS boolean
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'es_kafka_flush';
+COMMENT ON FUNCTION eventstore.flush(text, interval) IS
+'Has a source write now what it has read, and waits for it: true when that can be seen, false at the timeout (also where the worker does not run, or waits for a lock of the caller''s).
+Errors: LG007 no such source; 42501 not the owner, nor allowed to read the target; 22004 null; 22023 a negative timeout.';
+
+CREATE FUNCTION eventstore.wait_for_source(name text, timeout interval = '30 s') RETURNS boolean
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'es_wait_for_source';
+COMMENT ON FUNCTION eventstore.wait_for_source(text, interval) IS
+'Waits until a source has written all that the topic held when this was called: true; false at the timeout. What is produced before the call can then be read by the next statement (at READ COMMITTED).
+Errors: as flush().';
+
+CREATE FUNCTION eventstore.retry_dead_letters(
+	name text,
+	ids uuid[] = NULL
+) RETURNS bigint
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'es_retry_dead_letters';
+COMMENT ON FUNCTION eventstore.retry_dead_letters(text, uuid[]) IS
+'Writes the dead letters of a source again, oldest first, in the caller''s transaction: all, or those of these ids. Returns how many are written now, and no longer dead letters; the others keep their row, with one attempt more and the new reason. In a store a record older than what the changelog last recorded of its key is dropped: it is out of date. Run it again after mending the cause.
+Errors: LG007 no such source; 42501 not the owner; 22004 null.';
+
+CREATE FUNCTION eventstore.kafka_workers(
+	kind text,
+	OUT id integer,
+	OUT pid integer,
+	OUT process text,
+	OUT state text,
+	OUT since timestamptz,
+	OUT message text,
+	OUT records bigint,
+	OUT batches bigint,
+	OUT parked bigint,
+	OUT skipped bigint
+) RETURNS SETOF record
+LANGUAGE c STABLE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'es_kafka_workers';
+COMMENT ON FUNCTION eventstore.kafka_workers(text) IS
+'What the workers of this database''s sources (kind ''source'') or sinks (''sink'') that the caller may see say of themselves, for the views.';
+
+CREATE FUNCTION eventstore.source_shown(owner oid, target oid) RETURNS boolean
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+	SELECT pg_catalog.pg_has_role(source_shown.owner, 'USAGE') OR
+		COALESCE(eventstore.collection_shown(source_shown.target), false);
+END;
+COMMENT ON FUNCTION eventstore.source_shown(oid, oid) IS
+'May the caller see a source of this owner with this target?';
+
+CREATE VIEW eventstore.sources WITH (security_barrier) AS
+SELECT s.name, s.server, s.topic, s.target, s.owner, s.mode, s.paused,
+	CASE WHEN s.failure IS NOT NULL THEN 'failed'
+		WHEN s.paused THEN 'paused'
+		WHEN s.system_identifier <> (SELECT c.system_identifier FROM pg_catalog.pg_control_system() c) OR
+			s.database_oid <> (SELECT d.oid FROM pg_catalog.pg_database d
+				WHERE d.datname = pg_catalog.current_database()) THEN 'cloned'
+		WHEN w.process = 'running' THEN COALESCE(NULLIF(w.state, ''), 'starting')
+		WHEN w.process = 'no free process slot' THEN 'waiting_for_slot'
+		WHEN w.process = 'failed' THEN 'restarting'
+		ELSE 'starting' END AS state,
+	w.since,
+	COALESCE(s.failure, NULLIF(w.message, '')) AS message,
+	w.pid,
+	s.value_format, s.transform, s.on_error, s.on_null_key, s.on_gap,
+	s.flush_count, s.flush_interval, s.start, s.partitions, s.group_id, s.replica_partitions,
+	s.changelog_topic,
+	w.records, w.batches, w.parked, w.skipped,
+	s.created_at
+FROM eventstore.source s
+	LEFT JOIN eventstore.kafka_workers('source') w ON w.id = s.id
+WHERE eventstore.source_shown(s.owner, s.target);
+COMMENT ON VIEW eventstore.sources IS
+'The Kafka sources that the caller owns, or whose target he may SELECT from. state: running; paused; starting; restoring; disconnected (no broker answers; it goes on trying); denied (a password or an ACL); topic_missing; topic_recreated, gap and stopped (a record that cannot be written: on_error) wait for resume(); retrying (an error of the database, tried again); cloned (in a copy of the server or database, waits for resume()); waiting_for_slot (max_worker_processes); restarting (the worker ended by an error); failed (it ended so several times at its start, waits for resume()). message: why. records, batches, parked (dead letters) and skipped count since the worker''s start.';
+GRANT SELECT ON eventstore.sources TO PUBLIC;
+
+CREATE VIEW eventstore.source_partitions WITH (security_barrier) AS
+SELECT s.name AS source, o.topic, o.partition, o.next_offset AS position, o.end_offset AS end_position,
+	GREATEST(o.end_offset - o.next_offset, 0) AS lag_records,
+	CASE WHEN o.end_offset <= o.next_offset THEN 0
+		ELSE GREATEST(EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - o.record_time), 0) END::double precision
+		AS lag_seconds,
+	o.record_time, o.updated_at
+FROM eventstore.source_offset o
+	JOIN eventstore.source s ON s.id = o.source
+WHERE eventstore.source_shown(s.owner, s.target);
+COMMENT ON VIEW eventstore.source_partitions IS
+'How far each partition of a source''s topic has been written: position, the offset of the next record; end_position, the end of the partition as last heard of; lag_records, offsets between the two (of compacted records and of transaction markers too); lag_seconds, age of the last record written where there are more, 0 where there are none; record_time, its time.';
+GRANT SELECT ON eventstore.source_partitions TO PUBLIC;
+
+CREATE VIEW eventstore.gaps WITH (security_barrier) AS
+SELECT s.name AS source, g.topic, g.partition, g.first_offset, g.next_offset, g.reason, g.created_at
+FROM eventstore.source_gap g
+	JOIN eventstore.source s ON s.id = g.source
+WHERE eventstore.source_shown(s.owner, s.target);
+COMMENT ON VIEW eventstore.gaps IS
+'Records that were gone from a topic before they could be read: from first_offset to next_offset (exclusive), why, and since when that is known.';
+GRANT SELECT ON eventstore.gaps TO PUBLIC;
+
+CREATE VIEW eventstore.dead_letters WITH (security_barrier) AS
+SELECT d.subscription, d.source, d.collection, d.position, d.reason, d.attempts, d.created_at,
+	d.id, NULL::text AS topic, NULL::integer AS partition, NULL::bigint AS record_offset,
+	NULL::timestamptz AS record_time, NULL::bytea AS key, NULL::bytea AS value,
+	NULL::jsonb AS headers, NULL::text AS sqlstate
+FROM eventstore.dead_letter d
+WHERE eventstore.collection_shown(d.collection)
+UNION ALL
+SELECT NULL, s.name, s.target, NULL, d.reason, d.attempts, d.created_at,
+	d.id, d.topic, d.partition, d.record_offset,
+	d.record_time, d.key, d.value,
+	d.headers, d.sqlstate
+FROM eventstore.source_dead_letter d
+	JOIN eventstore.source s ON s.id = d.source
+WHERE eventstore.source_shown(s.owner, s.target);
+COMMENT ON VIEW eventstore.dead_letters IS
+'Events that a subscription gave up after the last attempt, of collections that the caller may SELECT from or owns, and records that a source has parked, of those sources that he may see.
+Of a subscription: source is "subscription"; reason: "nack" or "lease expired", of the last attempt. The event itself is in the collection at that position, for as long as it is retained. A row stays until unsubscribe(); where seek() goes back, the event comes again, and may be given up again.
+Of a source: source is its name, collection its target; the record as it was, with its headers ([name, value] in their order); reason and sqlstate of the last attempt. A row stays until retry_dead_letters() has written it, or drop_source().';
+GRANT SELECT ON eventstore.dead_letters TO PUBLIC;

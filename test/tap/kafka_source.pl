@@ -1,0 +1,175 @@
+# A topic into a store and into a collection: what becomes of records, batches,
+# policies, errands, and of the source itself.  Against the mock cluster.
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+
+use EventstoreTest;
+use EventstoreTest::Kafka;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $mock = kafka_mock();
+my $node = new_server('source', settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms' ]);
+my $address = $mock->address;
+
+# The mock answers a fetch only when its time is over.
+my $fast = q('{"fetch.wait.max.ms": 5}');
+
+sub query { return $node->safe_psql('postgres', $_[0]); }
+
+# create($name, $topic, $target, further arguments as SQL)
+sub create
+{
+	my ($name, $topic, $target, @more) = @_;
+	return "SELECT eventstore.create_source('$name', 'k', '$topic', '$target', consumer_properties => "
+	  . join(', ', $fast, @more) . ')';
+}
+
+sub caught_up
+{
+	my ($name) = @_;
+	is(query("SELECT eventstore.wait_for_source('$name')"), 't', "$name has caught up");
+	return;
+}
+
+sub await_state
+{
+	my ($name, $state) = @_;
+	await_true($node, "SELECT state = '$state' FROM eventstore.sources WHERE name = '$name'");
+	pass("$name: $state");
+	return;
+}
+
+query(qq(CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '$address')));
+
+# ---- a store: the last record of each key -------------------------------------------
+
+$mock->create_topic('latest', 4);
+query("SELECT eventstore.create_store('kv', 'text')");
+query(create('latest', 'latest', 'kv'));
+$mock->produce('latest',
+	[ 'a', '1' ], [ 'b', '1' ], [ 'a', '2' ], [ 'b', undef ], [ 'c', '' ],
+	[ 'd', '1' ], [ 'd', undef ], [ 'd', '2' ]);
+caught_up('latest');
+is(query("SELECT key, '<' || value || '>' FROM kv ORDER BY key"), "a|<2>\nc|<>\nd|<2>", 'the last record of each key; null deletes, empty does not');
+is(query("SELECT sum(position) FROM eventstore.source_partitions WHERE source = 'latest'"), '8', 'offsets');
+is(query("SELECT sum(lag_records) FROM eventstore.source_partitions WHERE source = 'latest'"), '0', 'no lag');
+is(query("SELECT metadata->>'topic', metadata ? 'partition', metadata ? 'offset', metadata ? 'timestamp' FROM eventstore.peek('kv_changelog', 'a')"), 'latest|t|t|t', 'where it came from');
+is_clean($node, 'kv_changelog');
+
+# ---- a collection: every record -------------------------------------------------------
+
+$mock->create_topic('every', 2);
+query("SELECT eventstore.create_collection('log')");
+query(create('every', 'every', 'log', "value_format => 'json'"));
+$mock->produce('every',
+	[ 'a', '{"n": 1}', [ h => 'x', h => undef, h => "\xff" ], { partition => 0, timestamp => 1_700_000_000_000 } ],
+	[ undef, '{"n": 2}', [], { partition => 0 } ],
+	[ 'a', undef, [], { partition => 0 } ],
+	[ 'a', 'no json', [], { partition => 0 } ]);
+caught_up('every');
+is(query("SELECT type, stream, version, data->>'n', metadata->'headers', created_at = to_timestamp(1700000000) FROM eventstore.read('log') ORDER BY position"),
+	qq(every|a|1|1|[["h", "x"], ["h", null], ["h", {"base64": "/w=="}]]|t\nevery|||2||f\nevery|a|2|||f), 'events');
+is(query("SELECT source, topic, partition, record_offset, convert_from(key, 'UTF8'), convert_from(value, 'UTF8'), sqlstate, reason FROM eventstore.dead_letters"),
+	'every|every|0|3|a|no json|22P02|the value cannot be taken as json: it is not JSON', 'what does not decode is a dead letter');
+is_clean($node, 'log');
+
+# ---- batches ---------------------------------------------------------------------------
+
+$mock->create_topic('batches', 1);
+query("SELECT eventstore.create_store('held', 'text')");
+query(create('held', 'batches', 'held', 'flush_count => 3', "flush_interval => '1 h'"));
+await_state('held', 'running');
+$mock->produce('batches', [ 'a', '1' ], [ 'b', '1' ], [ 'c', '1' ], [ 'd', '1' ]);
+await_true($node, 'SELECT count(*) = 3 FROM held');
+pass('a batch is written when it is full');
+is(query("SELECT eventstore.flush('held')"), 't', 'flush');
+is(query('SELECT count(*) FROM held'), '4', 'writes what was read');
+is(query("SELECT batches > 1, records FROM eventstore.sources WHERE name = 'held'"), 't|4', 'and is counted');
+
+# ---- policies ---------------------------------------------------------------------------
+
+$mock->create_topic('poison', 1);
+query("SELECT eventstore.create_store('strict', 'json')");
+query("ALTER TABLE strict ADD CHECK (value <> '13'), ADD CHECK (key <> 'bad')");
+query(create('strict', 'poison', 'strict'));
+$mock->produce('poison', map { [ "k$_", $_ ] } 1 .. 40);
+$mock->produce('poison', [ 'bad', '1' ], [ undef, '1' ], [ "\xff", '1' ], [ 'z', '' ], [ 'end', '1' ]);
+caught_up('strict');
+is(query("SELECT count(*), count(*) FILTER (WHERE key IN ('k13', 'bad')) FROM strict"), '40|0', 'good records are written');
+is(query("SELECT record_offset, sqlstate FROM eventstore.dead_letters WHERE source = 'strict' ORDER BY 1"),
+	"12|23514\n40|23514\n41|22004\n42|22021\n43|22P02", 'bad ones are parked, each for its reason');
+
+query("SELECT eventstore.create_store('skipping', 'json')");
+query("ALTER TABLE skipping ADD CHECK (value <> '13')");
+query(create('skipping', 'poison', 'skipping', "on_error => 'skip'", "on_null_key => 'skip'"));
+caught_up('skipping');
+is(query('SELECT count(*) FROM skipping'), '41', 'or passed over');
+is(query("SELECT skipped, parked FROM eventstore.sources WHERE name = 'skipping'"), '4|0', 'and counted');
+
+query("SELECT eventstore.create_store('stopping', 'json')");
+query("ALTER TABLE stopping ADD CONSTRAINT no_13 CHECK (value <> '13')");
+query(create('stopping', 'poison', 'stopping', "on_error => 'stop'"));
+await_state('stopping', 'stopped');
+is(query('SELECT count(*) FROM stopping'), '12', 'or the source stops, behind what is good');
+like(query("SELECT message FROM eventstore.sources WHERE name = 'stopping'"), qr/^partition 0, offset 12: .*no_13.*23514/, 'and says why');
+is(query("SELECT eventstore.wait_for_source('stopping', '0.1 s')"), 'f', 'wait_for_source ends at its time');
+query('ALTER TABLE stopping DROP CONSTRAINT no_13');
+query("SELECT eventstore.resume('stopping')");
+await_true($node, 'SELECT count(*) = 41 FROM stopping');
+await_state('stopping', 'stopped');
+
+# ---- transform ---------------------------------------------------------------------------
+
+$mock->create_topic('raw', 1);
+query("CREATE FUNCTION parse(text) RETURNS jsonb LANGUAGE sql IMMUTABLE AS \$\$SELECT CASE WHEN \$1 <> 'skip' THEN pg_catalog.jsonb_build_object('n', \$1::int) END\$\$");
+query("SELECT eventstore.create_store('parsed', 'json')");
+query(create('parsed', 'raw', 'parsed', "transform => 'parse(text)'"));
+$mock->produce('raw', [ 'a', '1' ], [ 'b', 'skip' ], [ 'c', 'x' ], [ 'd', '4' ], [ 'd', undef ], [ 'e', '5' ]);
+caught_up('parsed');
+is(query('SELECT key, value FROM parsed ORDER BY key'), qq(a|{"n": 1}\ne|{"n": 5}), 'transform');
+is(query("SELECT record_offset, sqlstate FROM eventstore.dead_letters WHERE source = 'parsed'"), '2|22P02', 'its error is the record\'s');
+
+# ---- pause, resume, drop -----------------------------------------------------------------
+
+query("SELECT eventstore.pause('latest')");
+$mock->produce('latest', [ 'p', '1' ]);
+is(query("SELECT state FROM eventstore.sources WHERE name = 'latest'"), 'paused', 'paused');
+await_true($node, "SELECT count(*) = 0 FROM eventstore.sources WHERE name = 'latest' AND pid IS NOT NULL");
+is(query("SELECT count(*) FROM kv WHERE key = 'p'"), '0', 'nothing is written');
+query("SELECT eventstore.resume('latest')");
+caught_up('latest');
+is(query("SELECT count(*) FROM kv WHERE key = 'p'"), '1', 'resumed');
+query("SELECT eventstore.drop_source('latest')");
+is(query("SELECT count(*) FROM eventstore.source_partitions WHERE source = 'latest'"), '0', 'dropped');
+is(query('SELECT count(*) FROM kv'), '4', 'what was written stays');
+
+# ---- the broker goes and comes -------------------------------------------------------------
+
+$mock->down;
+await_state('held', 'disconnected');
+$mock->up;
+$mock->produce('batches', [ 'e', '1' ], [ 'f', '1' ], [ 'g', '1' ]);
+await_true($node, 'SELECT count(*) = 7 FROM held');
+await_state('held', 'running');
+
+# ---- processes ------------------------------------------------------------------------------
+
+my $pid = query("SELECT pid FROM eventstore.sources WHERE name = 'held'");
+query("SELECT pg_terminate_backend($pid)");
+await_true($node, "SELECT pid <> $pid AND state = 'running' FROM eventstore.sources WHERE name = 'held'");
+pass('a worker that ended is started again');
+$node->restart;
+$mock->produce('batches', [ 'h', '1' ], [ 'i', '1' ], [ 'j', '1' ]);
+await_true($node, 'SELECT count(*) = 10 FROM held');
+pass('so are all after a restart');
+query('DROP EXTENSION eventstore CASCADE');
+await_true($node, "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'eventstore source'");
+pass('none is left without the extension');
+
+$node->stop;
+no_crash($node);
+done_testing();
