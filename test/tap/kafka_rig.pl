@@ -172,4 +172,15 @@ $cut->send([ 'k', 'v' ]);
 is($cut->flush, 'ok', 'a client whose connection was cut comes back');
 $cut->finish;
 
+# ---- the next major version, beside the first ----------------------------------------------
+
+$began = time;
+my $four = kafka_broker(version => '4.1.2', properties => 'message.max.bytes=2000');
+note(sprintf 'version 4 started in %.1f s', time - $began);
+isnt($four->address, $kafka->address, 'two at a time');
+$four->create_topic('t');
+is($four->produce('t', [ 'k', $_ ], { via => $_, fails => 1 }), '', "4.1: admin comes in by $_") foreach qw(plain tls);
+is(values_of($four->consume('t')), 'plain tls', '4.1: records come back');
+like($four->produce('t', [ 'k', 'x' x 3000 ], { fails => 1 }), qr/MSG_SIZE_TOO_LARGE/, '4.1: a property of its own');
+
 done_testing();

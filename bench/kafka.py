@@ -1,0 +1,252 @@
+"""A topic's latest value of each key in PostgreSQL: a source into a store, beside what one would use instead."""
+import atexit
+import os
+import pathlib
+import subprocess
+import tempfile
+import time
+
+import psycopg
+from lib import cpu, options, report, server
+
+HERE = pathlib.Path(__file__).parent
+RIG = HERE.parent / "test/kafka"
+BUILD = HERE.parent / "build/bench"
+RECORDS = [20_000] if options.QUICK else [500_000, 5_000_000] if options.LARGE else [500_000]
+PARTITIONS = [1, 4]
+KEYS = 100_000
+SIZE_BYTES = 100
+LIMIT_SECONDS = 60 if options.QUICK else 900
+
+
+# ---- the broker ------------------------------------------------------------------------
+
+class Broker:
+    """A real one, with a JVM set for throughput; removed at the end."""
+
+    def __init__(self):
+        self.folder = tempfile.TemporaryDirectory(prefix="eventstore-bench-kafka.")
+        environment = dict(os.environ, KAFKA_HEAP="1g", KAFKA_JVM="-XX:TieredStopAtLevel=4 -XX:+UseParallelGC -XX:-UseSerialGC")
+        atexit.register(self.stop)
+        self.address = subprocess.run([RIG / "broker", "start", self.folder.name], env=environment,
+                                      check=True, text=True, stdout=subprocess.PIPE).stdout.strip()
+
+    def client(self, *arguments):
+        done = subprocess.run([RIG / "client", "-b", self.address, *map(str, arguments)],
+                              check=True, text=True, stdout=subprocess.PIPE)
+        return done.stdout
+
+    def stop(self):
+        subprocess.run([RIG / "broker", "kill", self.folder.name], check=False)
+        self.folder.cleanup()
+
+
+class Topic:
+    """Filled before anything is measured; knows what is to come of it."""
+
+    def __init__(self, broker, partitions, records):
+        self.broker = broker
+        self.partitions = partitions
+        self.records = records
+        self.name = f"bench_{partitions}_{records}"
+        broker.client("create", self.name, partitions)
+        broker.client("generate", self.name, records, f"keys={KEYS}", f"size={SIZE_BYTES}")
+        # Who does not show these need not be asked for more.
+        self.last = [self.last_of(partition) for partition in range(partitions)]
+        last = {(31 * i * i + 17 * i) % 1000003 % KEYS: i for i in range(records)}
+        # How many keys, and the sum of their last values.
+        self.expected = (len(last), sum(last.values()))
+
+    def last_of(self, partition):
+        end = self.broker.client("watermarks", self.name).splitlines()[partition].split()[2]
+        line = self.broker.client("consume", self.name, partition, int(end) - 1)
+        fields = dict(field.split("=", 1) for field in line.strip().split("\t"))
+        return fields["key"], int(fields["value"].split()[1].rstrip(","))
+
+
+# ---- the contenders --------------------------------------------------------------------
+
+class Contender:
+    """Keeps table `kept` (key, value), with a program of its own or without."""
+    name = None
+    number = "(value->>'i')::bigint"
+    process = None
+
+    def build(self):
+        """Once, before all."""
+
+    def start(self, topic):
+        raise NotImplementedError
+
+    def stop(self):
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+        server.sql("DROP TABLE IF EXISTS kept, kept_offsets")
+
+    def run(self, *command):
+        log = open(BUILD / f"kafka-{type(self).__name__.lower()}.log", "w")
+        self.process = subprocess.Popen([str(word) for word in command], stdout=log, stderr=log,
+                                        stdin=subprocess.DEVNULL)
+
+    def pid(self):
+        return self.process.pid if self.process else None
+
+    def check(self):
+        if self.process and self.process.poll() is not None:
+            raise SystemExit(f"{self.name} has ended; see build/bench/kafka-{type(self).__name__.lower()}.log")
+
+
+class Eventstore(Contender):
+    name = "eventstore, a source into a store"
+
+    def start(self, topic):
+        server.sql(f"""
+            SELECT eventstore.create_store('kept', changelog => false);
+            CREATE SERVER kept_server FOREIGN DATA WRAPPER eventstore_kafka
+                OPTIONS ("bootstrap.servers" '{topic.broker.address}');
+            SELECT eventstore.create_source('kept_source', 'kept_server', '{topic.name}', 'kept');
+        """)
+
+    def stop(self):
+        server.sql("""
+            SELECT eventstore.drop_source('kept_source');
+            DROP SERVER kept_server;
+            SELECT eventstore.drop_store('kept');
+        """)
+
+
+class Go(Contender):
+    name = "Go: franz-go, pgx, COPY and merge"
+
+    def build(self):
+        subprocess.run(["go", "build", "-o", BUILD / "kafka-go", "."], cwd=HERE / "kafka/go", check=True,
+                       env=dict(os.environ, GOTOOLCHAIN="local", GOFLAGS="-mod=readonly"))
+
+    def start(self, topic):
+        server.sql("CREATE TABLE kept (key text COLLATE \"C\" PRIMARY KEY, value jsonb NOT NULL);"
+                   "CREATE TABLE kept_offsets (part int PRIMARY KEY, next bigint)")
+        self.run(BUILD / "kafka-go", topic.broker.address, topic.name, topic.partitions, "kept")
+
+
+def fetch_jars(name):
+    """Those of a POM beside this file, by Maven; their folder."""
+    jars = BUILD / f"kafka-{name}/jars"
+    subprocess.run(["mvn", "--batch-mode", "--quiet", "--file", HERE / f"kafka/{name}/pom.xml",
+                    "dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={jars}"], check=True)
+    return jars
+
+
+class Debezium(Contender):
+    """It stores text: a topic of JSON without its schema it does not take apart."""
+    name = "Debezium JDBC sink, Kafka Connect"
+    number = "(value::jsonb->>'i')::bigint"
+
+    def build(self):
+        self.jars = fetch_jars("debezium")
+
+    def start(self, topic):
+        server.sql("CREATE TABLE kept (key text COLLATE \"C\" PRIMARY KEY, value text NOT NULL)")
+        folder = pathlib.Path(tempfile.mkdtemp(dir=topic.broker.folder.name))
+        self.run(HERE / "kafka/debezium/run", self.jars, folder, topic.broker.address, topic.name,
+                 topic.partitions, "kept")
+
+
+CONTENDERS = [Eventstore(), Go(), Debezium()]
+
+
+# ---- measuring -------------------------------------------------------------------------
+
+def await_answer(contender, session, query, wanted=None):
+    """Until it has a row, or the row wanted; when it was asked."""
+    end = time.time() + LIMIT_SECONDS
+    found = None
+    while time.time() < end:
+        asked = time.time()
+        try:
+            found = session.execute(query).fetchone()
+        except psycopg.errors.UndefinedTable:
+            pass
+        if found is not None and wanted in (None, found):
+            return asked
+        contender.check()
+        time.sleep(0.01)
+    raise SystemExit(f"{contender.name}: not done after {LIMIT_SECONDS} s: {query} is {found}, not {wanted}")
+
+
+def await_all(contender, session, topic):
+    """The last record of each partition first, because that is cheap to ask for."""
+    for key, number in topic.last:
+        await_answer(contender, session, f"SELECT 1 FROM kept WHERE key = '{key}' AND {contender.number} = {number}")
+    return await_answer(contender, session, f"SELECT count(*), sum({contender.number})::bigint FROM kept",
+                        topic.expected)
+
+
+def run_once(contender, topic, postmaster):
+    """Records per second, CPU seconds per million of them, and the client's MB.
+
+    From the first row that is seen on: how long a JVM takes to start is not the question.
+    """
+    with psycopg.connect("", autocommit=True) as session:
+        # Not the last run's flushes and vacuums.
+        session.execute("CHECKPOINT")
+        contender.start(topic)
+        try:
+            began = await_answer(contender, session, "SELECT 1 FROM kept LIMIT 1")
+            used = cpu.seconds(postmaster) + cpu.seconds(contender.pid())
+            ended = await_all(contender, session, topic)
+            used = cpu.seconds(postmaster) + cpu.seconds(contender.pid()) - used
+            memory = cpu.peak_memory_mb(contender.pid()) if contender.pid() else None
+        finally:
+            contender.stop()
+    return topic.records / (ended - began), used / topic.records * 1e6, memory
+
+
+def measure(topic, contenders, postmaster):
+    costs = {contender.name: [] for contender in contenders}
+
+    def once(contender):
+        rate, used, memory = run_once(contender, topic, postmaster)
+        costs[contender.name].append((used, memory))
+        return rate
+
+    figures = report.measure({contender.name: lambda contender=contender: once(contender)
+                              for contender in contenders})
+    lines = []
+    for name in figures:
+        used, memory = sorted(costs[name])[len(costs[name]) // 2]
+        lines.append([name, report.median(figures, name), f"{used:.1f}",
+                      "in the server" if memory is None else f"{memory:.0f}"])
+    title = f"{topic.records:,} records, {topic.partitions} partition{'s' if topic.partitions > 1 else ''}"
+    return report.table([title, "records/s", "CPU seconds per million", "client's MB"], lines), figures
+
+
+def targets_of(topic, figures):
+    ours, go = CONTENDERS[0].name, Go.name
+    if ours not in figures or go not in figures:
+        return []
+    return [[f"{topic.records:,} records, {topic.partitions} partitions",
+             report.against(figures, ours, go, 1), "1 × Go"]]
+
+
+def main():
+    wanted = os.environ.get("BENCH_CONTENDERS", "").split()
+    contenders = [c for c in CONTENDERS if not wanted or type(c).__name__.lower() in wanted]
+    for contender in contenders:
+        contender.build()
+    postmaster = int(server.sql("SELECT split_part(pg_read_file('postmaster.pid'), E'\\n', 1)"))
+    broker = Broker()
+    parts = [f"Records of {SIZE_BYTES} bytes over {KEYS:,} keys, JSON, in a topic that was filled before."
+             " CPU is that of the contender and of PostgreSQL, without the broker's."]
+    targets = []
+    for records in RECORDS:
+        for partitions in PARTITIONS:
+            topic = Topic(broker, partitions, records)
+            text, figures = measure(topic, contenders, postmaster)
+            parts.append(text)
+            targets += targets_of(topic, figures)
+    report.write("kafka", "A topic into a keyed table", parts, targets)
+
+
+main()
