@@ -25,6 +25,7 @@ SQL_PARTS = \
 	src/store/store.sql \
 	src/kafka/connection.sql \
 	src/kafka/source.sql \
+	src/kafka/sink.sql \
 	src/stats/monitor.sql
 
 INSTALL_SQL = $(EXTENSION)--$(EXTVERSION).sql

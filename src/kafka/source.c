@@ -15,7 +15,7 @@
  * Exactly once.  Where to read from is what the table says (progress.c); nothing
  * is committed to Kafka.  A batch that did not commit is read again, one that did
  * is not: whether the worker, the server or the broker died makes no difference.
- * Fences: the session's lock on the source (own_source); each offset moves only
+ * Fences: the session's lock on the source (es_task_own); each offset moves only
  * from where we left it; a record below the offset that we want next is dropped,
  * since librdkafka may hand out one twice after a reconnect.
  *
@@ -37,6 +37,7 @@
 #include "kafka/client.h"
 #include "kafka/progress.h"
 #include "kafka/source.h"
+#include "kafka/task.h"
 #include "kafka/writer.h"
 
 #include "access/xact.h"
@@ -543,7 +544,7 @@ try_range(int from, int *to, EsProblem *problem)
 	PG_TRY();
 	{
 		begin_transaction();
-		if (!es_progress_hold(source))
+		if (!es_task_hold(es_source_key(source->id)))
 			outcome = OUTCOME_LEAVE;
 		else
 			end = write_range(from, *to, problem->sqlstate != 0 ? problem : NULL, &stopped_by);
@@ -665,7 +666,7 @@ pass_holes(void)
 	if (!holes)
 		return;
 	begin_transaction();
-	if (es_progress_hold(source))
+	if (es_task_hold(es_source_key(source->id)))
 	{
 		EsProgress *moves = palloc(sizeof(EsProgress) * npartitions);
 		int			n = 0;
@@ -697,7 +698,7 @@ static void
 jump(Partition *partition, int64 to, const char *reason)
 {
 	begin_transaction();
-	if (es_progress_hold(source))
+	if (es_task_hold(es_source_key(source->id)))
 		es_progress_jump(source, &partition->progress, to, reason);
 	commit_transaction();
 	leave = LEAVE_AND_RETURN;
@@ -1195,7 +1196,7 @@ run_loop(void)
 		if (!lives && leave == LEAVE_NOT && (progressed || GetCurrentTimestamp() > stable))
 		{
 			begin_transaction();
-			es_progress_lives(source);
+			es_task_lives(es_source_key(source->id));
 			commit_transaction();
 			lives = true;
 		}
@@ -1286,16 +1287,6 @@ run_client_reporting(void)
 	PG_END_TRY();
 }
 
-/* Another worker of this source (one whose end is not noticed yet) keeps us out. */
-static bool
-own_source(uint32 id)
-{
-	LOCKTAG		tag;
-
-	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, es_extension_relation("source"), id, 0);
-	return LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
-}
-
 static void
 note_server_change(Datum arg, int cacheid, uint32 hash)
 {
@@ -1315,10 +1306,8 @@ load_if_wanted(uint32 id, bool first)
 		commit_transaction();
 		return NULL;
 	}
-	if (first && !own_source(id))
-		ereport(ERROR,
-				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-				 errmsg("another process runs Kafka source %u", id)));
+	if (first)
+		es_task_own(es_source_key(id));
 	old = MemoryContextSwitchTo(life);
 	loaded = es_source_load(id);
 	MemoryContextSwitchTo(old);
@@ -1330,7 +1319,7 @@ load_if_wanted(uint32 id, bool first)
 	}
 	if (loaded != NULL && (loaded->paused || loaded->failure != NULL))
 		loaded = NULL;
-	if (loaded != NULL && first && !es_progress_note_start(loaded))
+	if (loaded != NULL && first && !es_task_note_start(es_source_key(id)))
 		loaded = NULL;
 	commit_transaction();
 	return loaded;
@@ -1368,13 +1357,5 @@ es_source_main(Datum arg)
 		}
 		run_client_reporting();
 	}
-	proc_exit(0);
-}
-
-void
-es_sink_main(Datum arg)
-{
-	es_process_begin(es_process_key(ES_WORKER_SINK, arg));
-	es_worker_set_absent();
 	proc_exit(0);
 }
