@@ -35,21 +35,40 @@
 PG_FUNCTION_INFO_V1(es_create_sink);
 PG_FUNCTION_INFO_V1(es_drop_sink);
 
-#define PROGRESS_TOPIC	"eventstore-sink-progress"
+#define PROGRESS_TOPIC "eventstore-sink-progress"
 
 /* create_sink's arguments, by position. */
 enum
 {
-	ARG_NAME, ARG_SERVER, ARG_TOPIC, ARG_COLLECTION, ARG_QUERY, ARG_KEY, ARG_AFTER,
-	ARG_EXACTLY_ONCE, ARG_ON_ERROR, ARG_FLUSH_COUNT, ARG_FLUSH_INTERVAL, ARG_PROGRESS_TOPIC,
-	ARG_PRODUCER_PROPERTIES, ARG_COUNT
+	ARG_NAME,
+	ARG_SERVER,
+	ARG_TOPIC,
+	ARG_COLLECTION,
+	ARG_QUERY,
+	ARG_KEY,
+	ARG_AFTER,
+	ARG_EXACTLY_ONCE,
+	ARG_ON_ERROR,
+	ARG_FLUSH_COUNT,
+	ARG_FLUSH_INTERVAL,
+	ARG_PROGRESS_TOPIC,
+	ARG_PRODUCER_PROPERTIES,
+	ARG_COUNT
 };
 
-static const char *const arg_names[ARG_COUNT] = {
-	"name", "server", "topic", "collection", "query", "key", "after",
-	"exactly_once", "on_error", "flush_count", "flush_interval", "progress_topic",
-	"producer_properties"
-};
+static const char *const arg_names[ARG_COUNT] = {"name",
+												 "server",
+												 "topic",
+												 "collection",
+												 "query",
+												 "key",
+												 "after",
+												 "exactly_once",
+												 "on_error",
+												 "flush_count",
+												 "flush_interval",
+												 "progress_topic",
+												 "producer_properties"};
 
 /* In the order of the enums. */
 static const char *const policy_words[] = {"stop", "skip", "park", NULL};
@@ -58,7 +77,7 @@ static const char *const key_words[] = {"stream", "id", "position", "type", "non
 EsWorkerKey
 es_sink_key(uint32 id)
 {
-	return (EsWorkerKey) {MyDatabaseId, ES_WORKER_SINK, id};
+	return (EsWorkerKey){MyDatabaseId, ES_WORKER_SINK, id};
 }
 
 /* ---------------------------------------------------------------------------
@@ -69,7 +88,7 @@ es_sink_key(uint32 id)
 static void
 parse_key(EsSink *sink)
 {
-	int			word = es_kafka_word_index(key_words, sink->key_text);
+	int word = es_kafka_word_index(key_words, sink->key_text);
 
 	sink->key = ES_SINK_KEY_FUNCTION;
 	if (word >= 0)
@@ -85,8 +104,8 @@ parse_key(EsSink *sink)
 static EsSink *
 read_sink(MemoryContext context)
 {
-	EsSink	   *sink = MemoryContextAllocZero(context, sizeof(EsSink));
-	Jsonb	   *query;
+	EsSink		 *sink = MemoryContextAllocZero(context, sizeof(EsSink));
+	Jsonb		 *query;
 	MemoryContext old;
 
 	sink->id = DatumGetInt32(es_task_column("id", context));
@@ -125,18 +144,19 @@ EsSink *
 es_sink_load(uint32 id)
 {
 	static const char sql[] =
-	"SELECT s.*, p.position, (s.system_identifier OPERATOR(pg_catalog.=) $2"
-	" AND s.database_oid OPERATOR(pg_catalog.=) $3) AS at_home,"
-	" pg_catalog.to_regprocedure(s.key)::pg_catalog.oid AS key_function,"
-	" COALESCE(s.name, f.name, 'changelog sink ' || s.id) AS shown_name"
-	" FROM eventstore.sink s JOIN eventstore.sink_position p ON p.sink = s.id"
-	" LEFT JOIN eventstore.source f ON f.id = s.changelog_of WHERE s.id = $1";
+		"SELECT s.*, p.position, (s.system_identifier OPERATOR(pg_catalog.=) $2"
+		" AND s.database_oid OPERATOR(pg_catalog.=) $3) AS at_home,"
+		" pg_catalog.to_regprocedure(s.key)::pg_catalog.oid AS key_function,"
+		" COALESCE(s.name, f.name, 'changelog sink ' || s.id) AS shown_name"
+		" FROM eventstore.sink s JOIN eventstore.sink_position p ON p.sink = s.id"
+		" LEFT JOIN eventstore.source f ON f.id = s.changelog_of WHERE s.id = $1";
 	MemoryContext context = CurrentMemoryContext;
-	EsRoleSwitch saved;
-	EsSink	   *sink = NULL;
-	Oid			types[3] = {INT4OID, INT8OID, OIDOID};
-	Datum		values[3] = {Int32GetDatum((int32) id),
-		Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId)};
+	EsRoleSwitch  saved;
+	EsSink		 *sink = NULL;
+	Oid			  types[3] = {INT4OID, INT8OID, OIDOID};
+	Datum		  values[3] = {Int32GetDatum((int32) id),
+							   Int64GetDatum((int64) GetSystemIdentifier()),
+							   ObjectIdGetDatum(MyDatabaseId)};
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
@@ -162,12 +182,12 @@ is_event_type(Oid type)
 static char *
 check_key_function(const char *given)
 {
-	Oid			function = DatumGetObjectId(DirectFunctionCall1(regprocedurein,
-																CStringGetDatum(given)));
-	Oid			result;
-	Oid		   *argtypes;
-	int			nargs;
-	AclResult	allowed;
+	Oid function =
+		DatumGetObjectId(DirectFunctionCall1(regprocedurein, CStringGetDatum(given)));
+	Oid		  result;
+	Oid		 *argtypes;
+	int		  nargs;
+	AclResult allowed;
 
 	if (!OidIsValid(function))
 		es_kafka_refuse("key", psprintf("\"%s\" is no function.", given));
@@ -178,7 +198,8 @@ check_key_function(const char *given)
 	if (nargs != 1 || !is_event_type(argtypes[0]) || get_func_retset(function) ||
 		get_func_prokind(function) != PROKIND_FUNCTION ||
 		(result != TEXTOID && result != BYTEAOID))
-		es_kafka_refuse("key", psprintf("%s is not a function of one eventstore.event that returns text or bytea.",
+		es_kafka_refuse("key", psprintf("%s is not a function of one eventstore.event "
+										"that returns text or bytea.",
 										format_procedure_qualified(function)));
 	return format_procedure_qualified(function);
 }
@@ -186,7 +207,7 @@ check_key_function(const char *given)
 static const char *
 key_arg(const NullableDatum *arg)
 {
-	EsSink		sink = {0};
+	EsSink sink = {0};
 
 	sink.key_text = arg->isnull ? "stream" : TextDatumGetCString(arg->value);
 	parse_key(&sink);
@@ -196,7 +217,9 @@ key_arg(const NullableDatum *arg)
 		return sink.key_text;
 	if (strchr(sink.key_text, '(') == NULL)
 		es_kafka_refuse("key",
-						psprintf("It is \"%s\"; there are \"stream\", \"id\", \"position\", \"type\", \"none\", \"tag:NAME\", and functions like \"my.key(eventstore.event)\".",
+						psprintf("It is \"%s\"; there are \"stream\", \"id\", "
+								 "\"position\", \"type\", \"none\", \"tag:NAME\", and "
+								 "functions like \"my.key(eventstore.event)\".",
 								 sink.key_text));
 	return check_key_function(sink.key_text);
 }
@@ -210,7 +233,8 @@ set_collection(EsSinkDefinition *sink, const NullableDatum *args)
 	sink->collection =
 		es_collection_or_changelog(DatumGetObjectId(args[ARG_COLLECTION].value));
 	coll = es_read_open_collection(sink->collection);
-	sink->after = es_read_position_arg(&args[ARG_AFTER], "after", coll->first_position - 1);
+	sink->after =
+		es_read_position_arg(&args[ARG_AFTER], "after", coll->first_position - 1);
 	if (!args[ARG_AFTER].isnull)
 	{
 		es_collection_load_head(coll);
@@ -228,13 +252,14 @@ set_progress_topic(EsSinkDefinition *sink, const NullableDatum *args)
 {
 	const NullableDatum *arg = &args[ARG_PROGRESS_TOPIC];
 
-	sink->exactly_once = !args[ARG_EXACTLY_ONCE].isnull &&
-		DatumGetBool(args[ARG_EXACTLY_ONCE].value);
+	sink->exactly_once =
+		!args[ARG_EXACTLY_ONCE].isnull && DatumGetBool(args[ARG_EXACTLY_ONCE].value);
 	if (!sink->exactly_once && !arg->isnull)
 		es_kafka_refuse(arg_names[ARG_PROGRESS_TOPIC], "It goes with exactly_once only.");
 	if (sink->exactly_once)
-		sink->progress_topic = arg->isnull ? PROGRESS_TOPIC :
-			es_kafka_topic_arg(arg, arg_names[ARG_PROGRESS_TOPIC]);
+		sink->progress_topic =
+			arg->isnull ? PROGRESS_TOPIC
+						: es_kafka_topic_arg(arg, arg_names[ARG_PROGRESS_TOPIC]);
 	if (sink->exactly_once && strcmp(sink->progress_topic, sink->topic) == 0)
 		es_kafka_refuse(arg_names[ARG_PROGRESS_TOPIC], "It is the topic of the events.");
 }
@@ -251,9 +276,10 @@ check_arguments(EsSinkDefinition *sink, NullableDatum *args)
 	sink->topic = es_kafka_topic_arg(&args[ARG_TOPIC], arg_names[ARG_TOPIC]);
 	set_collection(sink, args);
 	sink->key = key_arg(&args[ARG_KEY]);
-	sink->on_error = es_kafka_word_arg(&args[ARG_ON_ERROR], arg_names[ARG_ON_ERROR],
-									   policy_words);
-	sink->flush_count = es_kafka_flush_count_arg(&args[ARG_FLUSH_COUNT], sink->flush_count);
+	sink->on_error =
+		es_kafka_word_arg(&args[ARG_ON_ERROR], arg_names[ARG_ON_ERROR], policy_words);
+	sink->flush_count =
+		es_kafka_flush_count_arg(&args[ARG_FLUSH_COUNT], sink->flush_count);
 	es_kafka_flush_interval_arg(&args[ARG_FLUSH_INTERVAL], "100 ms");
 	sink->flush_interval = args[ARG_FLUSH_INTERVAL].value;
 	set_progress_topic(sink, args);
@@ -273,8 +299,8 @@ es_sink_define(EsSinkDefinition *definition)
 	definition->owner = GetUserId();
 	definition->key = "stream";
 	definition->flush_count = 10000;
-	definition->flush_interval = DirectFunctionCall3(interval_in, CStringGetDatum("100 ms"),
-													 InvalidOid, -1);
+	definition->flush_interval =
+		DirectFunctionCall3(interval_in, CStringGetDatum("100 ms"), InvalidOid, -1);
 	definition->producer_properties =
 		DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")));
 }
@@ -290,43 +316,51 @@ uint32
 es_sink_create_internal(const EsSinkDefinition *sink)
 {
 	static const char sql[] =
-	"WITH made AS (INSERT INTO eventstore.sink (name, server, owner, topic, collection, query,"
-	" key, exactly_once, on_error, flush_count, flush_interval, progress_topic,"
-	" producer_properties, changelog_of, system_identifier, database_oid)"
-	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
-	" RETURNING id)"
-	" INSERT INTO eventstore.sink_position (sink, position) SELECT id, $17 FROM made"
-	" RETURNING sink";
-	Oid			types[] = {TEXTOID, TEXTOID, REGROLEOID, TEXTOID, REGCLASSOID, JSONBOID, TEXTOID,
-		BOOLOID, TEXTOID, INT4OID, INTERVALOID, TEXTOID, JSONBOID, INT4OID, INT8OID, OIDOID,
-	INT8OID};
-	char		nulls[lengthof(types) + 1];
+		"WITH made AS (INSERT INTO eventstore.sink (name, server, owner, topic, "
+		"collection, query,"
+		" key, exactly_once, on_error, flush_count, flush_interval, progress_topic,"
+		" producer_properties, changelog_of, system_identifier, database_oid)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
+		" RETURNING id)"
+		" INSERT INTO eventstore.sink_position (sink, position) SELECT id, $17 FROM made"
+		" RETURNING sink";
+	Oid			 types[] = {TEXTOID,  TEXTOID, REGROLEOID, TEXTOID, REGCLASSOID, JSONBOID,
+							TEXTOID,  BOOLOID, TEXTOID,	   INT4OID, INTERVALOID, TEXTOID,
+							JSONBOID, INT4OID, INT8OID,	   OIDOID,	INT8OID};
+	char		 nulls[lengthof(types) + 1];
 	EsRoleSwitch saved;
-	uint32		id;
-	bool		isnull;
+	uint32		 id;
+	bool		 isnull;
 
 	memset(nulls, ' ', lengthof(types));
 	nulls[5] = sink->query == NULL ? 'n' : ' ';
 	nulls[13] = sink->changelog_of == 0 ? 'n' : ' ';
 	{
-		Datum		values[] = {
-			nullable_text(sink->name, &nulls[0]), CStringGetTextDatum(sink->server_name),
-			ObjectIdGetDatum(sink->owner), CStringGetTextDatum(sink->topic),
-			ObjectIdGetDatum(sink->collection), JsonbPGetDatum(sink->query),
-			CStringGetTextDatum(sink->key), BoolGetDatum(sink->exactly_once),
-			CStringGetTextDatum(policy_words[sink->on_error]), Int32GetDatum(sink->flush_count),
-			sink->flush_interval, nullable_text(sink->progress_topic, &nulls[11]),
-			JsonbPGetDatum(sink->producer_properties), Int32GetDatum((int32) sink->changelog_of),
-			Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId),
-			Int64GetDatum(sink->after)
-		};
+		Datum values[] = {nullable_text(sink->name, &nulls[0]),
+						  CStringGetTextDatum(sink->server_name),
+						  ObjectIdGetDatum(sink->owner),
+						  CStringGetTextDatum(sink->topic),
+						  ObjectIdGetDatum(sink->collection),
+						  JsonbPGetDatum(sink->query),
+						  CStringGetTextDatum(sink->key),
+						  BoolGetDatum(sink->exactly_once),
+						  CStringGetTextDatum(policy_words[sink->on_error]),
+						  Int32GetDatum(sink->flush_count),
+						  sink->flush_interval,
+						  nullable_text(sink->progress_topic, &nulls[11]),
+						  JsonbPGetDatum(sink->producer_properties),
+						  Int32GetDatum((int32) sink->changelog_of),
+						  Int64GetDatum((int64) GetSystemIdentifier()),
+						  ObjectIdGetDatum(MyDatabaseId),
+						  Int64GetDatum(sink->after)};
 
 		es_role_assume(es_extension_owner(), &saved);
 		SPI_connect();
 		es_spi_execute(sql, lengthof(types), types, values, nulls, false,
 					   SPI_OK_INSERT_RETURNING);
 	}
-	id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	id = DatumGetInt32(
+		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	SPI_finish();
 	es_role_restore(&saved);
 	es_task_call_at_commit(es_sink_key(id));
@@ -337,7 +371,7 @@ Datum
 es_create_sink(PG_FUNCTION_ARGS)
 {
 	EsSinkDefinition sink;
-	NullableDatum args[ARG_COUNT];
+	NullableDatum	 args[ARG_COUNT];
 
 	es_require_preloaded();
 	memcpy(args, fcinfo->args, sizeof(args));
@@ -351,17 +385,18 @@ es_create_sink(PG_FUNCTION_ARGS)
 void
 es_sink_drop_internal(uint32 id)
 {
-	Oid			types[1] = {INT4OID};
-	Datum		values[1] = {Int32GetDatum((int32) id)};
+	Oid			 types[1] = {INT4OID};
+	Datum		 values[1] = {Int32GetDatum((int32) id)};
 	EsRoleSwitch saved;
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
-	es_spi_execute("WITH gone AS (DELETE FROM eventstore.sink WHERE id = $1 RETURNING id),"
-				   " positions AS (DELETE FROM eventstore.sink_position p USING gone"
-				   " WHERE p.sink = gone.id)"
-				   " DELETE FROM eventstore.sink_dead_letter l USING gone WHERE l.sink = gone.id",
-				   1, types, values, NULL, false, SPI_OK_DELETE);
+	es_spi_execute(
+		"WITH gone AS (DELETE FROM eventstore.sink WHERE id = $1 RETURNING id),"
+		" positions AS (DELETE FROM eventstore.sink_position p USING gone"
+		" WHERE p.sink = gone.id)"
+		" DELETE FROM eventstore.sink_dead_letter l USING gone WHERE l.sink = gone.id",
+		1, types, values, NULL, false, SPI_OK_DELETE);
 	SPI_finish();
 	es_role_restore(&saved);
 	es_task_call_at_commit(es_sink_key(id));
@@ -370,13 +405,12 @@ es_sink_drop_internal(uint32 id)
 Datum
 es_drop_sink(PG_FUNCTION_ARGS)
 {
-	EsTask	   *task = es_task_require(&fcinfo->args[0]);
+	EsTask *task = es_task_require(&fcinfo->args[0]);
 
 	if (task->key.kind != ES_WORKER_SINK)
-		ereport(ERROR,
-				(errcode(ERRCODE_ES_NOT_A_COLLECTION),
-				 errmsg("\"%s\" is a source, not a sink", task->name),
-				 errhint("Use drop_source().")));
+		ereport(ERROR, (errcode(ERRCODE_ES_NOT_A_COLLECTION),
+						errmsg("\"%s\" is a source, not a sink", task->name),
+						errhint("Use drop_source().")));
 	es_task_check_owner(task);
 	es_sink_drop_internal(task->key.object);
 	PG_RETURN_VOID();

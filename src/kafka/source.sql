@@ -2,7 +2,7 @@
  * Sources: Kafka topics that feed a store or a collection.
  *
  * The tables belong to the extension's owner, and C writes them as him
- * (source_ddl.c, progress.c); the views show each caller his part.  Column orders
+ * (definition.c, progress.c); the views show each caller his part.  Column orders
  * are known to C only by name.
  */
 

@@ -48,13 +48,13 @@ PG_FUNCTION_INFO_V1(es_wait_for_source);
 PG_FUNCTION_INFO_V1(es_kafka_workers);
 
 /* So many starts in a row without any progress, and it has failed. */
-#define STARTS_MAX		10
+#define STARTS_MAX 10
 
 /* Objects of our locks: the row of an id, the name of a hash. */
-#define LOCK_ROW		0
-#define LOCK_NAME		1
+#define LOCK_ROW  0
+#define LOCK_NAME 1
 
-static List *to_call = NIL;		/* of EsWorkerKey *, in TopMemoryContext */
+static List *to_call = NIL; /* of EsWorkerKey *, in TopMemoryContext */
 
 const char *
 es_task_noun(EsWorkerKind kind)
@@ -74,21 +74,22 @@ es_task_noun(EsWorkerKind kind)
 static uint64
 run_for(EsWorkerKey key, const char *format, int expected, bool *result)
 {
-	Oid			types[3] = {INT4OID, INT8OID, OIDOID};
-	Datum		values[3] = {Int32GetDatum((int32) key.object),
-		Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId)};
+	Oid			 types[3] = {INT4OID, INT8OID, OIDOID};
+	Datum		 values[3] = {Int32GetDatum((int32) key.object),
+							  Int64GetDatum((int64) GetSystemIdentifier()),
+							  ObjectIdGetDatum(MyDatabaseId)};
 	EsRoleSwitch saved;
-	uint64		rows;
-	bool		isnull;
+	uint64		 rows;
+	bool		 isnull;
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
-	es_spi_execute(psprintf(format, es_task_noun(key.kind)), 3, types, values, NULL, false,
-				   expected);
+	es_spi_execute(psprintf(format, es_task_noun(key.kind)), 3, types, values, NULL,
+				   false, expected);
 	rows = SPI_processed;
 	if (result != NULL && rows > 0)
-		*result = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-											 &isnull));
+		*result = DatumGetBool(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	SPI_finish();
 	es_role_restore(&saved);
 	return rows;
@@ -97,7 +98,8 @@ run_for(EsWorkerKey key, const char *format, int expected, bool *result)
 bool
 es_task_hold(EsWorkerKey key)
 {
-	return run_for(key, "SELECT FROM eventstore.%s t WHERE t.id = $1 AND NOT t.paused"
+	return run_for(key,
+				   "SELECT FROM eventstore.%s t WHERE t.id = $1 AND NOT t.paused"
 				   " AND t.failure IS NULL AND t.system_identifier = $2"
 				   " AND t.database_oid = $3 FOR SHARE",
 				   SPI_OK_SELECT, NULL) > 0;
@@ -106,13 +108,13 @@ es_task_hold(EsWorkerKey key)
 bool
 es_task_note_start(EsWorkerKey key)
 {
-	char	   *sql = psprintf("UPDATE eventstore.%%s SET starts = starts + 1,"
-							   " failure = CASE WHEN starts >= %d THEN"
-							   " 'the worker has ended %d times without any progress' END"
-							   " WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL"
-							   " RETURNING failure IS NOT NULL",
-							   STARTS_MAX, STARTS_MAX);
-	bool		failed = true;
+	char *sql = psprintf("UPDATE eventstore.%%s SET starts = starts + 1,"
+						 " failure = CASE WHEN starts >= %d THEN"
+						 " 'the worker has ended %d times without any progress' END"
+						 " WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL"
+						 " RETURNING failure IS NOT NULL",
+						 STARTS_MAX, STARTS_MAX);
+	bool  failed = true;
 
 	(void) run_for(key, sql, SPI_OK_UPDATE_RETURNING, &failed);
 	return !failed;
@@ -121,7 +123,8 @@ es_task_note_start(EsWorkerKey key)
 void
 es_task_lives(EsWorkerKey key)
 {
-	(void) run_for(key, "UPDATE eventstore.%s SET starts = 0 WHERE id = $1 AND starts > 0"
+	(void) run_for(key,
+				   "UPDATE eventstore.%s SET starts = 0 WHERE id = $1 AND starts > 0"
 				   " AND $2 IS NOT NULL AND $3 IS NOT NULL",
 				   SPI_OK_UPDATE, NULL);
 }
@@ -135,13 +138,13 @@ set_tag(LOCKTAG *tag, uint32 object, uint16 what)
 void
 es_task_own(EsWorkerKey key)
 {
-	LOCKTAG		tag;
+	LOCKTAG tag;
 
 	set_tag(&tag, key.object, LOCK_ROW);
 	if (LockAcquire(&tag, ExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-				 errmsg("another process runs Kafka %s %u", es_task_noun(key.kind), key.object)));
+		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+						errmsg("another process runs Kafka %s %u", es_task_noun(key.kind),
+							   key.object)));
 }
 
 /* ---------------------------------------------------------------------------
@@ -151,18 +154,19 @@ es_task_own(EsWorkerKey key)
 Datum
 es_task_column(const char *name, MemoryContext context)
 {
-	TupleDesc	desc = SPI_tuptable->tupdesc;
-	int			number = SPI_fnumber(desc, name);
+	TupleDesc		  desc = SPI_tuptable->tupdesc;
+	int				  number = SPI_fnumber(desc, name);
 	Form_pg_attribute att = TupleDescAttr(desc, number - 1);
-	MemoryContext old;
-	bool		isnull;
-	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], desc, number, &isnull);
+	MemoryContext	  old;
+	bool			  isnull;
+	Datum			  value = SPI_getbinval(SPI_tuptable->vals[0], desc, number, &isnull);
 
 	if (isnull)
 		return (Datum) 0;
 	old = MemoryContextSwitchTo(context);
-	value = datumCopy(att->attlen == -1 ? PointerGetDatum(PG_DETOAST_DATUM(value)) : value,
-					  att->attbyval, att->attlen);
+	value =
+		datumCopy(att->attlen == -1 ? PointerGetDatum(PG_DETOAST_DATUM(value)) : value,
+				  att->attbyval, att->attlen);
 	MemoryContextSwitchTo(old);
 	return value;
 }
@@ -170,8 +174,8 @@ es_task_column(const char *name, MemoryContext context)
 char *
 es_task_text(const char *name, MemoryContext context)
 {
-	char	   *value = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
-									 SPI_fnumber(SPI_tuptable->tupdesc, name));
+	char *value = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+							   SPI_fnumber(SPI_tuptable->tupdesc, name));
 
 	return value != NULL ? MemoryContextStrdup(context, value) : NULL;
 }
@@ -185,23 +189,25 @@ static EsTask *
 find_task(const char *condition, Oid type, Datum value)
 {
 	MemoryContext context = CurrentMemoryContext;
-	EsTask	   *task = NULL;
-	EsRoleSwitch saved;
+	EsTask		 *task = NULL;
+	EsRoleSwitch  saved;
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
-	es_spi_execute(psprintf("SELECT t.* FROM (SELECT false AS is_sink, id, name, owner, target,"
-							" paused OR failure IS NOT NULL AS resting FROM eventstore.source"
-							" UNION ALL SELECT true, id, name, owner, collection,"
-							" paused OR failure IS NOT NULL FROM eventstore.sink) t WHERE %s",
-							condition),
-				   1, &type, &value, NULL, false, SPI_OK_SELECT);
+	es_spi_execute(
+		psprintf("SELECT t.* FROM (SELECT false AS is_sink, id, name, owner, target,"
+				 " paused OR failure IS NOT NULL AS resting FROM eventstore.source"
+				 " UNION ALL SELECT true, id, name, owner, collection,"
+				 " paused OR failure IS NOT NULL FROM eventstore.sink) t WHERE %s",
+				 condition),
+		1, &type, &value, NULL, false, SPI_OK_SELECT);
 	if (SPI_processed > 0)
 	{
 		task = MemoryContextAllocZero(context, sizeof(EsTask));
 		task->key.database = MyDatabaseId;
-		task->key.kind = DatumGetBool(es_task_column("is_sink", context)) ?
-			ES_WORKER_SINK : ES_WORKER_SOURCE;
+		task->key.kind = DatumGetBool(es_task_column("is_sink", context))
+							 ? ES_WORKER_SINK
+							 : ES_WORKER_SOURCE;
 		task->key.object = DatumGetInt32(es_task_column("id", context));
 		task->name = es_task_text("name", context);
 		task->owner = DatumGetObjectId(es_task_column("owner", context));
@@ -216,22 +222,22 @@ find_task(const char *condition, Oid type, Datum value)
 static EsTask *
 find_named(const char *name)
 {
-	return find_task("t.name OPERATOR(pg_catalog.=) $1", TEXTOID, CStringGetTextDatum(name));
+	return find_task("t.name OPERATOR(pg_catalog.=) $1", TEXTOID,
+					 CStringGetTextDatum(name));
 }
 
 EsTask *
 es_task_require(const NullableDatum *name)
 {
-	char	   *given;
-	EsTask	   *task;
+	char   *given;
+	EsTask *task;
 
 	es_require_arg(name, "name");
 	given = text_to_cstring(es_name_arg(name, "name"));
 	task = find_named(given);
 	if (task == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_ES_NOT_A_COLLECTION),
-				 errmsg("there is no source or sink \"%s\"", given)));
+		ereport(ERROR, (errcode(ERRCODE_ES_NOT_A_COLLECTION),
+						errmsg("there is no source or sink \"%s\"", given)));
 	return task;
 }
 
@@ -239,39 +245,39 @@ void
 es_task_check_owner(const EsTask *task)
 {
 	if (!has_privs_of_role(GetUserId(), task->owner))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be owner of %s \"%s\"", es_task_noun(task->key.kind), task->name)));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("must be owner of %s \"%s\"", es_task_noun(task->key.kind),
+							   task->name)));
 }
 
 bool
 es_task_may_see(Oid owner, Oid collection)
 {
 	return has_privs_of_role(GetUserId(), owner) ||
-		(OidIsValid(collection) && es_may_see(collection));
+		   (OidIsValid(collection) && es_may_see(collection));
 }
 
 void
 es_task_reserve_name(const char *name)
 {
-	EsTask	   *other;
-	LOCKTAG		tag;
+	EsTask *other;
+	LOCKTAG tag;
 
 	set_tag(&tag, hash_bytes((const unsigned char *) name, strlen(name)), LOCK_NAME);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 	other = find_named(name);
 	if (other != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("there is already a %s \"%s\"", es_task_noun(other->key.kind), name)));
+		ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
+						errmsg("there is already a %s \"%s\"",
+							   es_task_noun(other->key.kind), name)));
 }
 
 void
 es_tasks_want(void)
 {
-	Oid			types[2] = {INT8OID, OIDOID};
-	Datum		values[2] = {Int64GetDatum((int64) GetSystemIdentifier()),
-	ObjectIdGetDatum(MyDatabaseId)};
+	Oid	  types[2] = {INT8OID, OIDOID};
+	Datum values[2] = {Int64GetDatum((int64) GetSystemIdentifier()),
+					   ObjectIdGetDatum(MyDatabaseId)};
 
 	SPI_connect();
 	es_spi_execute("SELECT t.is_sink, t.id FROM"
@@ -285,13 +291,14 @@ es_tasks_want(void)
 				   2, types, values, NULL, true, SPI_OK_SELECT);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		HeapTuple	row = SPI_tuptable->vals[i];
-		bool		isnull;
-		bool		is_sink = DatumGetBool(SPI_getbinval(row, SPI_tuptable->tupdesc, 1, &isnull));
-		int32		id = DatumGetInt32(SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &isnull));
+		HeapTuple row = SPI_tuptable->vals[i];
+		bool	  isnull;
+		bool	  is_sink =
+			DatumGetBool(SPI_getbinval(row, SPI_tuptable->tupdesc, 1, &isnull));
+		int32 id = DatumGetInt32(SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &isnull));
 
-		es_worker_want((EsWorkerKey) {MyDatabaseId, is_sink ? ES_WORKER_SINK : ES_WORKER_SOURCE,
-			(uint32) id});
+		es_worker_want((EsWorkerKey){
+			MyDatabaseId, is_sink ? ES_WORKER_SINK : ES_WORKER_SOURCE, (uint32) id});
 	}
 	SPI_finish();
 }
@@ -303,12 +310,12 @@ es_tasks_want(void)
 static void
 call_at_end(XactEvent event, void *arg)
 {
-	ListCell   *cell;
+	ListCell *cell;
 
 	if (to_call == NIL || (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT))
 		return;
 	if (event == XACT_EVENT_COMMIT)
-		foreach(cell, to_call)
+		foreach (cell, to_call)
 			es_worker_call(*(EsWorkerKey *) lfirst(cell), ES_WAKE_CONFIG);
 	list_free_deep(to_call);
 	to_call = NIL;
@@ -317,9 +324,9 @@ call_at_end(XactEvent event, void *arg)
 void
 es_task_call_at_commit(EsWorkerKey key)
 {
-	static bool registered = false;
+	static bool	  registered = false;
 	MemoryContext old;
-	EsWorkerKey *entry;
+	EsWorkerKey	 *entry;
 
 	if (!registered)
 	{
@@ -340,7 +347,7 @@ es_task_call_at_commit(EsWorkerKey key)
 static void
 change(const NullableDatum *name, const char *format)
 {
-	EsTask	   *task = es_task_require(name);
+	EsTask *task = es_task_require(name);
 
 	es_task_check_owner(task);
 	(void) run_for(task->key, format, SPI_OK_UPDATE, NULL);
@@ -351,7 +358,7 @@ Datum
 es_kafka_pause(PG_FUNCTION_ARGS)
 {
 	change(&fcinfo->args[0], "UPDATE eventstore.%s SET paused = true"
-		   " WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL");
+							 " WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL");
 	PG_RETURN_VOID();
 }
 
@@ -359,7 +366,8 @@ Datum
 es_kafka_resume(PG_FUNCTION_ARGS)
 {
 	es_require_preloaded();
-	change(&fcinfo->args[0], "UPDATE eventstore.%s SET paused = false, failure = NULL,"
+	change(&fcinfo->args[0],
+		   "UPDATE eventstore.%s SET paused = false, failure = NULL,"
 		   " starts = 0, resumes = resumes + 1, system_identifier = $2, database_oid = $3"
 		   " WHERE id = $1");
 	PG_RETURN_VOID();
@@ -376,27 +384,26 @@ run_errand(const EsTask *task, const NullableDatum *timeout, EsErrand errand)
 	uint64		ticket;
 
 	if (!es_task_may_see(task->owner, task->collection))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for %s \"%s\"", es_task_noun(task->key.kind),
-						task->name)));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("permission denied for %s \"%s\"",
+							   es_task_noun(task->key.kind), task->name)));
 	deadline = es_wait_deadline(timeout, "timeout");
 	return !task->resting && es_errand_ask(task->key, errand, &ticket) &&
-		es_errand_wait(task->key, errand, ticket, deadline);
+		   es_errand_wait(task->key, errand, ticket, deadline);
 }
 
 Datum
 es_kafka_flush(PG_FUNCTION_ARGS)
 {
 	es_require_preloaded();
-	PG_RETURN_BOOL(run_errand(es_task_require(&fcinfo->args[0]), &fcinfo->args[1],
-							  ES_ERRAND_FLUSH));
+	PG_RETURN_BOOL(
+		run_errand(es_task_require(&fcinfo->args[0]), &fcinfo->args[1], ES_ERRAND_FLUSH));
 }
 
 Datum
 es_wait_for_source(PG_FUNCTION_ARGS)
 {
-	EsTask	   *task;
+	EsTask *task;
 
 	es_require_preloaded();
 	task = es_task_require(&fcinfo->args[0]);
@@ -412,18 +419,17 @@ es_wait_for_source(PG_FUNCTION_ARGS)
  * What the workers say
  * ------------------------------------------------------------------------- */
 
-#define WORKER_COLUMNS	10
+#define WORKER_COLUMNS 10
 
 static void
 put_worker(FunctionCallInfo fcinfo, const EsWorkerInfo *info)
 {
-	static const EsWorkerStat stats[] = {
-		ES_WORKER_RECORDS, ES_WORKER_BATCHES, ES_WORKER_PARKED, ES_WORKER_SKIPPED
-	};
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	const EsWorkerReport *report = &info->report;
-	Datum		values[WORKER_COLUMNS];
-	bool		nulls[WORKER_COLUMNS] = {false};
+	static const EsWorkerStat stats[] = {ES_WORKER_RECORDS, ES_WORKER_BATCHES,
+										 ES_WORKER_PARKED, ES_WORKER_SKIPPED};
+	ReturnSetInfo			 *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	const EsWorkerReport	 *report = &info->report;
+	Datum					  values[WORKER_COLUMNS];
+	bool					  nulls[WORKER_COLUMNS] = {false};
 
 	values[0] = Int32GetDatum((int32) info->key.object);
 	nulls[1] = info->pid == 0;
@@ -443,19 +449,20 @@ Datum
 es_kafka_workers(PG_FUNCTION_ARGS)
 {
 	EsWorkerInfo *workers;
-	EsWorkerKind kind;
-	int			n;
+	EsWorkerKind  kind;
+	int			  n;
 
 	es_require_arg(&fcinfo->args[0], "kind");
-	kind = strcmp(TextDatumGetCString(PG_GETARG_DATUM(0)), "sink") == 0 ?
-		ES_WORKER_SINK : ES_WORKER_SOURCE;
+	kind = strcmp(TextDatumGetCString(PG_GETARG_DATUM(0)), "sink") == 0
+			   ? ES_WORKER_SINK
+			   : ES_WORKER_SOURCE;
 	InitMaterializedSRF(fcinfo, 0);
 	if (!es_preloaded())
 		PG_RETURN_NULL();
 	n = es_worker_list(&workers);
 	for (int i = 0; i < n; i++)
 	{
-		EsTask	   *task;
+		EsTask *task;
 
 		if (workers[i].key.database != MyDatabaseId || workers[i].key.kind != kind)
 			continue;

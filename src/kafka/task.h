@@ -16,8 +16,8 @@ typedef struct EsTask
 	EsWorkerKey key;
 	char	   *name;
 	Oid			owner;
-	Oid			collection;		/* or store */
-	bool		resting;		/* paused or failed */
+	Oid			collection; /* or store */
+	bool		resting;	/* paused or failed */
 } EsTask;
 
 /* "source" or "sink": for messages, and the name of the table. */
@@ -70,4 +70,4 @@ extern bool es_task_hold(EsWorkerKey key);
 extern bool es_task_note_start(EsWorkerKey key);
 extern void es_task_lives(EsWorkerKey key);
 
-#endif							/* ES_KAFKA_TASK_H */
+#endif /* ES_KAFKA_TASK_H */
