@@ -72,6 +72,7 @@ typedef struct EsSourceRun
 	bool		topic_missing;
 	bool		fetch_denied; /* the topic may be seen, and not read */
 	bool		pause_first;  /* before the next client */
+	bool		drained;	  /* the queue was empty: it will wake us for what comes */
 	bool		progressed;	  /* a batch was written since the start */
 
 	bool   flush_wanted;

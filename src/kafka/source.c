@@ -102,13 +102,15 @@ collect(EsSourceRun *run)
 {
 	static rd_kafka_message_t *taken[TAKE_MAX];
 
+	run->drained = false;
 	while (es_batch_has_room(run) && run->leave == ES_LEAVE_NOT &&
 		   run->halt == ES_HALT_NONE)
 	{
 		int		room = Min(TAKE_MAX, run->source->flush_count - run->nrecords);
 		ssize_t n = rd_kafka_consume_batch_queue(run->client->queue, 0, taken, room);
 
-		if (n <= 0)
+		run->drained = n <= 0;
+		if (run->drained)
 			break;
 		for (ssize_t i = 0; i < n; i++)
 		{
@@ -323,11 +325,12 @@ round_of_loop(EsSourceRun *run)
 	settle_errands(run);
 }
 
+/* Nothing to do until something comes: a queue that was not emptied would not call. */
 static bool
 may_rest(EsSourceRun *run)
 {
 	return run->leave == ES_LEAVE_NOT &&
-		   (run->halt != ES_HALT_NONE || run->retry_at != 0 || es_batch_has_room(run));
+		   (run->halt != ES_HALT_NONE || run->retry_at != 0 || run->drained);
 }
 
 /* The partitions are known and assigned: reads and writes until it is to leave. */
