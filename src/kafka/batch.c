@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "kafka/batch.h"
+#include "kafka/task.h"
 #include "kafka/writer.h"
 
 #include "access/xact.h"
@@ -281,7 +282,7 @@ try_range(EsSourceRun *run, int from, int *to, EsProblem *problem)
 	PG_TRY();
 	{
 		es_run_begin();
-		if (!es_progress_hold(run->source))
+		if (!es_task_hold(es_source_key(run->source->id)))
 			outcome = OUTCOME_LEAVE;
 		else
 			end = write_range(run, from, *to, problem->sqlstate != 0 ? problem : NULL,
