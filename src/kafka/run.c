@@ -85,10 +85,11 @@ es_run_ms_from_now(int ms)
 }
 
 EsPartition *
-es_run_partition(EsSourceRun *run, int32 number)
+es_run_partition(EsSourceRun *run, const char *topic, int32 number)
 {
 	for (int i = 0; i < run->npartitions; i++)
-		if (run->partitions[i].progress.partition == number)
+		if (run->partitions[i].progress.partition == number &&
+			strcmp(run->partitions[i].progress.topic, topic) == 0)
 			return &run->partitions[i];
 	return NULL;
 }
