@@ -17,6 +17,7 @@
 
 #include "kafka/batch.h"
 #include "kafka/restore.h"
+#include "kafka/task.h"
 #include "kafka/writer.h"
 
 #include "access/xact.h"
@@ -289,7 +290,7 @@ try_range(EsSourceRun *run, int from, int *to, EsProblem *problem)
 	PG_TRY();
 	{
 		es_run_begin();
-		if (!es_progress_hold(run->source))
+		if (!es_task_hold(es_source_key(run->source->id)))
 			outcome = OUTCOME_LEAVE;
 		else
 			end = write_range(run, from, *to, problem->sqlstate != 0 ? problem : NULL,

@@ -15,7 +15,7 @@
  * Exactly once.  Where to read from is what the table says (progress.c); nothing
  * is committed to Kafka.  A batch that did not commit is read again, one that did
  * is not: whether the worker, the server or the broker died makes no difference.
- * Fences: the session's lock on the source (own_source); each offset moves only
+ * Fences: the session's lock on the source (es_task_own); each offset moves only
  * from where we left it; a record below the offset that we want next is dropped,
  * since librdkafka may hand out one twice after a reconnect.
  *
@@ -30,6 +30,7 @@
 #include "kafka/batch.h"
 #include "kafka/restore.h"
 #include "kafka/connection.h"
+#include "kafka/task.h"
 #include "kafka/topic.h"
 
 #include "access/xact.h"
@@ -39,7 +40,6 @@
 #include "postmaster/bgworker.h"
 #include "spi.h"
 #include "storage/ipc.h"
-#include "storage/lmgr.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -348,7 +348,7 @@ run_loop(EsSourceRun *run)
 			(run->progressed || GetCurrentTimestamp() > stable))
 		{
 			es_run_begin();
-			es_progress_lives(run->source);
+			es_task_lives(es_source_key(run->source->id));
 			es_run_commit(run);
 			lives = true;
 		}
@@ -437,16 +437,6 @@ run_client_reporting(EsSourceRun *run)
 	PG_END_TRY();
 }
 
-/* Another worker of this source (one whose end is not noticed yet) keeps us out. */
-static bool
-own_source(uint32 id)
-{
-	LOCKTAG tag;
-
-	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, es_extension_relation("source"), id, 0);
-	return LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
-}
-
 static void
 note_server_change(Datum arg, int cacheid, uint32 hash)
 {
@@ -466,9 +456,8 @@ load_if_wanted(EsSourceRun *run, uint32 id, bool first)
 		es_run_commit(run);
 		return NULL;
 	}
-	if (first && !own_source(id))
-		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-						errmsg("another process runs Kafka source %u", id)));
+	if (first)
+		es_task_own(es_source_key(id));
 	old = MemoryContextSwitchTo(run->life);
 	loaded = es_source_load(id);
 	MemoryContextSwitchTo(old);
@@ -480,7 +469,7 @@ load_if_wanted(EsSourceRun *run, uint32 id, bool first)
 	}
 	if (loaded != NULL && (loaded->paused || loaded->failure != NULL))
 		loaded = NULL;
-	if (loaded != NULL && first && !es_progress_note_start(loaded))
+	if (loaded != NULL && first && !es_task_note_start(es_source_key(id)))
 		loaded = NULL;
 	es_run_commit(run);
 	return loaded;
@@ -520,13 +509,5 @@ es_source_main(Datum arg)
 		}
 		run_client_reporting(run);
 	}
-	proc_exit(0);
-}
-
-void
-es_sink_main(Datum arg)
-{
-	es_process_begin(es_process_key(ES_WORKER_SINK, arg));
-	es_worker_set_absent();
 	proc_exit(0);
 }

@@ -106,7 +106,4 @@ extern bool es_source_parse_start(EsSource *source, const char *start);
 
 extern EsWorkerKey es_source_key(uint32 id);
 
-/* Has the workers started of all sources that are to run; with a snapshot. */
-extern void es_sources_want(void);
-
 #endif							/* ES_KAFKA_SOURCE_H */

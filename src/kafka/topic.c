@@ -17,6 +17,7 @@
 
 #include "kafka/batch.h"
 #include "kafka/restore.h"
+#include "kafka/task.h"
 #include "kafka/topic.h"
 
 #include "utils/builtins.h"
@@ -49,7 +50,7 @@ es_topic_pass_holes(EsSourceRun *run)
 	if (!holes)
 		return;
 	es_run_begin();
-	if (es_progress_hold(run->source))
+	if (es_task_hold(es_source_key(run->source->id)))
 	{
 		EsProgress *moves = palloc(sizeof(EsProgress) * run->npartitions);
 		int			n = 0;
@@ -81,7 +82,7 @@ static void
 jump(EsSourceRun *run, EsPartition *partition, int64 to, const char *reason)
 {
 	es_run_begin();
-	if (es_progress_hold(run->source))
+	if (es_task_hold(es_source_key(run->source->id)))
 		es_progress_jump(run->source, &partition->progress, to, reason);
 	es_run_commit(run);
 	run->leave = ES_LEAVE_AND_RETURN;
