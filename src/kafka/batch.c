@@ -387,7 +387,7 @@ es_batch_write(EsSourceRun *run)
 	if (run->nwritten == run->nrecords)
 		es_batch_drop(run);
 	if (strcmp(run->state, "retrying") == 0 || strcmp(run->state, "stopped") == 0)
-		es_run_set_state(run, "running", "");
+		es_run_set_state(run, run->restoring ? "restoring" : "running", "");
 }
 
 bool

@@ -32,6 +32,7 @@
 #include "postgres.h"
 
 #include "kafka/restore.h"
+#include "kafka/task.h"
 
 #include "catalog/pg_type.h"
 #include "kafka/topic.h"
@@ -346,7 +347,7 @@ es_restore_look(EsSourceRun *run)
 			return;
 	}
 	es_run_begin();
-	if (es_progress_hold(run->source))
+	if (es_task_hold(es_source_key(run->source->id)))
 		for (int i = 0; i < run->npartitions; i++)
 			es_progress_begin(run->source, run->source->topic,
 							  run->partitions[i].progress.partition, offsets[i]);

@@ -30,7 +30,7 @@ es_run_set_state(EsSourceRun *run, const char *name, const char *message)
 void
 es_run_show_connection(EsSourceRun *run)
 {
-	static const char *const names[] = {"running", "disconnected", "denied",
+	const char *const names[] = {run->restoring ? "restoring" : "running", "disconnected", "denied",
 										"disconnected"};
 
 	if (run->halt != ES_HALT_NONE || run->topic_missing || run->fetch_denied ||
