@@ -23,8 +23,10 @@ SQL_PARTS = \
 	src/feed/live.sql \
 	src/feed/subscription.sql \
 	src/store/store.sql \
+	src/store/capture.sql \
 	src/kafka/connection.sql \
 	src/kafka/source.sql \
+	src/kafka/sink.sql \
 	src/stats/monitor.sql
 
 INSTALL_SQL = $(EXTENSION)--$(EXTVERSION).sql

@@ -163,6 +163,16 @@ es_try_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot, Snapsho
 #define es_process_number()		(MyBackendId - 1)
 #endif
 
+/* What a hook of ExecutorRun takes; it is told no more since 18 that it is run once. */
+#if PG_VERSION_NUM >= 180000
+#define ES_EXECUTOR_RUN_PARAMETERS	QueryDesc *query, ScanDirection direction, uint64 count
+#define ES_EXECUTOR_RUN_ARGUMENTS	query, direction, count
+#else
+#define ES_EXECUTOR_RUN_PARAMETERS \
+	QueryDesc *query, ScanDirection direction, uint64 count, bool once
+#define ES_EXECUTOR_RUN_ARGUMENTS	query, direction, count, once
+#endif
+
 /* A slot's copy as a minimal tuple can have room in front since 18. */
 #if PG_VERSION_NUM >= 180000
 #define ES_COPY_MINIMAL_ARGS(slot)	slot, Size extra

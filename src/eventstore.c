@@ -17,6 +17,7 @@
 #include "miscadmin.h"
 #include "position/head.h"
 #include "shmem.h"
+#include "store/statement.h"
 #include "worker/launcher.h"
 #include "worker/listeners.h"
 
@@ -36,5 +37,6 @@ _PG_init(void)
 	es_launcher_install();
 	es_listeners_install();
 	es_append_install_hooks();
+	es_statement_install();
 	es_read_install();
 }

@@ -250,15 +250,18 @@ load_row(EsCollection *coll)
 	return true;
 }
 
-Oid
-es_collection_find_store(Oid changelog)
+/* Whose changes it records, by a catalog of (source, changelog, ...); InvalidOid. */
+static Oid
+find_source(const char *catalog, const char *index, Oid changelog)
 {
-	Datum		values[ES_STORE_CATALOG_NATTS];
-	bool		nulls[ES_STORE_CATALOG_NATTS];
-	HeapTuple	tuple = es_extension_row("store_catalog", "store_catalog_changelog_key",
-										 ES_STORE_CATALOG_CHANGELOG, changelog, values,
-										 nulls);
+	Datum		values[Max(ES_STORE_CATALOG_NATTS, ES_CAPTURE_CATALOG_NATTS)];
+	bool		nulls[lengthof(values)];
+	HeapTuple	tuple = es_extension_row(catalog, index, ES_STORE_CATALOG_CHANGELOG, changelog,
+										 values, nulls);
 
+	StaticAssertStmt(ES_STORE_CATALOG_STORE == ES_CAPTURE_CATALOG_SOURCE &&
+					 ES_STORE_CATALOG_CHANGELOG == ES_CAPTURE_CATALOG_CHANGELOG,
+					 "both catalogs begin alike");
 	if (tuple == NULL)
 		return InvalidOid;
 	heap_freetuple(tuple);
@@ -291,6 +294,12 @@ es_collection_or_changelog(Oid relid)
 	if (nulls[ES_STORE_CATALOG_CHANGELOG - 1])
 		es_collection_report_no_changelog(relid);
 	return DatumGetObjectId(values[ES_STORE_CATALOG_CHANGELOG - 1]);
+}
+
+Oid
+es_collection_find_store(Oid changelog)
+{
+	return find_source("store_catalog", "store_catalog_changelog_key", changelog);
 }
 
 static void
@@ -338,6 +347,8 @@ load_collection(EsCollection *coll)
 		check_shape(coll, rel);
 		load_segments(coll, rel);
 		coll->store = es_collection_find_store(coll->relid);
+		coll->captured = find_source("capture_catalog", "capture_catalog_changelog",
+									 coll->relid);
 		coll->plain = is_plain(rel);
 		if (coll->head.incarnation != incarnation)
 		{
@@ -467,14 +478,17 @@ es_collection_check_owner(Oid relid)
 void
 es_collection_refuse_changelog(const EsCollection *coll)
 {
-	if (!OidIsValid(coll->store))
+	bool		of_store = OidIsValid(coll->store);
+
+	if (!of_store && !OidIsValid(coll->captured))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_ES_APPEND_ONLY),
 			 errmsg("cannot append to changelog \"%s\"", get_rel_name(coll->relid)),
-			 errdetail("It records the changes of store \"%s\" and nothing else.",
-					   get_rel_name(coll->store)),
-			 errhint("Change the store: its changelog follows.")));
+			 errdetail("It records the changes of %s \"%s\" and nothing else.",
+					   of_store ? "store" : "table",
+					   get_rel_name(of_store ? coll->store : coll->captured)),
+			 errhint("Change the %s: its changelog follows.", of_store ? "store" : "table")));
 }
 
 bool

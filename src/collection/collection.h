@@ -67,6 +67,12 @@
 #define ES_STORE_CATALOG_KEY_FORMAT	4	/* text: text, bytes */
 #define ES_STORE_CATALOG_NATTS		4
 
+/* Attribute numbers of eventstore.capture_catalog (capture.sql). */
+#define ES_CAPTURE_CATALOG_SOURCE		1	/* regclass, primary key */
+#define ES_CAPTURE_CATALOG_CHANGELOG	2	/* regclass */
+#define ES_CAPTURE_CATALOG_SHARED		3	/* boolean: it was given */
+#define ES_CAPTURE_CATALOG_NATTS		3
+
 typedef struct EsSegment
 {
 	EsPosition	first;
@@ -90,6 +96,7 @@ typedef struct EsCollection
 	int64		segment_size;
 	EsPosition	first_position; /* the first kept; earlier ones are LG005 */
 	Oid			store;			/* the store whose changes it records; InvalidOid */
+	Oid			captured;		/* a table whose changes it records; InvalidOid */
 	bool		plain;			/* nothing of the user's stands against the fast append path */
 	int			nsegments;
 	EsSegment  *segments;		/* ascending, in the cache's memory */

@@ -533,16 +533,27 @@ delete_dropped_subscriptions(void)
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
 }
 
-/*
- * A changelog without its store is a plain collection; a store without its
- * changelog would be one that forgets, so that is refused.
- */
-static void
-delete_dropped_stores(void)
+/* What records its changes in a collection, and where that is noted. */
+typedef struct Recorder
 {
-	es_spi_execute("DELETE FROM eventstore.store_catalog s"
-				   " USING" DROPPED_TABLES " AND d.objid = s.store::pg_catalog.oid"
-				   " RETURNING s.changelog::pg_catalog.oid",
+	const char *catalog;
+	const char *column;			/* its table */
+	const char *kind;
+	const char *hint;			/* to who drops the changelog alone */
+} Recorder;
+
+static const Recorder recorders[] = {
+	{"store_catalog", "store", "store", "Drop both with eventstore.drop_store()."},
+	{"capture_catalog", "source", "captured table", "End the capture with eventstore.release()."}
+};
+
+static void
+forget_dropped(const Recorder *recorder)
+{
+	es_spi_execute(psprintf("DELETE FROM eventstore.%s s USING" DROPPED_TABLES
+							" AND d.objid = s.%s::pg_catalog.oid"
+							" RETURNING s.changelog::pg_catalog.oid",
+							recorder->catalog, recorder->column),
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE_RETURNING);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -554,24 +565,44 @@ delete_dropped_stores(void)
 		if (!isnull && get_rel_relkind(changelog) != '\0')
 			CacheInvalidateRelcacheByRelid(changelog);
 	}
-	es_spi_execute("SELECT s.store::pg_catalog.oid, d.object_identity"
-				   " FROM eventstore.store_catalog s," DROPPED_TABLES
-				   " AND d.objid = s.changelog::pg_catalog.oid",
-				   0, NULL, NULL, NULL, false, SPI_OK_SELECT);
-	if (SPI_processed > 0)
-	{
-		bool		isnull;
-		Datum		store = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-										  &isnull);
+}
 
-		ereport(ERROR,
-				(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
-				 errmsg("cannot drop changelog %s of a store",
-						SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2)),
-				 errdetail("Store \"%s\" records its changes there.",
-						   get_rel_name(DatumGetObjectId(store))),
-				 errhint("Drop both with eventstore.drop_store().")));
-	}
+static void
+keep_changelogs(const Recorder *recorder)
+{
+	Datum		source;
+	bool		isnull;
+
+	es_spi_execute(psprintf("SELECT s.%s::pg_catalog.oid, d.object_identity"
+							" FROM eventstore.%s s," DROPPED_TABLES
+							" AND d.objid = s.changelog::pg_catalog.oid",
+							recorder->column, recorder->catalog),
+				   0, NULL, NULL, NULL, false, SPI_OK_SELECT);
+	if (SPI_processed == 0)
+		return;
+	source = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	ereport(ERROR,
+			(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+			 errmsg("cannot drop changelog %s of a %s",
+					SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2),
+					recorder->kind),
+			 errdetail("%c%s \"%s\" records its changes there.",
+					   pg_toupper((unsigned char) recorder->kind[0]), recorder->kind + 1,
+					   get_rel_name(DatumGetObjectId(source))),
+			 errhint("%s", recorder->hint)));
+}
+
+/*
+ * A changelog without its store or table is a plain collection; one of these
+ * without its changelog would be one that forgets, so that is refused.
+ */
+static void
+delete_dropped_recorders(void)
+{
+	for (int i = 0; i < lengthof(recorders); i++)
+		forget_dropped(&recorders[i]);
+	for (int i = 0; i < lengthof(recorders); i++)
+		keep_changelogs(&recorders[i]);
 }
 
 /* The rows of dropped collections: each one's OID and that of its heads table. */
@@ -619,7 +650,7 @@ es_on_drop(PG_FUNCTION_ARGS)
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
 	delete_dropped_subscriptions();
-	delete_dropped_stores();
+	delete_dropped_recorders();
 	delete_dropped_rows();
 	n = SPI_processed;
 	heads = palloc(sizeof(Oid) * (n + 1));

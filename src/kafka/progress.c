@@ -23,9 +23,6 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 
-/* So many starts in a row without any progress, and the source has failed. */
-#define STARTS_MAX		10
-
 /* One statement about the source, as the extension's owner.  SPI stays open till es_end. */
 static void
 begin_statement(EsRoleSwitch *saved)
@@ -54,19 +51,6 @@ run_statement(const char *sql, int nargs, Oid *types, Datum *values, const char 
 	rows = SPI_processed;
 	end_statement(&saved);
 	return rows;
-}
-
-bool
-es_progress_hold(const EsSource *source)
-{
-	Oid			types[3] = {INT4OID, INT8OID, OIDOID};
-	Datum		values[3] = {Int32GetDatum((int32) source->id),
-		Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId)};
-
-	return run_statement("SELECT FROM eventstore.source s WHERE s.id = $1 AND NOT s.paused"
-						 " AND s.failure IS NULL AND s.system_identifier = $2"
-						 " AND s.database_oid = $3 FOR SHARE",
-						 3, types, values, NULL, SPI_OK_SELECT) > 0;
 }
 
 /* ---------------------------------------------------------------------------
@@ -221,40 +205,4 @@ es_progress_park(const EsSource *source, const EsRecord *record, const EsProblem
 				  " (source, topic, partition, record_offset, record_time, key, value, headers,"
 				  " sqlstate, reason) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
 				  10, types, values, nulls, SPI_OK_INSERT);
-}
-
-/* ---------------------------------------------------------------------------
- * Starts
- * ------------------------------------------------------------------------- */
-
-bool
-es_progress_note_start(const EsSource *source)
-{
-	Oid			types[3] = {INT4OID, INT4OID, TEXTOID};
-	Datum		values[3] = {Int32GetDatum((int32) source->id), Int32GetDatum(STARTS_MAX),
-	CStringGetTextDatum(psprintf("the worker has ended %d times without any progress", STARTS_MAX))};
-	EsRoleSwitch saved;
-	bool		isnull;
-	bool		failed = true;
-
-	begin_statement(&saved);
-	es_spi_execute("UPDATE eventstore.source SET starts = starts + 1,"
-				   " failure = CASE WHEN starts >= $2 THEN $3 END"
-				   " WHERE id = $1 RETURNING failure IS NOT NULL",
-				   3, types, values, NULL, false, SPI_OK_UPDATE_RETURNING);
-	if (SPI_processed > 0)
-		failed = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-											&isnull));
-	end_statement(&saved);
-	return !failed;
-}
-
-void
-es_progress_lives(const EsSource *source)
-{
-	Oid			types[1] = {INT4OID};
-	Datum		values[1] = {Int32GetDatum((int32) source->id)};
-
-	run_statement("UPDATE eventstore.source SET starts = 0 WHERE id = $1 AND starts > 0",
-				  1, types, values, NULL, SPI_OK_UPDATE);
 }

@@ -23,12 +23,6 @@ typedef struct EsProgress
 	TimestampTz time;			/* of the last record */
 } EsProgress;
 
-/*
- * Locks the source against pause() and drop_source() to the end of the
- * transaction; false where it is paused, failed, gone, or to run elsewhere.
- */
-extern bool es_progress_hold(const EsSource *source);
-
 /* The partitions that have been begun; palloc'd. */
 extern int	es_progress_load(const EsSource *source, EsProgress **partitions);
 
@@ -47,12 +41,5 @@ extern void es_progress_jump(const EsSource *source, const EsProgress *from, int
 
 extern void es_progress_park(const EsSource *source, const EsRecord *record,
 							 const EsProblem *problem);
-
-/*
- * A start of the worker; false where there were too many without any progress:
- * the source has failed then, until resume().  es_progress_lives ends the count.
- */
-extern bool es_progress_note_start(const EsSource *source);
-extern void es_progress_lives(const EsSource *source);
 
 #endif							/* ES_KAFKA_PROGRESS_H */

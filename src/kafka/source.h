@@ -6,8 +6,10 @@
  * property.c which of librdkafka's properties may be set, where · client.c a
  * librdkafka handle in a worker · codec.c bytes to values · writer.c records
  * into a store or a collection · progress.c offsets, gaps and dead letters ·
- * source.c the worker.  Only property.c, client.c and what runs in a worker
- * include librdkafka.
+ * source.c the worker: its loop · run.c what its parts have in common · batch.c
+ * its batches · topic.c the topic and its partitions · dead_letter.c dead letters
+ * tried again.  Only property.c, client.c and what runs in a worker include
+ * librdkafka.
  */
 #ifndef ES_KAFKA_SOURCE_H
 #define ES_KAFKA_SOURCE_H
@@ -101,8 +103,5 @@ extern EsSource *es_source_require_own(const NullableDatum *name);
 extern bool es_source_parse_start(EsSource *source, const char *start);
 
 extern EsWorkerKey es_source_key(uint32 id);
-
-/* Has the workers started of all sources that are to run; with a snapshot. */
-extern void es_sources_want(void);
 
 #endif							/* ES_KAFKA_SOURCE_H */

@@ -6,7 +6,7 @@
  * record that is no JSON is known before any table is touched, and costs the
  * others nothing.  Writing runs what the user has put there (the transform,
  * triggers, constraints); what that raises aborts the transaction, and the
- * worker finds the record that it was by halving (source.c).
+ * worker finds the record that it was by halving (batch.c).
  *
  * A store gets the batch in one go (store/batch.c), in which the last record of
  * a key counts; a collection one append.  Used by the worker and by

@@ -1,6 +1,7 @@
 /*
  * store/ddl.c
- *		Creating and dropping stores, and what DDL on them takes along.
+ *		Creating and dropping stores, and what DDL on them, and on captured
+ *		tables, takes along.
  *
  * A store "kv" is, all in the owner's schema and the owner's own:
  *
@@ -31,6 +32,7 @@
 #include "shmem.h"
 #include "spi.h"
 #include "storage/lmgr.h"
+#include "store/capture.h"
 #include "store/store.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
@@ -236,15 +238,21 @@ changes_owner(Node *stmt)
 	return false;
 }
 
-/* The changelog of the altered relation, which is locked by now; InvalidOid. */
+/* The changelog of the altered store or captured table, locked by now; InvalidOid. */
 static Oid
 changelog_of(Oid relid)
 {
 	Oid			changelog;
+	bool		shared;
 
-	if (!OidIsValid(relid) || !es_store_exists(relid, &changelog))
+	if (!OidIsValid(relid))
 		return InvalidOid;
-	return changelog;
+	if (es_store_exists(relid, &changelog))
+		return changelog;
+	/* A collection that the owner named stays where he has it. */
+	if (es_capture_source(relid, &changelog, &shared) == relid && !shared)
+		return changelog;
+	return InvalidOid;
 }
 
 static void

@@ -191,10 +191,10 @@ CREATE FUNCTION eventstore.on_alter_store() RETURNS event_trigger
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_on_alter_store';
 COMMENT ON FUNCTION eventstore.on_alter_store() IS
-'Event trigger: after ALTER TABLE ... OWNER TO or SET SCHEMA on a store, does the same to its changelog.';
+'Event trigger: after ALTER TABLE ... OWNER TO or SET SCHEMA on a store or a captured table, does the same to its changelog.';
 
 CREATE EVENT TRIGGER eventstore_on_alter_store ON ddl_command_end
 	WHEN TAG IN ('ALTER TABLE')
 	EXECUTE FUNCTION eventstore.on_alter_store();
 COMMENT ON EVENT TRIGGER eventstore_on_alter_store IS
-'Lets changelogs follow their store to another owner or schema.';
+'Lets changelogs follow their store or table to another owner or schema.';

@@ -81,6 +81,30 @@ is_clean($subscriber, 'c');
 is($subscriber->safe_psql('postgres', "SELECT count(*) FROM eventstore.read('c', tags => '{color:red}')"),
 	$publisher->safe_psql('postgres', "SELECT count(*) FROM c WHERE tags @> '{color:red}'"), 'tags are found');
 
+# ---- a captured table that changes by replication --------------------------------------------
+
+$_->safe_psql('postgres', 'CREATE TABLE r (id int PRIMARY KEY, v text)') foreach $publisher, $subscriber;
+$publisher->safe_psql('postgres', 'CREATE PUBLICATION r FOR TABLE r');
+$subscriber->safe_psql('postgres', "SELECT eventstore.capture('r')");
+$subscriber->safe_psql('postgres', "CREATE SUBSCRIPTION r CONNECTION \$\$$connstr\$\$ PUBLICATION r");
+$subscriber->wait_for_subscription_sync($publisher, 'r');
+$publisher->safe_psql('postgres', "INSERT INTO r VALUES (1, 'unseen')");
+$publisher->wait_for_catchup('r');
+is($subscriber->safe_psql('postgres', 'SELECT (SELECT count(*) FROM r), (SELECT count(*) FROM r_changelog)'), '1|0', 'what comes by replication is not recorded');
+$subscriber->safe_psql('postgres', 'ALTER TABLE r ENABLE ALWAYS TRIGGER eventstore_capture, ENABLE ALWAYS TRIGGER eventstore_capture_truncate');
+$publisher->safe_psql('postgres', q{
+	BEGIN;
+	INSERT INTO r VALUES (2, 'two'), (3, 'three');
+	UPDATE r SET v = v || '!' WHERE id > 1;
+	DELETE FROM r WHERE id = 2;
+	COMMIT;
+	TRUNCATE r;
+});
+$publisher->wait_for_catchup('r');
+is($subscriber->safe_psql('postgres', q{SELECT string_agg(concat_ws(' ', stream, version, type), ', ' ORDER BY position) FROM r_changelog}),
+	'2 1 insert, 3 1 insert, 2 2 update, 3 2 update, 2 3 delete, truncate', 'unless its triggers are to fire always');
+$subscriber->safe_psql('postgres', 'DROP SUBSCRIPTION r');
+
 $subscriber->stop;
 $publisher->stop;
 no_crash($subscriber);

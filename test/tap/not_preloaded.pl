@@ -15,7 +15,9 @@ my $node = new_server('preloaded');
 $node->safe_psql('postgres', q{
 	SELECT eventstore.create_collection('c');
 	INSERT INTO c (type, stream) VALUES ('a', 's'), ('b', 's'), ('c', null);
-	CREATE TABLE plain (i int);
+	CREATE TABLE plain (i int PRIMARY KEY);
+	CREATE TABLE captured (i int PRIMARY KEY);
+	SELECT eventstore.capture('captured');
 });
 configure($node, "shared_preload_libraries = ''");
 $node->restart;
@@ -32,7 +34,10 @@ foreach my $sql (
 	"SELECT eventstore.head('c')",
 	"SELECT * FROM eventstore.read('c')",
 	"SELECT * FROM eventstore.peek('c')",
-	"SELECT * FROM eventstore.read_merged('{c}')")
+	"SELECT * FROM eventstore.read_merged('{c}')",
+	"SELECT eventstore.capture('plain')",
+	'INSERT INTO captured VALUES (1)',
+	'TRUNCATE captured')
 {
 	my $session = session($node);
 	is($session->try($sql), 'LG006', "refused: $sql");
@@ -45,6 +50,7 @@ like($stderr, qr/not loaded at server start/, 'and the reason in the message');
 
 is($node->safe_psql('postgres', 'SELECT position, type FROM c ORDER BY position'), "1|a\n2|b\n3|c", 'plain SQL reads the table');
 is($node->safe_psql('postgres', 'INSERT INTO plain VALUES (1) RETURNING i'), 1, 'other tables are written');
+is(sqlstate_of($node, "SELECT eventstore.release('captured'); INSERT INTO captured VALUES (1)"), '00000', 'a capture can be ended');
 is($node->safe_psql('postgres', "SELECT version FROM eventstore.read_stream('c', 's')"), "1\n2", 'what needs no head is read');
 is_clean($node, 'c');
 is(sqlstate_of($node, 'UPDATE c SET type = type'), 'LG003', 'append-only still');
@@ -62,7 +68,7 @@ configure($node, "session_preload_libraries = 'eventstore'");
 $node->reload;
 is(sqlstate_of($node, "SELECT * FROM eventstore.append('c', 'x')"), 'LG006', 'session_preload_libraries is not enough');
 
-is($node->safe_psql('postgres', 'DROP TABLE c; SELECT count(*) FROM eventstore.collection_catalog'), 0, 'a collection can be dropped');
+is($node->safe_psql('postgres', 'DROP TABLE c, captured_changelog; SELECT count(*) FROM eventstore.collection_catalog'), 0, 'collections can be dropped');
 is(sqlstate_of($node, 'DROP EXTENSION eventstore'), '00000', 'and the extension');
 is(sqlstate_of($node, 'CREATE EXTENSION eventstore'), '00000', 'which can be created again');
 

@@ -1,0 +1,28 @@
+/*
+ * kafka/batch.h
+ *		The records that a source's worker has taken and not yet written.
+ */
+#ifndef ES_KAFKA_BATCH_H
+#define ES_KAFKA_BATCH_H
+
+#include "postgres.h"
+
+#include "kafka/run.h"
+
+/* Takes the message; false where it was taken before, or is of a partition that is not ours. */
+extern bool es_batch_add(EsSourceRun *run, rd_kafka_message_t *message);
+
+/* May it grow?  Is it to be written now? */
+extern bool es_batch_has_room(EsSourceRun *run);
+extern bool es_batch_is_due(EsSourceRun *run, TimestampTz now);
+
+/*
+ * Writes as much of it as it can, and drops it when it is written.  No errors:
+ * what goes wrong is in run->halt, run->retry_at, run->leave.
+ */
+extern void es_batch_write(EsSourceRun *run);
+
+/* Gives the messages back. */
+extern void es_batch_drop(EsSourceRun *run);
+
+#endif /* ES_KAFKA_BATCH_H */

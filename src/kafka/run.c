@@ -1,0 +1,101 @@
+/*
+ * kafka/run.c
+ *		What the parts of a source's worker have in common: its state, its
+ *		transactions, its partitions.
+ *
+ * source.c is the loop, batch.c writes, topic.c sees to the topic and its
+ * partitions.  All run in the worker's only thread.
+ */
+#include "postgres.h"
+
+#include "kafka/run.h"
+
+#include "access/xact.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "worker/launcher.h"
+
+void
+es_run_set_state(EsSourceRun *run, const char *name, const char *message)
+{
+	if (strcmp(run->state, name) != 0 && strcmp(name, "running") != 0 &&
+		strcmp(name, "starting") != 0)
+		ereport(LOG, (errmsg("source \"%s\": %s", run->source->name, name),
+					  message[0] != '\0' ? errdetail_internal("%s", message) : 0));
+	strlcpy(run->state, name, sizeof(run->state));
+	es_worker_report(run->source->name, name, message);
+}
+
+/* What is wrong with the connection, unless something else is, too. */
+void
+es_run_show_connection(EsSourceRun *run)
+{
+	static const char *const names[] = {"running", "disconnected", "denied",
+										"disconnected"};
+
+	if (run->halt != ES_HALT_NONE || run->topic_missing || run->fetch_denied ||
+		run->retry_at != 0)
+		return;
+	if (strcmp(run->state, names[run->client->trouble]) != 0)
+		es_run_set_state(run, names[run->client->trouble],
+						 run->client->trouble == ES_KAFKA_FINE ? ""
+															   : run->client->message);
+	if (run->client->trouble == ES_KAFKA_FATAL)
+	{
+		run->leave = ES_LEAVE_AND_RETURN;
+		run->pause_first = true;
+	}
+}
+
+void
+es_run_stop_at(EsSourceRun *run, EsHalt reason, const char *message)
+{
+	static const char *const names[] = {"", "stopped", "gap", "topic_recreated"};
+
+	run->halt = reason;
+	es_run_set_state(run, names[reason], message);
+}
+
+void
+es_run_begin(void)
+{
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+void
+es_run_commit(EsSourceRun *run)
+{
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(run->scratch);
+}
+
+void
+es_run_abort(EsSourceRun *run)
+{
+	AbortCurrentTransaction();
+	MemoryContextSwitchTo(run->scratch);
+}
+
+TimestampTz
+es_run_ms_from_now(int ms)
+{
+	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+}
+
+EsPartition *
+es_run_partition(EsSourceRun *run, int32 number)
+{
+	for (int i = 0; i < run->npartitions; i++)
+		if (run->partitions[i].progress.partition == number)
+			return &run->partitions[i];
+	return NULL;
+}
+
+void
+es_run_note_advanced(EsSourceRun *run)
+{
+	for (int i = 0; i < run->npartitions; i++)
+		run->partitions[i].progress.written = run->partitions[i].progress.next;
+}

@@ -1,0 +1,108 @@
+/*
+ * kafka/run.h
+ *		A source at work: what its worker knows, and how it says so.
+ *
+ * One process has one of these.  What lies in 'life' lasts as long as a client
+ * (a librdkafka handle, from source.c's run_client to its end), 'scratch' lasts
+ * a round of the loop.
+ */
+#ifndef ES_KAFKA_RUN_H
+#define ES_KAFKA_RUN_H
+
+#include "postgres.h"
+
+#include "kafka/client.h"
+#include "kafka/progress.h"
+#include "kafka/source.h"
+
+/* How long a call into librdkafka may keep us from serving interrupts. */
+#define ES_RUN_CALL_MS 1000
+
+/* What a source has stopped at, until resume(). */
+typedef enum EsHalt
+{
+	ES_HALT_NONE,
+	ES_HALT_RECORD,	  /* on_error, on_null_key: stop */
+	ES_HALT_GAP,	  /* on_gap: stop */
+	ES_HALT_RECREATED /* the topic is not the one that was read */
+} EsHalt;
+
+/* Why the loop is left. */
+typedef enum EsLeave
+{
+	ES_LEAVE_NOT,
+	ES_LEAVE_AND_RETURN, /* to begin anew, with a new client */
+	ES_LEAVE_FOR_GOOD
+} EsLeave;
+
+typedef struct EsPartition
+{
+	EsProgress progress;
+	int64	   position; /* of the next record to be taken: lower ones are dropped */
+	int64	   seen_end; /* the end, when it was reached; 0 = not yet */
+	int64	   wanted;	 /* wait_for_source(): up to here; 0 = nobody waits */
+} EsPartition;
+
+typedef struct EsSourceRun
+{
+	MemoryContext	  life;
+	MemoryContext	  scratch;
+	EsSource		 *source;
+	EsKafkaClient	 *client;
+	rd_kafka_topic_t *topic;
+	EsPartition		 *partitions;
+	int				  npartitions;
+
+	/* The batch (batch.c): messages, and the same as records. */
+	rd_kafka_message_t **messages;
+	EsRecord			*records;
+	int					 nrecords;
+	int					 nwritten; /* of them, from the front */
+	size_t				 nbytes;
+	TimestampTz			 oldest; /* when the first of them was taken */
+	int					 width;	 /* how many are tried in one transaction */
+
+	EsLeave		leave;
+	EsHalt		halt;
+	int			halted_partition; /* an index: ES_HALT_GAP, ES_HALT_RECREATED */
+	int64		accepted_resumes;
+	TimestampTz retry_at; /* 0 = the last transaction went well */
+	int			retry_ms;
+	TimestampTz look_at; /* at the topic */
+	bool		topic_missing;
+	bool		fetch_denied; /* the topic may be seen, and not read */
+	bool		pause_first;  /* before the next client */
+	bool		drained;	  /* the queue was empty: it will wake us for what comes */
+	bool		progressed;	  /* a batch was written since the start */
+
+	bool   flush_wanted;
+	uint64 flush_ticket;
+	bool   catch_up_wanted;
+	uint64 catch_up_ticket;
+
+	char state[24]; /* as shown */
+} EsSourceRun;
+
+/* Shows a state, and logs one that is new and not good. */
+extern void es_run_set_state(EsSourceRun *run, const char *name, const char *message);
+
+/* Shows what is wrong with the connection, unless something else is, too. */
+extern void es_run_show_connection(EsSourceRun *run);
+
+/* Nothing more is read or written until resume(). */
+extern void es_run_stop_at(EsSourceRun *run, EsHalt reason, const char *message);
+
+/* A transaction with a snapshot; after its end the current context is 'scratch'. */
+extern void es_run_begin(void);
+extern void es_run_commit(EsSourceRun *run);
+extern void es_run_abort(EsSourceRun *run);
+
+extern TimestampTz es_run_ms_from_now(int ms);
+
+/* NULL where it is not ours. */
+extern EsPartition *es_run_partition(EsSourceRun *run, int32 number);
+
+/* The transaction that moved the offsets has committed. */
+extern void es_run_note_advanced(EsSourceRun *run);
+
+#endif /* ES_KAFKA_RUN_H */

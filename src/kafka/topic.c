@@ -1,0 +1,404 @@
+/*
+ * kafka/topic.c
+ *		The topic of a source: partitions, where they begin, gaps in them.
+ *
+ * Where to read from is what the table says (progress.c).  A partition that the
+ * source has not begun with begins where 'start' says; one that comes later, at
+ * its beginning, or its first records would be lost.
+ *
+ * Whatever makes the next offset another one than that behind the last record
+ * (a gap, a topic made anew) is written to the table first; then the client is
+ * closed, and the next one reads from there.
+ *
+ * Locks: those of progress.c, for the time of a transaction, in which Kafka is
+ * never waited for.
+ */
+#include "postgres.h"
+
+#include "kafka/batch.h"
+#include "kafka/task.h"
+#include "kafka/topic.h"
+
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/numeric.h"
+#include "utils/timestamp.h"
+#include "worker/process.h"
+
+/* How often the topic itself is looked at; where it is gone. */
+#define LOOK_MS		  5000
+#define LOOK_AGAIN_MS 1000
+
+/*
+ * At a partition's end there may be offsets without a record (marks of
+ * transactions, compacted records): they are passed, or there would be a lag
+ * for ever.
+ */
+void
+es_topic_pass_holes(EsSourceRun *run)
+{
+	bool holes = false;
+
+	if (run->nrecords > 0 || run->halt != ES_HALT_NONE)
+		return;
+	for (int i = 0; i < run->npartitions; i++)
+		holes =
+			holes || run->partitions[i].seen_end > run->partitions[i].progress.written;
+	if (!holes)
+		return;
+	es_run_begin();
+	if (es_task_hold(es_source_key(run->source->id)))
+	{
+		EsProgress *moves = palloc(sizeof(EsProgress) * run->npartitions);
+		int			n = 0;
+
+		for (int i = 0; i < run->npartitions; i++)
+		{
+			EsProgress *progress = &run->partitions[i].progress;
+
+			progress->next = Max(progress->written, run->partitions[i].seen_end);
+			progress->end = progress->next;
+			if (progress->next > progress->written)
+				moves[n++] = *progress;
+		}
+		es_progress_advance(run->source, moves, n);
+	}
+	else
+		run->leave = ES_LEAVE_AND_RETURN;
+	es_run_commit(run);
+	if (run->leave == ES_LEAVE_NOT)
+		es_run_note_advanced(run);
+}
+
+/* ---------------------------------------------------------------------------
+ * Gaps
+ * ------------------------------------------------------------------------- */
+
+/* Moves the partition in the table; the client begins anew from there. */
+static void
+jump(EsSourceRun *run, EsPartition *partition, int64 to, const char *reason)
+{
+	es_run_begin();
+	if (es_task_hold(es_source_key(run->source->id)))
+		es_progress_jump(run->source, &partition->progress, to, reason);
+	es_run_commit(run);
+	run->leave = ES_LEAVE_AND_RETURN;
+}
+
+/* The low and high end of a partition; false where they cannot be had now. */
+bool
+es_topic_find_ends(EsSourceRun *run, const EsPartition *partition, int64 *low,
+				   int64 *high)
+{
+	return rd_kafka_query_watermark_offsets(run->client->handle, run->source->topic,
+											partition->progress.partition, low, high,
+											ES_RUN_CALL_MS) == RD_KAFKA_RESP_ERR_NO_ERROR;
+}
+
+/* The offset that we want is not there.  What was read before comes first. */
+void
+es_topic_out_of_range(EsSourceRun *run, int32 number)
+{
+	EsPartition *partition = es_run_partition(run, number);
+	int64		 wanted;
+	int64		 low;
+	int64		 high;
+
+	if (partition == NULL)
+		return;
+	es_batch_write(run);
+	wanted = partition->progress.written;
+	if (run->halt != ES_HALT_NONE || run->leave != ES_LEAVE_NOT || run->nrecords > 0 ||
+		!es_topic_find_ends(run, partition, &low, &high) ||
+		(wanted >= low && wanted <= high))
+	{
+		run->leave = ES_LEAVE_AND_RETURN; /* and ask again */
+		return;
+	}
+	run->halted_partition = partition - run->partitions;
+	if (wanted > high)
+		es_run_stop_at(
+			run, ES_HALT_RECREATED,
+			psprintf("partition %d ends at offset " INT64_FORMAT ", and " INT64_FORMAT
+					 " was to be read next: the topic was truncated or made anew",
+					 number, high, wanted));
+	else if (run->source->on_gap == ES_GAP_STOP)
+		es_run_stop_at(run, ES_HALT_GAP,
+					   psprintf("partition %d begins at offset " INT64_FORMAT
+								", and " INT64_FORMAT " was to be read next",
+								number, low, wanted));
+	else
+		jump(run, partition, run->source->on_gap == ES_GAP_LATEST ? high : low,
+			 "retention");
+}
+
+/* resume() was called. */
+void
+es_topic_accept_halt(EsSourceRun *run)
+{
+	EsHalt		 reason = run->halt;
+	EsPartition *partition = &run->partitions[run->halted_partition];
+	int64		 low;
+	int64		 high;
+
+	run->halt = ES_HALT_NONE;
+	es_run_set_state(run, "running", "");
+	if (reason == ES_HALT_GAP || reason == ES_HALT_RECREATED)
+	{
+		run->leave = ES_LEAVE_AND_RETURN;
+		if (es_topic_find_ends(run, partition, &low, &high))
+			jump(run, partition, low,
+				 reason == ES_HALT_GAP ? "retention" : "topic made anew");
+	}
+}
+
+/* ---------------------------------------------------------------------------
+ * The topic
+ * ------------------------------------------------------------------------- */
+
+static bool
+is_wanted_partition(EsSourceRun *run, int32 number)
+{
+	if (run->source->npartitions == 0)
+		return true;
+	for (int i = 0; i < run->source->npartitions; i++)
+		if (run->source->partitions[i] == number)
+			return true;
+	return false;
+}
+
+/*
+ * How many partitions the topic has; 0 where that cannot be told, or there is
+ * none: the state says why.
+ */
+int
+es_topic_count_partitions(EsSourceRun *run)
+{
+	const struct rd_kafka_metadata *metadata;
+	rd_kafka_resp_err_t				error;
+	int								count = 0;
+
+	error =
+		rd_kafka_metadata(run->client->handle, 0, run->topic, &metadata, ES_RUN_CALL_MS);
+	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
+	{
+		es_kafka_note(run->client);
+		es_run_set_state(
+			run, run->client->trouble == ES_KAFKA_DENIED ? "denied" : "disconnected",
+			run->client->message[0] != '\0' ? run->client->message
+											: rd_kafka_err2str(error));
+		return 0;
+	}
+	es_kafka_fine(run->client);
+	if (metadata->topic_cnt > 0)
+	{
+		error = metadata->topics[0].err;
+		count = metadata->topics[0].partition_cnt;
+	}
+	rd_kafka_metadata_destroy(metadata);
+	if (error == RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED)
+		es_run_set_state(run, "denied", rd_kafka_err2str(error));
+	else if (error == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART)
+	{
+		run->topic_missing = true;
+		es_run_set_state(run, "topic_missing",
+						 psprintf("there is no topic \"%s\"", run->source->topic));
+	}
+	else if (error == RD_KAFKA_RESP_ERR_NO_ERROR && count > 0)
+		return count;
+	return 0;
+}
+
+/*
+ * While the source runs: has the topic gone, come again, or grown?  And are we
+ * wanted still?  (A transaction: it also hears of changes to the server.)
+ */
+void
+es_topic_look(EsSourceRun *run)
+{
+	bool was_missing = run->topic_missing;
+	int	 count = es_topic_count_partitions(run);
+	int	 wanted = 0;
+
+	if (!es_process_has_extension())
+		run->leave = ES_LEAVE_AND_RETURN;
+	run->look_at = es_run_ms_from_now(count == 0 ? LOOK_AGAIN_MS : LOOK_MS);
+	if (count == 0)
+		return;
+	run->topic_missing = false;
+	if (was_missing)
+	{
+		run->halted_partition = 0;
+		es_run_stop_at(run, ES_HALT_RECREATED, "the topic was deleted and made anew");
+		return;
+	}
+	for (int32 i = 0; i < count; i++)
+		if (is_wanted_partition(run, i))
+			wanted++;
+	if (wanted > run->npartitions && run->source->group_id == NULL)
+		run->leave = ES_LEAVE_AND_RETURN;
+	else
+		es_run_show_connection(run);
+}
+
+/* ---------------------------------------------------------------------------
+ * Beginning
+ * ------------------------------------------------------------------------- */
+
+/* The offset that "start" names for a partition; -1: none. */
+static int64
+named_offset(EsSourceRun *run, int32 partition)
+{
+	char	   *key = psprintf("%d", partition);
+	JsonbValue	buffer;
+	JsonbValue *value = getKeyJsonValueFromContainer(&run->source->start_offsets->root,
+													 key, strlen(key), &buffer);
+
+	if (value == NULL || value->type != jbvNumeric)
+		return -1;
+	return DatumGetInt64(
+		DirectFunctionCall1(numeric_int8, NumericGetDatum(value->val.numeric)));
+}
+
+/* The first offset of that time or later, or the end. */
+static bool
+find_time(EsSourceRun *run, int32 partition, int64 *offset)
+{
+	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
+	rd_kafka_resp_err_t				 error;
+
+	rd_kafka_topic_partition_list_add(list, run->source->topic, partition)->offset =
+		es_codec_kafka_time(run->source->start_time);
+	error = rd_kafka_offsets_for_times(run->client->handle, list, ES_RUN_CALL_MS);
+	if (error == RD_KAFKA_RESP_ERR_NO_ERROR)
+		error = list->elems[0].err;
+	*offset = list->elems[0].offset;
+	rd_kafka_topic_partition_list_destroy(list);
+	return error == RD_KAFKA_RESP_ERR_NO_ERROR;
+}
+
+/* Where to begin with a partition that was not begun; false where Kafka does not say now. */
+static bool
+find_start(EsSourceRun *run, int32 partition, EsStart start, int64 *offset)
+{
+	int64 low;
+	int64 high;
+
+	if (rd_kafka_query_watermark_offsets(run->client->handle, run->source->topic,
+										 partition, &low, &high,
+										 ES_RUN_CALL_MS) != RD_KAFKA_RESP_ERR_NO_ERROR)
+		return false;
+	*offset = low;
+	if (start == ES_START_LATEST)
+		*offset = high;
+	else if (start == ES_START_OFFSETS && named_offset(run, partition) >= 0)
+		*offset = named_offset(run, partition);
+	else if (start == ES_START_TIME)
+	{
+		if (!find_time(run, partition, offset))
+			return false;
+		if (*offset < 0)
+			*offset = high;
+	}
+	return true;
+}
+
+/* In life; the number of them. */
+static int
+load_progress(EsSourceRun *run, EsProgress **loaded)
+{
+	MemoryContext old;
+	int			  n;
+
+	es_run_begin();
+	old = MemoryContextSwitchTo(run->life);
+	n = es_progress_load(run->source, loaded);
+	MemoryContextSwitchTo(old);
+	es_run_commit(run);
+	return n;
+}
+
+static bool
+has_progress(const EsProgress *loaded, int n, int32 partition)
+{
+	for (int i = 0; i < n; i++)
+		if (loaded[i].partition == partition)
+			return true;
+	return false;
+}
+
+/*
+ * Begins with those of 'count' partitions that are wanted and were not begun.
+ * One that comes later is read from its beginning, or its first records would be
+ * lost.  False where that cannot be done now.  Kafka is asked first: no
+ * transaction waits for it.
+ */
+static bool
+begin_partitions(EsSourceRun *run, int count, const EsProgress *loaded, int n)
+{
+	EsStart start = n == 0 ? run->source->start : ES_START_EARLIEST;
+	int64  *offsets = palloc0(sizeof(int64) * count);
+	bool   *begin = palloc0(sizeof(bool) * count);
+
+	for (int32 i = 0; i < count; i++)
+	{
+		begin[i] = is_wanted_partition(run, i) && !has_progress(loaded, n, i);
+		if (begin[i] && !find_start(run, i, start, &offsets[i]))
+		{
+			es_run_set_state(run, "disconnected",
+							 "the broker does not tell the topic's offsets");
+			return false;
+		}
+	}
+	es_run_begin();
+	for (int32 i = 0; i < count; i++)
+		if (begin[i])
+			es_progress_begin(run->source, i, offsets[i]);
+	es_run_commit(run);
+	return true;
+}
+
+/* Those of 'count' partitions that are wanted, begun and ready; false where that cannot be now. */
+bool
+es_topic_load_partitions(EsSourceRun *run, int count)
+{
+	EsProgress *loaded;
+	int			n = load_progress(run, &loaded);
+
+	if (!begin_partitions(run, count, loaded, n))
+		return false;
+	n = load_progress(run, &loaded);
+	run->partitions = MemoryContextAllocZero(run->life, sizeof(EsPartition) * Max(n, 1));
+	run->npartitions = 0;
+	for (int i = 0; i < n; i++)
+		if (is_wanted_partition(run, loaded[i].partition) && loaded[i].partition < count)
+		{
+			run->partitions[run->npartitions].progress = loaded[i];
+			run->partitions[run->npartitions++].position = loaded[i].written;
+		}
+	return true;
+}
+
+void
+es_topic_assign(EsSourceRun *run)
+{
+	rd_kafka_topic_partition_list_t *list =
+		rd_kafka_topic_partition_list_new(run->npartitions);
+	rd_kafka_resp_err_t error;
+
+	for (int i = 0; i < run->npartitions; i++)
+		rd_kafka_topic_partition_list_add(list, run->source->topic,
+										  run->partitions[i].progress.partition)
+			->offset = run->partitions[i].position;
+	error = rd_kafka_assign(run->client->handle, list);
+	rd_kafka_topic_partition_list_destroy(list);
+	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
+		ereport(ERROR, (errcode(ERRCODE_FDW_ERROR),
+						errmsg("source \"%s\" cannot read topic \"%s\"",
+							   run->source->name, run->source->topic),
+						errdetail_internal("%s", rd_kafka_err2str(error))));
+	run->topic_missing = run->fetch_denied = false;
+	run->look_at = es_run_ms_from_now(LOOK_MS);
+}

@@ -1,0 +1,46 @@
+/*
+ * kafka/topic.h
+ *		The topic of a source, its partitions, and what becomes of them.
+ *
+ * These ask Kafka, each for ES_RUN_CALL_MS at most, and never within a
+ * transaction.
+ */
+#ifndef ES_KAFKA_TOPIC_H
+#define ES_KAFKA_TOPIC_H
+
+#include "postgres.h"
+
+#include "kafka/run.h"
+
+/*
+ * How many partitions the topic has; 0 where that cannot be told, or there is
+ * none: the state says why.
+ */
+extern int es_topic_count_partitions(EsSourceRun *run);
+
+/*
+ * Those of 'count' partitions that are wanted, into run->partitions; begins with
+ * those that are new.  False where that cannot be now.
+ */
+extern bool es_topic_load_partitions(EsSourceRun *run, int count);
+
+/* Has the client read them. */
+extern void es_topic_assign(EsSourceRun *run);
+
+/* While the source runs: has the topic gone, come again, or grown? */
+extern void es_topic_look(EsSourceRun *run);
+
+/* Passes the offsets at the end of partitions that have no record. */
+extern void es_topic_pass_holes(EsSourceRun *run);
+
+/* The low and high end of a partition; false where they cannot be had now. */
+extern bool es_topic_find_ends(EsSourceRun *run, const EsPartition *partition, int64 *low,
+							   int64 *high);
+
+/* The broker does not have the offset that this partition wants. */
+extern void es_topic_out_of_range(EsSourceRun *run, int32 number);
+
+/* resume() was called for a source that has halted. */
+extern void es_topic_accept_halt(EsSourceRun *run);
+
+#endif /* ES_KAFKA_TOPIC_H */
