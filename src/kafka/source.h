@@ -79,6 +79,8 @@ typedef struct EsSource
 	Jsonb	   *start_offsets;
 	int			npartitions;	/* 0: all */
 	int32	   *partitions;
+	int			nreplicas;		/* partitions of the changelog topic that are followed */
+	int32	   *replicas;
 	char	   *group_id;		/* NULL: partitions are assigned by hand */
 	bool		key_as_tag;
 	Jsonb	   *consumer_properties;

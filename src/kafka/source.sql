@@ -60,6 +60,7 @@ CREATE TABLE eventstore.source_offset (
 	partition integer NOT NULL,
 	next_offset bigint NOT NULL,
 	end_offset bigint,
+	resume_offset bigint,
 	record_time timestamptz,
 	updated_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
 	PRIMARY KEY (source, topic, partition)
