@@ -492,6 +492,7 @@ es_source_main(Datum arg)
 	run->scratch = AllocSetContextCreate(TopMemoryContext, "eventstore source round",
 										 ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(run->scratch);
+	es_store_following = true;
 	es_worker_set_running();
 
 	while (run->leave != ES_LEAVE_FOR_GOOD)
