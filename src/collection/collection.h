@@ -58,14 +58,16 @@
 #define ES_CATALOG_NOTIFY			10	/* text: head, events, streams, none */
 #define ES_CATALOG_CHANNEL			11	/* text */
 #define ES_CATALOG_HEARTBEAT		12	/* interval or null */
-#define ES_CATALOG_NATTS			12
+#define ES_CATALOG_FEED_READS		13	/* bool or null, of a store's changelog */
+#define ES_CATALOG_NATTS			13
 
 /* Attribute numbers of eventstore.store_catalog (store.sql). */
 #define ES_STORE_CATALOG_STORE		1	/* regclass, primary key */
 #define ES_STORE_CATALOG_CHANGELOG	2	/* regclass or null, unique */
 #define ES_STORE_CATALOG_FORMAT		3	/* text: json, text, bytes */
 #define ES_STORE_CATALOG_KEY_FORMAT	4	/* text: text, bytes */
-#define ES_STORE_CATALOG_NATTS		4
+#define ES_STORE_CATALOG_FOLLOWER	5	/* integer or null: the source that it follows */
+#define ES_STORE_CATALOG_NATTS		5
 
 /* Attribute numbers of eventstore.capture_catalog (capture.sql). */
 #define ES_CAPTURE_CATALOG_SOURCE		1	/* regclass, primary key */

@@ -24,6 +24,8 @@
 #include "foreign/foreign.h"
 #include "kafka/argument.h"
 #include "kafka/connection.h"
+#include "kafka/replica.h"
+#include "kafka/sink.h"
 #include "kafka/source.h"
 #include "kafka/task.h"
 #include "miscadmin.h"
@@ -73,18 +75,21 @@ es_source_key(uint32 id)
  * Loading
  * ------------------------------------------------------------------------- */
 
-static void
-read_partitions(EsSource *source, Datum array)
+/* The numbers of an array; none for null. */
+static int
+read_partitions(Datum array, int32 **partitions)
 {
 	Datum	   *elements;
+	int			n;
 
 	if (array == (Datum) 0)
-		return;
+		return 0;
 	deconstruct_array(DatumGetArrayTypeP(array), INT4OID, 4, true, TYPALIGN_INT,
-					  &elements, NULL, &source->npartitions);
-	source->partitions = palloc(sizeof(int32) * Max(source->npartitions, 1));
-	for (int i = 0; i < source->npartitions; i++)
-		source->partitions[i] = DatumGetInt32(elements[i]);
+					  &elements, NULL, &n);
+	*partitions = palloc(sizeof(int32) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+		(*partitions)[i] = DatumGetInt32(elements[i]);
+	return n;
 }
 
 bool
@@ -129,7 +134,7 @@ read_source(MemoryContext context)
 	source->server = get_foreign_server_oid(source->server_name, true);
 	source->topic = es_task_text("topic", context);
 	source->target = DatumGetObjectId(es_task_column("target", context));
-	source->is_store = es_store_exists(source->target, NULL);
+	source->is_store = OidIsValid(source->target) && es_store_exists(source->target, NULL);
 	source->mode = es_kafka_word_index(mode_words, es_task_text("mode", context));
 	(void) es_store_format_parse(es_task_text("value_format", context), &format);
 	source->value_format = format;
@@ -140,6 +145,7 @@ read_source(MemoryContext context)
 	source->on_gap = es_kafka_word_index(gap_words, es_task_text("on_gap", context));
 	source->flush_count = DatumGetInt32(es_task_column("flush_count", context));
 	source->flush_us = es_kafka_interval_us(es_task_column("flush_interval", context));
+	source->partition_count = DatumGetInt32(es_task_column("partition_count", context));
 	source->group_id = es_task_text("group_id", context);
 	source->key_as_tag = strcmp(es_task_text("key_as", context), "tag") == 0;
 	source->consumer_properties = (Jsonb *) DatumGetPointer(es_task_column("consumer_properties", context));
@@ -150,7 +156,10 @@ read_source(MemoryContext context)
 	source->at_home = DatumGetBool(es_task_column("at_home", context));
 
 	old = MemoryContextSwitchTo(context);
-	read_partitions(source, es_task_column("partitions", context));
+	source->npartitions = read_partitions(es_task_column("partitions", context),
+										  &source->partitions);
+	source->nreplicas = read_partitions(es_task_column("replica_partitions", context),
+										&source->replicas);
 	(void) es_source_parse_start(source, es_task_text("start", context));
 	MemoryContextSwitchTo(old);
 	return source;
@@ -348,17 +357,69 @@ set_target(EsSource *source, Oid target)
 	}
 }
 
+/* The two lists have no partition in common. */
+static void
+check_replicas(const NullableDatum *args)
+{
+	int32	   *partitions;
+	int32	   *replicas;
+	int			npartitions;
+	int			nreplicas;
+
+	check_partitions(args, ARG_REPLICA_PARTITIONS);
+	if (args[ARG_REPLICA_PARTITIONS].isnull)
+		return;
+	if (args[ARG_CHANGELOG_TOPIC].isnull)
+		es_kafka_refuse("replica_partitions", "They are partitions of a changelog topic, and there is none.");
+	if (args[ARG_PARTITIONS].isnull)
+		es_kafka_refuse("replica_partitions", "All partitions are the source's own: name those in \"partitions\".");
+	npartitions = read_partitions(args[ARG_PARTITIONS].value, &partitions);
+	nreplicas = read_partitions(args[ARG_REPLICA_PARTITIONS].value, &replicas);
+	for (int i = 0; i < npartitions; i++)
+		for (int j = 0; j < nreplicas; j++)
+			if (partitions[i] == replicas[j])
+				es_kafka_refuse("replica_partitions",
+								psprintf("Partition %d is in \"partitions\", too.", replicas[j]));
+}
+
+/* What goes with a changelog topic, and what needs one. */
+static void
+check_changelog_topic(EsSource *source, const NullableDatum *args)
+{
+	Oid			changelog = InvalidOid;
+
+	check_replicas(args);
+	if (args[ARG_CHANGELOG_TOPIC].isnull)
+	{
+		if (source->mode != ES_SOURCE_PRIMARY)
+			es_kafka_refuse("mode", psprintf("Mode \"%s\" needs a changelog_topic.",
+											 mode_words[source->mode]));
+		return;
+	}
+	source->changelog_topic = es_kafka_topic_arg(&args[ARG_CHANGELOG_TOPIC], "changelog_topic");
+	if (strcmp(source->changelog_topic, source->topic) == 0)
+		es_kafka_refuse("changelog_topic", "It is the source's own topic.");
+	if (!es_store_exists(source->target, &changelog) || !OidIsValid(changelog))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("a changelog topic is that of a store with a changelog"),
+				 errdetail("\"%s\" is %s.", get_rel_name(source->target),
+						   source->is_store ? "a store without a changelog" : "a collection")));
+	if (source->mode == ES_SOURCE_PRIMARY)
+		check_rights(changelog, ACL_SELECT);
+	if (source->mode == ES_SOURCE_REPLICA &&
+		(OidIsValid(source->transform) || !args[ARG_REPLICA_PARTITIONS].isnull))
+		es_kafka_refuse("mode", "In mode \"replica\" there is neither a transform nor replica_partitions: all is read from the changelog topic, as it is stored.");
+}
+
 static void
 refuse_unbuilt(const NullableDatum *args, const EsSource *source)
 {
-	static const int unbuilt[] = {ARG_GROUP_ID, ARG_REPLICA_PARTITIONS, ARG_CHANGELOG_TOPIC};
-
-	for (int i = 0; i < lengthof(unbuilt); i++)
-		if (!args[unbuilt[i]].isnull)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("\"%s\" is not supported yet", arg_names[unbuilt[i]])));
-	if (source->mode != ES_SOURCE_PRIMARY)
+	if (!args[ARG_GROUP_ID].isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("\"%s\" is not supported yet", arg_names[ARG_GROUP_ID])));
+	if (source->mode == ES_SOURCE_RELAY)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("mode \"%s\" is not supported yet", mode_words[source->mode])));
@@ -405,6 +466,7 @@ check_arguments(EsSource *source, NullableDatum *args)
 	if (OidIsValid(source->transform))
 		source->transform_name = format_procedure_qualified(source->transform);
 	set_formats(source, args);
+	check_changelog_topic(source, args);
 	source->on_error = es_kafka_word_arg(&args[ARG_ON_ERROR], arg_names[ARG_ON_ERROR], policy_words);
 	source->on_null_key = es_kafka_word_arg(&args[ARG_ON_NULL_KEY], arg_names[ARG_ON_NULL_KEY], policy_words);
 	source->on_gap = es_kafka_word_arg(&args[ARG_ON_GAP], arg_names[ARG_ON_GAP], gap_words);
@@ -426,12 +488,12 @@ insert_source(const EsSource *source, const NullableDatum *args)
 	"INSERT INTO eventstore.source (name, server, owner, topic, target, start, partitions,"
 	" mode, value_format, transform, on_error, on_null_key, on_gap, flush_count, flush_interval,"
 	" consumer_properties, producer_properties, changelog_properties, key_as,"
-	" system_identifier, database_oid)"
+	" system_identifier, database_oid, replica_partitions, changelog_topic)"
 	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,"
-	" $19, $20, $21) RETURNING id";
+	" $19, $20, $21, $22, $23) RETURNING id";
 	Oid			types[] = {TEXTOID, NAMEOID, REGROLEOID, TEXTOID, REGCLASSOID, TEXTOID, INT4ARRAYOID,
 		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INTERVALOID,
-		JSONBOID, JSONBOID, JSONBOID, TEXTOID, INT8OID, OIDOID};
+		JSONBOID, JSONBOID, JSONBOID, TEXTOID, INT8OID, OIDOID, INT4ARRAYOID, TEXTOID};
 	Datum		values[] = {
 		CStringGetTextDatum(source->name), args[ARG_SERVER].value, ObjectIdGetDatum(GetUserId()),
 		CStringGetTextDatum(source->topic), ObjectIdGetDatum(source->target),
@@ -445,7 +507,8 @@ insert_source(const EsSource *source, const NullableDatum *args)
 		args[ARG_FLUSH_INTERVAL].value, args[ARG_CONSUMER_PROPERTIES].value,
 		args[ARG_PRODUCER_PROPERTIES].value, args[ARG_CHANGELOG_PROPERTIES].value,
 		CStringGetTextDatum(key_as_words[source->key_as_tag ? 1 : 0]),
-		Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId)
+		Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId),
+		args[ARG_REPLICA_PARTITIONS].value, args[ARG_CHANGELOG_TOPIC].value
 	};
 	char		nulls[lengthof(types) + 1];
 	EsRoleSwitch saved;
@@ -455,9 +518,50 @@ insert_source(const EsSource *source, const NullableDatum *args)
 	memset(nulls, ' ', lengthof(types));
 	nulls[6] = args[ARG_PARTITIONS].isnull ? 'n' : ' ';
 	nulls[9] = source->transform_name == NULL ? 'n' : ' ';
+	nulls[21] = args[ARG_REPLICA_PARTITIONS].isnull ? 'n' : ' ';
+	nulls[22] = args[ARG_CHANGELOG_TOPIC].isnull ? 'n' : ' ';
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
 	es_spi_execute(sql, lengthof(types), types, values, nulls, false, SPI_OK_INSERT_RETURNING);
+	if (SPI_processed > 0)
+		id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	SPI_finish();
+	es_role_restore(&saved);
+	return id;
+}
+
+/* From its first event on: who restores from the topic is to find all of the store in it. */
+static void
+publish_changelog(const EsSource *source, const NullableDatum *args)
+{
+	EsSinkDefinition sink;
+	Oid			changelog;
+
+	(void) es_store_exists(source->target, &changelog);
+	es_sink_define(&sink);
+	sink.server_name = source->server_name;
+	sink.owner = GetUserId();
+	sink.topic = source->changelog_topic;
+	sink.collection = changelog;
+	sink.producer_properties = DatumGetJsonbP(args[ARG_CHANGELOG_PROPERTIES].value);
+	sink.changelog_of = source->id;
+	(void) es_sink_create_internal(&sink);
+}
+
+/* The sink of a source's changelog topic; 0. */
+static uint32
+changelog_sink(const EsSource *source)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		values[1] = {Int32GetDatum((int32) source->id)};
+	EsRoleSwitch saved;
+	uint32		id = 0;
+	bool		isnull;
+
+	es_role_assume(es_extension_owner(), &saved);
+	SPI_connect();
+	es_spi_execute("SELECT id FROM eventstore.sink WHERE changelog_of = $1", 1, types, values, NULL,
+				   true, SPI_OK_SELECT);
 	if (SPI_processed > 0)
 		id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	SPI_finish();
@@ -475,7 +579,12 @@ es_create_source(PG_FUNCTION_ARGS)
 	memcpy(args, fcinfo->args, sizeof(args));
 	check_arguments(&source, args);
 	es_task_reserve_name(source.name);
-	es_task_call_at_commit(es_source_key(insert_source(&source, args)));
+	source.id = insert_source(&source, args);
+	if (source.changelog_topic != NULL && source.mode == ES_SOURCE_PRIMARY)
+		publish_changelog(&source, args);
+	if (source.mode == ES_SOURCE_REPLICA || !args[ARG_REPLICA_PARTITIONS].isnull)
+		es_replica_set(source.target, source.id);
+	es_task_call_at_commit(es_source_key(source.id));
 	PG_RETURN_VOID();
 }
 
@@ -499,9 +608,14 @@ Datum
 es_drop_source(PG_FUNCTION_ARGS)
 {
 	EsSource   *source;
+	uint32		sink;
 
 	es_require_arg(&fcinfo->args[0], "name");
 	source = es_source_require_own(&fcinfo->args[0]);
+	sink = changelog_sink(source);
+	if (sink != 0)
+		es_sink_drop_internal(sink);
+	es_replica_unset(source->id);
 	execute_for("WITH gone AS (DELETE FROM eventstore.source WHERE id = $1 RETURNING id),"
 				" offsets AS (DELETE FROM eventstore.source_offset o USING gone"
 				" WHERE o.source = gone.id),"

@@ -15,25 +15,32 @@
 /* A partition's offsets: the next record to be read and written. */
 typedef struct EsProgress
 {
+	const char *topic;			/* the source's, or its changelog topic */
 	int32		partition;
 	int64		written;		/* as it stands in the table */
 	int64		next;			/* as it is to stand there */
 	int64		end;			/* of the partition, as last heard of; -1: not known */
+	int64		resume;			/* of a changelog topic: where the source's own partition goes on;
+								 * -1: no record has said so */
 	bool		has_time;
 	TimestampTz time;			/* of the last record */
 } EsProgress;
 
-/* The partitions that have been begun; palloc'd. */
-extern int	es_progress_load(const EsSource *source, EsProgress **partitions);
+/* The partitions of that topic that have been begun; palloc'd. */
+extern int	es_progress_load(const EsSource *source, const char *topic, EsProgress **partitions);
 
 /* Begins with a partition; nothing where it has been begun. */
-extern void es_progress_begin(const EsSource *source, int32 partition, int64 next);
+extern void es_progress_begin(const EsSource *source, const char *topic, int32 partition,
+							  int64 next);
 
 /*
  * From 'written' to 'next'.  Raises 40001 where one does not stand where we
  * left it: another worker writes for this source.
  */
 extern void es_progress_advance(const EsSource *source, const EsProgress *partitions, int n);
+
+/* How many partitions the topic has: who changes the store by SQL goes by it. */
+extern void es_progress_note_count(const EsSource *source, int count);
 
 /* Sets a partition to an offset, back or forth; the records between are gone where 'reason' says so. */
 extern void es_progress_jump(const EsSource *source, const EsProgress *from, int64 to,

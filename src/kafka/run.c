@@ -30,7 +30,7 @@ es_run_set_state(EsSourceRun *run, const char *name, const char *message)
 void
 es_run_show_connection(EsSourceRun *run)
 {
-	static const char *const names[] = {"running", "disconnected", "denied",
+	const char *const names[] = {run->restoring ? "restoring" : "running", "disconnected", "denied",
 										"disconnected"};
 
 	if (run->halt != ES_HALT_NONE || run->topic_missing || run->fetch_denied ||
@@ -85,10 +85,11 @@ es_run_ms_from_now(int ms)
 }
 
 EsPartition *
-es_run_partition(EsSourceRun *run, int32 number)
+es_run_partition(EsSourceRun *run, const char *topic, int32 number)
 {
 	for (int i = 0; i < run->npartitions; i++)
-		if (run->partitions[i].progress.partition == number)
+		if (run->partitions[i].progress.partition == number &&
+			strcmp(run->partitions[i].progress.topic, topic) == 0)
 			return &run->partitions[i];
 	return NULL;
 }

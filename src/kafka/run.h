@@ -38,6 +38,8 @@ typedef enum EsLeave
 typedef struct EsPartition
 {
 	EsProgress progress;
+	bool	   from_changelog; /* of the changelog topic: restored or followed */
+	int64	   restore_end;	   /* where restoring it ends */
 	int64	   position; /* of the next record to be taken: lower ones are dropped */
 	int64	   seen_end; /* the end, when it was reached; 0 = not yet */
 	int64	   wanted;	 /* wait_for_source(): up to here; 0 = nobody waits */
@@ -49,9 +51,10 @@ typedef struct EsSourceRun
 	MemoryContext	  scratch;
 	EsSource		 *source;
 	EsKafkaClient	 *client;
-	rd_kafka_topic_t *topic;
 	EsPartition		 *partitions;
 	int				  npartitions;
+	bool			  restoring; /* all of them are of the changelog topic, see restore.c */
+	bool			  guarded;	 /* what the store has may be newer than that */
 
 	/* The batch (batch.c): messages, and the same as records. */
 	rd_kafka_message_t **messages;
@@ -100,7 +103,7 @@ extern void es_run_abort(EsSourceRun *run);
 extern TimestampTz es_run_ms_from_now(int ms);
 
 /* NULL where it is not ours. */
-extern EsPartition *es_run_partition(EsSourceRun *run, int32 number);
+extern EsPartition *es_run_partition(EsSourceRun *run, const char *topic, int32 number);
 
 /* The transaction that moved the offsets has committed. */
 extern void es_run_note_advanced(EsSourceRun *run);

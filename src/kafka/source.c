@@ -28,6 +28,7 @@
 #include "postgres.h"
 
 #include "kafka/batch.h"
+#include "kafka/restore.h"
 #include "kafka/connection.h"
 #include "kafka/task.h"
 #include "kafka/topic.h"
@@ -66,7 +67,8 @@ static bool reconnect = false;
 static void
 note_message_error(EsSourceRun *run, const rd_kafka_message_t *message)
 {
-	EsPartition *partition = es_run_partition(run, message->partition);
+	EsPartition *partition = message->rkt == NULL ? NULL :
+		es_run_partition(run, rd_kafka_topic_name(message->rkt), message->partition);
 
 	switch (message->err)
 	{
@@ -78,7 +80,8 @@ note_message_error(EsSourceRun *run, const rd_kafka_message_t *message)
 			break;
 		case RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET:
 		case RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE:
-			es_topic_out_of_range(run, message->partition);
+			if (partition != NULL)
+				es_topic_out_of_range(run, partition);
 			break;
 		case RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART:
 		case RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC:
@@ -145,9 +148,6 @@ release_messages(EsKafkaClient *closing)
 	for (int i = 0; i < run->nrecords; i++)
 		rd_kafka_message_destroy(run->messages[i]);
 	run->nrecords = run->nwritten = 0;
-	if (run->topic != NULL)
-		rd_kafka_topic_destroy(run->topic);
-	run->topic = NULL;
 }
 
 static void
@@ -178,7 +178,6 @@ open_client(EsSourceRun *run)
 		es_kafka_open(RD_KAFKA_CONSUMER, run->source->name, properties, own, NULL, run);
 	run->client->owner = run->source->owner;
 	run->client->release = release_messages;
-	run->topic = rd_kafka_topic_new(run->client->handle, run->source->topic, NULL);
 }
 
 static void
@@ -320,6 +319,8 @@ round_of_loop(EsSourceRun *run)
 		es_batch_write(run);
 	if (run->leave == ES_LEAVE_NOT)
 		es_topic_pass_holes(run);
+	if (run->leave == ES_LEAVE_NOT && run->restoring)
+		es_restore_look(run);
 	if (run->leave == ES_LEAVE_NOT && run->halt == ES_HALT_NONE && now >= run->look_at)
 		es_topic_look(run);
 	settle_errands(run);
@@ -376,7 +377,7 @@ find_topic(EsSourceRun *run)
 			reload(run);
 		if (run->leave != ES_LEAVE_NOT || reconnect)
 			return false;
-		count = es_topic_count_partitions(run);
+		count = es_topic_count_partitions(run, es_topic_followed(run->source));
 		if (count > 0 && es_topic_load_partitions(run, count))
 			break;
 		sleep_in(run, AGAIN_MS);
@@ -410,7 +411,7 @@ run_client(EsSourceRun *run)
 	if (find_topic(run))
 	{
 		es_topic_assign(run);
-		es_run_set_state(run, "running", "");
+		es_run_set_state(run, run->restoring ? "restoring" : "running", "");
 		run_loop(run);
 	}
 	close_client(run);
@@ -491,6 +492,7 @@ es_source_main(Datum arg)
 	run->scratch = AllocSetContextCreate(TopMemoryContext, "eventstore source round",
 										 ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(run->scratch);
+	es_store_following = true;
 	es_worker_set_running();
 
 	while (run->leave != ES_LEAVE_FOR_GOOD)

@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "kafka/batch.h"
+#include "kafka/restore.h"
 #include "kafka/task.h"
 #include "kafka/topic.h"
 
@@ -92,22 +93,19 @@ bool
 es_topic_find_ends(EsSourceRun *run, const EsPartition *partition, int64 *low,
 				   int64 *high)
 {
-	return rd_kafka_query_watermark_offsets(run->client->handle, run->source->topic,
+	return rd_kafka_query_watermark_offsets(run->client->handle, partition->progress.topic,
 											partition->progress.partition, low, high,
 											ES_RUN_CALL_MS) == RD_KAFKA_RESP_ERR_NO_ERROR;
 }
 
 /* The offset that we want is not there.  What was read before comes first. */
 void
-es_topic_out_of_range(EsSourceRun *run, int32 number)
+es_topic_out_of_range(EsSourceRun *run, EsPartition *partition)
 {
-	EsPartition *partition = es_run_partition(run, number);
 	int64		 wanted;
 	int64		 low;
 	int64		 high;
 
-	if (partition == NULL)
-		return;
 	es_batch_write(run);
 	wanted = partition->progress.written;
 	if (run->halt != ES_HALT_NONE || run->leave != ES_LEAVE_NOT || run->nrecords > 0 ||
@@ -123,12 +121,12 @@ es_topic_out_of_range(EsSourceRun *run, int32 number)
 			run, ES_HALT_RECREATED,
 			psprintf("partition %d ends at offset " INT64_FORMAT ", and " INT64_FORMAT
 					 " was to be read next: the topic was truncated or made anew",
-					 number, high, wanted));
+					 partition->progress.partition, high, wanted));
 	else if (run->source->on_gap == ES_GAP_STOP)
 		es_run_stop_at(run, ES_HALT_GAP,
 					   psprintf("partition %d begins at offset " INT64_FORMAT
 								", and " INT64_FORMAT " was to be read next",
-								number, low, wanted));
+								partition->progress.partition, low, wanted));
 	else
 		jump(run, partition, run->source->on_gap == ES_GAP_LATEST ? high : low,
 			 "retention");
@@ -174,14 +172,16 @@ is_wanted_partition(EsSourceRun *run, int32 number)
  * none: the state says why.
  */
 int
-es_topic_count_partitions(EsSourceRun *run)
+es_topic_count_partitions(EsSourceRun *run, const char *name)
 {
+	rd_kafka_topic_t				*topic;
 	const struct rd_kafka_metadata *metadata;
 	rd_kafka_resp_err_t				error;
 	int								count = 0;
 
-	error =
-		rd_kafka_metadata(run->client->handle, 0, run->topic, &metadata, ES_RUN_CALL_MS);
+	topic = rd_kafka_topic_new(run->client->handle, name, NULL);
+	error = rd_kafka_metadata(run->client->handle, 0, topic, &metadata, ES_RUN_CALL_MS);
+	rd_kafka_topic_destroy(topic);
 	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
 	{
 		es_kafka_note(run->client);
@@ -204,7 +204,7 @@ es_topic_count_partitions(EsSourceRun *run)
 	{
 		run->topic_missing = true;
 		es_run_set_state(run, "topic_missing",
-						 psprintf("there is no topic \"%s\"", run->source->topic));
+						 psprintf("there is no topic \"%s\"", name));
 	}
 	else if (error == RD_KAFKA_RESP_ERR_NO_ERROR && count > 0)
 		return count;
@@ -219,7 +219,7 @@ void
 es_topic_look(EsSourceRun *run)
 {
 	bool was_missing = run->topic_missing;
-	int	 count = es_topic_count_partitions(run);
+	int	 count = es_topic_count_partitions(run, es_topic_followed(run->source));
 	int	 wanted = 0;
 
 	if (!es_process_has_extension())
@@ -237,7 +237,8 @@ es_topic_look(EsSourceRun *run)
 	for (int32 i = 0; i < count; i++)
 		if (is_wanted_partition(run, i))
 			wanted++;
-	if (wanted > run->npartitions && run->source->group_id == NULL)
+	if (!run->restoring && wanted > run->npartitions - run->source->nreplicas &&
+		run->source->group_id == NULL)
 		run->leave = ES_LEAVE_AND_RETURN;
 	else
 		es_run_show_connection(run);
@@ -246,6 +247,12 @@ es_topic_look(EsSourceRun *run)
 /* ---------------------------------------------------------------------------
  * Beginning
  * ------------------------------------------------------------------------- */
+
+const char *
+es_topic_followed(const EsSource *source)
+{
+	return source->mode == ES_SOURCE_REPLICA ? source->changelog_topic : source->topic;
+}
 
 /* The offset that "start" names for a partition; -1: none. */
 static int64
@@ -269,7 +276,7 @@ find_time(EsSourceRun *run, int32 partition, int64 *offset)
 	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
 	rd_kafka_resp_err_t				 error;
 
-	rd_kafka_topic_partition_list_add(list, run->source->topic, partition)->offset =
+	rd_kafka_topic_partition_list_add(list, es_topic_followed(run->source), partition)->offset =
 		es_codec_kafka_time(run->source->start_time);
 	error = rd_kafka_offsets_for_times(run->client->handle, list, ES_RUN_CALL_MS);
 	if (error == RD_KAFKA_RESP_ERR_NO_ERROR)
@@ -286,8 +293,8 @@ find_start(EsSourceRun *run, int32 partition, EsStart start, int64 *offset)
 	int64 low;
 	int64 high;
 
-	if (rd_kafka_query_watermark_offsets(run->client->handle, run->source->topic,
-										 partition, &low, &high,
+	if (rd_kafka_query_watermark_offsets(run->client->handle,
+										 es_topic_followed(run->source), partition, &low, &high,
 										 ES_RUN_CALL_MS) != RD_KAFKA_RESP_ERR_NO_ERROR)
 		return false;
 	*offset = low;
@@ -314,7 +321,7 @@ load_progress(EsSourceRun *run, EsProgress **loaded)
 
 	es_run_begin();
 	old = MemoryContextSwitchTo(run->life);
-	n = es_progress_load(run->source, loaded);
+	n = es_progress_load(run->source, es_topic_followed(run->source), loaded);
 	MemoryContextSwitchTo(old);
 	es_run_commit(run);
 	return n;
@@ -329,56 +336,83 @@ has_progress(const EsProgress *loaded, int n, int32 partition)
 	return false;
 }
 
+bool
+es_topic_find_start(EsSourceRun *run, int32 partition, int64 *offset)
+{
+	EsProgress *loaded;
+	EsStart		start =
+		load_progress(run, &loaded) == 0 ? run->source->start : ES_START_EARLIEST;
+
+	if (find_start(run, partition, start, offset))
+		return true;
+	es_run_set_state(run, "disconnected", "the broker does not tell the topic's offsets");
+	return false;
+}
+
 /*
- * Begins with those of 'count' partitions that are wanted and were not begun.
- * One that comes later is read from its beginning, or its first records would be
- * lost.  False where that cannot be done now.  Kafka is asked first: no
- * transaction waits for it.
+ * Begins with the partitions in 'begin'.  One that comes later is read from its
+ * beginning, or its first records would be lost.  False where that cannot be done
+ * now.  Kafka is asked first: no transaction waits for it.
  */
 static bool
-begin_partitions(EsSourceRun *run, int count, const EsProgress *loaded, int n)
+begin_partitions(EsSourceRun *run, const bool *begin, int count)
 {
-	EsStart start = n == 0 ? run->source->start : ES_START_EARLIEST;
-	int64  *offsets = palloc0(sizeof(int64) * count);
-	bool   *begin = palloc0(sizeof(bool) * count);
+	int64 *offsets = palloc0(sizeof(int64) * count);
 
 	for (int32 i = 0; i < count; i++)
-	{
-		begin[i] = is_wanted_partition(run, i) && !has_progress(loaded, n, i);
-		if (begin[i] && !find_start(run, i, start, &offsets[i]))
-		{
-			es_run_set_state(run, "disconnected",
-							 "the broker does not tell the topic's offsets");
+		if (begin[i] && !es_topic_find_start(run, i, &offsets[i]))
 			return false;
-		}
-	}
 	es_run_begin();
+	es_progress_note_count(run->source, count);
 	for (int32 i = 0; i < count; i++)
 		if (begin[i])
-			es_progress_begin(run->source, i, offsets[i]);
+			es_progress_begin(run->source, es_topic_followed(run->source), i, offsets[i]);
 	es_run_commit(run);
 	return true;
 }
 
-/* Those of 'count' partitions that are wanted, begun and ready; false where that cannot be now. */
-bool
-es_topic_load_partitions(EsSourceRun *run, int count)
+static void
+add_partitions(EsSourceRun *run, int count)
 {
 	EsProgress *loaded;
 	int			n = load_progress(run, &loaded);
 
-	if (!begin_partitions(run, count, loaded, n))
-		return false;
-	n = load_progress(run, &loaded);
 	run->partitions = MemoryContextAllocZero(run->life, sizeof(EsPartition) * Max(n, 1));
 	run->npartitions = 0;
 	for (int i = 0; i < n; i++)
 		if (is_wanted_partition(run, loaded[i].partition) && loaded[i].partition < count)
 		{
-			run->partitions[run->npartitions].progress = loaded[i];
-			run->partitions[run->npartitions++].position = loaded[i].written;
+			EsPartition *partition = &run->partitions[run->npartitions++];
+
+			partition->progress = loaded[i];
+			partition->position = loaded[i].written;
+			partition->from_changelog = run->source->mode == ES_SOURCE_REPLICA;
 		}
-	return true;
+}
+
+/*
+ * Those of 'count' partitions that are wanted, begun and ready, or those that are
+ * to be restored before that; false where that cannot be now.
+ */
+bool
+es_topic_load_partitions(EsSourceRun *run, int count)
+{
+	const EsSource *source = run->source;
+	EsProgress	   *loaded;
+	bool		   *begin = palloc0(sizeof(bool) * count);
+	bool			ready;
+	int				n = load_progress(run, &loaded);
+
+	run->restoring = run->guarded = false;
+	for (int32 i = 0; i < count; i++)
+		begin[i] = is_wanted_partition(run, i) && !has_progress(loaded, n, i);
+	if (source->mode == ES_SOURCE_PRIMARY && source->changelog_topic != NULL &&
+		es_restore_begin(run, begin, count, &ready))
+		return ready;
+	if (!begin_partitions(run, begin, count))
+		return false;
+	add_partitions(run, count);
+	return es_restore_follow(run);
 }
 
 void
@@ -389,7 +423,7 @@ es_topic_assign(EsSourceRun *run)
 	rd_kafka_resp_err_t error;
 
 	for (int i = 0; i < run->npartitions; i++)
-		rd_kafka_topic_partition_list_add(list, run->source->topic,
+		rd_kafka_topic_partition_list_add(list, run->partitions[i].progress.topic,
 										  run->partitions[i].progress.partition)
 			->offset = run->partitions[i].position;
 	error = rd_kafka_assign(run->client->handle, list);
