@@ -417,6 +417,15 @@ time_to_wait(EsSinkRun *run)
 	return Max(TimestampDifferenceMilliseconds(now, until), 1);
 }
 
+/* Wakes to look at the collection, and whether the extension is there. */
+static void
+look(EsSinkRun *run)
+{
+	run->more = true;
+	if (!es_process_has_extension())
+		run->leave = ES_LEAVE_AND_RETURN;
+}
+
 /* Nobody wakes us, perhaps: looks all the same from time to time. */
 static void
 rest(EsSinkRun *run)
@@ -430,7 +439,7 @@ rest(EsSinkRun *run)
 	pgstat_report_stat(false);
 	es_kafka_wait(&run->client, 1, ms);
 	if (GetCurrentTimestamp() >= until)
-		run->more = true;
+		look(run);
 }
 
 static void
