@@ -24,6 +24,7 @@
 #include "foreign/foreign.h"
 #include "kafka/argument.h"
 #include "kafka/connection.h"
+#include "kafka/replica.h"
 #include "kafka/sink.h"
 #include "kafka/source.h"
 #include "kafka/task.h"
@@ -144,6 +145,7 @@ read_source(MemoryContext context)
 	source->on_gap = es_kafka_word_index(gap_words, es_task_text("on_gap", context));
 	source->flush_count = DatumGetInt32(es_task_column("flush_count", context));
 	source->flush_us = es_kafka_interval_us(es_task_column("flush_interval", context));
+	source->partition_count = DatumGetInt32(es_task_column("partition_count", context));
 	source->group_id = es_task_text("group_id", context);
 	source->key_as_tag = strcmp(es_task_text("key_as", context), "tag") == 0;
 	source->consumer_properties = (Jsonb *) DatumGetPointer(es_task_column("consumer_properties", context));
@@ -580,6 +582,8 @@ es_create_source(PG_FUNCTION_ARGS)
 	source.id = insert_source(&source, args);
 	if (source.changelog_topic != NULL && source.mode == ES_SOURCE_PRIMARY)
 		publish_changelog(&source, args);
+	if (source.mode == ES_SOURCE_REPLICA || !args[ARG_REPLICA_PARTITIONS].isnull)
+		es_replica_set(source.target, source.id);
 	es_task_call_at_commit(es_source_key(source.id));
 	PG_RETURN_VOID();
 }
@@ -611,6 +615,7 @@ es_drop_source(PG_FUNCTION_ARGS)
 	sink = changelog_sink(source);
 	if (sink != 0)
 		es_sink_drop_internal(sink);
+	es_replica_unset(source->id);
 	execute_for("WITH gone AS (DELETE FROM eventstore.source WHERE id = $1 RETURNING id),"
 				" offsets AS (DELETE FROM eventstore.source_offset o USING gone"
 				" WHERE o.source = gone.id),"

@@ -176,6 +176,17 @@ es_progress_advance(const EsSource *source, const EsProgress *partitions, int n)
 }
 
 void
+es_progress_note_count(const EsSource *source, int count)
+{
+	Oid			types[2] = {INT4OID, INT4OID};
+	Datum		values[2] = {Int32GetDatum((int32) source->id), Int32GetDatum(count)};
+
+	if (count != source->partition_count)
+		run_statement("UPDATE eventstore.source SET partition_count = $2 WHERE id = $1",
+					  2, types, values, NULL, SPI_OK_UPDATE);
+}
+
+void
 es_progress_jump(const EsSource *source, const EsProgress *from, int64 to, const char *reason)
 {
 	EsProgress	move = *from;

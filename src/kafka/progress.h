@@ -39,6 +39,9 @@ extern void es_progress_begin(const EsSource *source, const char *topic, int32 p
  */
 extern void es_progress_advance(const EsSource *source, const EsProgress *partitions, int n);
 
+/* How many partitions the topic has: who changes the store by SQL goes by it. */
+extern void es_progress_note_count(const EsSource *source, int count);
+
 /* Sets a partition to an offset, back or forth; the records between are gone where 'reason' says so. */
 extern void es_progress_jump(const EsSource *source, const EsProgress *from, int64 to,
 							 const char *reason);

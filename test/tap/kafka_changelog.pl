@@ -86,6 +86,16 @@ is(query("SELECT string_agg(key, ' ' ORDER BY key) FROM half"), 'a c e p0-10 p0-
 is(query("SELECT topic, partition FROM eventstore.source_partitions WHERE source = 'half' ORDER BY 1, 2"),
 	"in|0\nin-changelog|0\nin-changelog|1", 'of both topics');
 
+# ---- whose a key is to change ----------------------------------------------------------------------
+
+is(sqlstate_of($node, "SELECT eventstore.put('copy', 'a', '1')"), '55000', 'a replica takes no change by SQL');
+is(sqlstate_of($node, 'DELETE FROM copy'), '55000', 'of no kind');
+my %states = map { my $key = "own-$_"; sqlstate_of($node, "SELECT eventstore.put('half', '$key', '1')") => $key } 1 .. 20;
+is(join(' ', sort keys %states), '00000 55000', 'one with replica partitions takes those of its own keys');
+query("SELECT eventstore.drop_source('copy')");
+query("SELECT eventstore.put('copy', 'a', '1')");
+pass('a store that follows no more takes all');
+
 $node->stop;
 no_crash($node);
 done_testing();
