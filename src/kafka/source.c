@@ -280,8 +280,7 @@ time_to_wait(EsSourceRun *run, TimestampTz now)
 {
 	TimestampTz until = TimestampTzPlusMilliseconds(now, IDLE_MS);
 
-	if (run->halt == ES_HALT_NONE)
-		until = Min(until, run->look_at);
+	until = Min(until, run->look_at);
 	if (run->nrecords > 0 && run->halt == ES_HALT_NONE)
 		until = Min(until, run->retry_at > now ? run->retry_at
 											   : run->oldest + run->source->flush_us);
@@ -323,7 +322,7 @@ round_of_loop(EsSourceRun *run)
 		es_topic_pass_holes(run);
 	if (run->leave == ES_LEAVE_NOT && run->restoring)
 		es_restore_look(run);
-	if (run->leave == ES_LEAVE_NOT && run->halt == ES_HALT_NONE && now >= run->look_at)
+	if (run->leave == ES_LEAVE_NOT && now >= run->look_at)
 		es_topic_look(run);
 	settle_errands(run);
 }
