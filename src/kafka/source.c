@@ -28,6 +28,7 @@
 #include "postgres.h"
 
 #include "kafka/batch.h"
+#include "kafka/resync.h"
 #include "kafka/restore.h"
 #include "kafka/connection.h"
 #include "kafka/task.h"
@@ -200,7 +201,8 @@ reload(EsSourceRun *run)
 
 	es_run_begin();
 	now = es_source_load(run->source->id);
-	if (now == NULL || now->paused || now->failure != NULL || !now->at_home)
+	if (now == NULL || now->paused || now->failure != NULL || !now->at_home ||
+		(now->resync && !run->source->resync))
 		run->leave = ES_LEAVE_AND_RETURN;
 	else if (now->resumes > run->accepted_resumes)
 	{
@@ -407,7 +409,7 @@ run_client(EsSourceRun *run)
 	es_batch_drop(run);
 	es_run_set_state(run, "starting", "");
 	open_client(run);
-	if (find_topic(run))
+	if (find_topic(run) && (run->restoring || es_resync(run)))
 	{
 		es_topic_assign(run);
 		es_run_set_state(run, run->restoring ? "restoring" : "running", "");

@@ -42,6 +42,7 @@ CREATE TABLE eventstore.source (
 	starts integer NOT NULL DEFAULT 0,
 	resumes bigint NOT NULL DEFAULT 0,
 	partition_count integer,
+	resync boolean NOT NULL DEFAULT false,
 	system_identifier bigint NOT NULL,
 	database_oid oid NOT NULL,
 	created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
@@ -173,6 +174,13 @@ AS 'MODULE_PATHNAME', 'es_wait_for_source';
 COMMENT ON FUNCTION eventstore.wait_for_source(text, interval) IS
 'Waits until a source has written all that the topic held when this was called: true; false at the timeout. What is produced before the call can then be read by the next statement (at READ COMMITTED).
 Errors: as flush().';
+
+CREATE FUNCTION eventstore.resync(name text) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'es_resync_source';
+COMMENT ON FUNCTION eventstore.resync(text) IS
+'Has a source of a store look for keys that its topic has no more, and remove them: a compacted topic forgets deleted keys, and a source that did not run meanwhile does not hear of it. Returns at once; the state in view sources is "resyncing" until the topic has been read once (nothing new is written meanwhile) and the store gone through. Keys that SQL changed last stay; in a store without a changelog, which cannot tell, they go, too. Needs about 50 bytes of memory for each key.
+Errors: LG007 no such source; 42501 not the owner; 55000 the source feeds no store, follows a changelog topic, or has a group_id; 22004 null.';
 
 CREATE FUNCTION eventstore.retry_dead_letters(
 	name text,
