@@ -371,6 +371,8 @@ add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 		return false;
 	for (int i = 0; i < lengthof(members); i++)
 		add_header(writer, record, members[i][1], found[i], strlen(found[i]));
+	/* Who restores a partition of the source looks into the one of that number. */
+	record->partition = pg_strtoint32(found[1]);
 	return true;
 }
 
@@ -394,6 +396,7 @@ es_sink_record_make(EsSinkWriter *writer, TupleTableSlot *slot, EsRecord *record
 
 	slot_getsomeattrs(slot, ES_EVENT_NATTS);
 	memset(record, 0, sizeof(*record));
+	record->partition = ES_SINK_ANY_PARTITION;
 	record->headers = writer->headers;
 	make_headers(writer, slot, record);
 	if (!slot->tts_isnull[ES_ATT_METADATA - 1] &&

@@ -243,7 +243,7 @@ take_errands(EsSourceRun *run)
 		run->flush_ticket = flush;
 	}
 	/* Those who asked after the ends were noted have to wait for their own. */
-	if (catch_up > run->catch_up_ticket && !run->catch_up_wanted &&
+	if (catch_up > run->catch_up_ticket && !run->catch_up_wanted && !run->restoring &&
 		run->halt == ES_HALT_NONE && note_wanted_ends(run))
 	{
 		run->catch_up_wanted = true;
