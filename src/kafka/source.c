@@ -28,6 +28,7 @@
 #include "postgres.h"
 
 #include "kafka/batch.h"
+#include "kafka/relay.h"
 #include "kafka/resync.h"
 #include "kafka/restore.h"
 #include "kafka/connection.h"
@@ -184,6 +185,7 @@ open_client(EsSourceRun *run)
 static void
 close_client(EsSourceRun *run)
 {
+	es_relay_close();
 	if (run->client != NULL)
 		es_kafka_close(run->client);
 	run->client = NULL;
