@@ -94,6 +94,7 @@ es_batch_add(EsSourceRun *run, rd_kafka_message_t *message)
 	if (partition == NULL || message->offset < partition->position)
 		return false;
 	partition->position = message->offset + 1;
+	partition->answered = true;
 	memset(record, 0, sizeof(*record));
 	record->topic = run->source->topic;
 	record->partition = message->partition;
@@ -160,7 +161,7 @@ advance_to(EsSourceRun *run, int from, int to)
 			progress->end = -1;
 		moves[n++] = *progress;
 	}
-	es_progress_advance(run->source, moves, n);
+	es_run_advance(run, moves, n);
 }
 
 /* The transaction has committed. */
@@ -344,7 +345,6 @@ write_step(EsSourceRun *run)
 	{
 		case OUTCOME_WRITTEN:
 			run->nwritten = to;
-			run->progressed = true;
 			run->width = Min(run->width * 2, run->source->flush_count);
 			run->retry_at = 0;
 			run->retry_ms = 0;

@@ -36,14 +36,17 @@ extern int	es_progress_load(const EsSource *source, EsProgress **partitions);
 extern void es_progress_begin(const EsSource *source, int32 partition, int64 next);
 
 /*
- * From 'written' to 'next'.  Raises 40001 where one does not stand where we
- * left it: another worker writes for this source.
+ * From 'written' to 'next'; false where one does not stand where we left it:
+ * another worker writes for this source.  The transaction is to be aborted then.
  */
-extern void es_progress_advance(const EsSource *source, const EsProgress *partitions, int n);
+extern bool es_progress_advance(const EsSource *source, const EsProgress *partitions, int n);
 
-/* Sets a partition to an offset, back or forth; the records between are gone where 'reason' says so. */
-extern void es_progress_jump(const EsSource *source, const EsProgress *from, int64 to,
+/* The same, where the records between are gone, for that reason: a row of the view gaps. */
+extern bool es_progress_jump(const EsSource *source, const EsProgress *from, int64 to,
 							 const char *reason);
+
+/* All partitions from offset 0 on, each a row of the view gaps: the topic is another one. */
+extern void es_progress_restart(const EsSource *source, const char *reason);
 
 extern void es_progress_park(const EsSource *source, const EsRecord *record,
 							 const EsProblem *problem);

@@ -43,7 +43,7 @@ es_run_show_connection(EsSourceRun *run)
 	if (run->client->trouble == ES_KAFKA_FATAL)
 	{
 		run->leave = ES_LEAVE_AND_RETURN;
-		run->pause_first = true;
+		run->pause_ms = ES_RUN_PAUSE_MS;
 	}
 }
 
@@ -91,6 +91,36 @@ es_run_partition(EsSourceRun *run, int32 number)
 		if (run->partitions[i].progress.partition == number)
 			return &run->partitions[i];
 	return NULL;
+}
+
+bool
+es_run_all_answered(const EsSourceRun *run)
+{
+	for (int i = 0; i < run->npartitions; i++)
+		if (!run->partitions[i].answered)
+			return false;
+	return true;
+}
+
+bool
+es_run_all_ended(const EsSourceRun *run)
+{
+	for (int i = 0; i < run->npartitions; i++)
+		if (!run->partitions[i].ended)
+			return false;
+	return true;
+}
+
+void
+es_run_advance(EsSourceRun *run, const EsProgress *moves, int n)
+{
+	if (es_progress_advance(run->source, moves, n))
+		return;
+	run->leave = ES_LEAVE_AND_RETURN;
+	run->pause_ms = ES_RUN_PAUSE_MS;
+	ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					errmsg("offsets of source \"%s\" were moved by somebody else",
+						   run->source->name)));
 }
 
 void

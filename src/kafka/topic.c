@@ -24,7 +24,6 @@
 #include "utils/memutils.h"
 #include "utils/numeric.h"
 #include "utils/timestamp.h"
-#include "worker/process.h"
 
 /* How often the topic itself is looked at; where it is gone. */
 #define LOOK_MS		  5000
@@ -62,7 +61,7 @@ es_topic_pass_holes(EsSourceRun *run)
 			if (progress->next > progress->written)
 				moves[n++] = *progress;
 		}
-		es_progress_advance(run->source, moves, n);
+		es_run_advance(run, moves, n);
 	}
 	else
 		run->leave = ES_LEAVE_AND_RETURN;
@@ -81,7 +80,7 @@ jump(EsSourceRun *run, EsPartition *partition, int64 to, const char *reason)
 {
 	es_run_begin();
 	if (es_progress_hold(run->source))
-		es_progress_jump(run->source, &partition->progress, to, reason);
+		(void) es_progress_jump(run->source, &partition->progress, to, reason);
 	es_run_commit(run);
 	run->leave = ES_LEAVE_AND_RETURN;
 }
@@ -109,6 +108,8 @@ es_topic_out_of_range(EsSourceRun *run, int32 number)
 		return;
 	es_batch_write(run);
 	wanted = partition->progress.written;
+	/* It may have been the record before that was asked for, and is gone. */
+	run->unprobed = partition->probing;
 	if (run->halt != ES_HALT_NONE || run->leave != ES_LEAVE_NOT || run->nrecords > 0 ||
 		!es_topic_find_ends(run, partition, &low, &high) ||
 		(wanted >= low && wanted <= high))
@@ -116,14 +117,13 @@ es_topic_out_of_range(EsSourceRun *run, int32 number)
 		run->leave = ES_LEAVE_AND_RETURN; /* and ask again */
 		return;
 	}
-	run->halted_partition = partition - run->partitions;
 	if (wanted > high)
 		es_run_stop_at(
 			run, ES_HALT_RECREATED,
 			psprintf("partition %d ends at offset " INT64_FORMAT ", and " INT64_FORMAT
 					 " was to be read next: the topic was truncated or made anew",
 					 number, high, wanted));
-	else if (run->source->on_gap == ES_GAP_STOP)
+	else if (run->source->on_gap == ES_GAP_STOP && !run->accept_gap)
 		es_run_stop_at(run, ES_HALT_GAP,
 					   psprintf("partition %d begins at offset " INT64_FORMAT
 								", and " INT64_FORMAT " was to be read next",
@@ -133,24 +133,28 @@ es_topic_out_of_range(EsSourceRun *run, int32 number)
 			 "retention");
 }
 
-/* resume() was called. */
+/* In a topic made anew all partitions begin anew. */
+static void
+restart(EsSourceRun *run)
+{
+	es_run_begin();
+	if (es_progress_hold(run->source))
+		es_progress_restart(run->source, "the topic was made anew");
+	es_run_commit(run);
+}
+
+/* What was accepted counts until all partitions have answered: there may be more gaps. */
 void
 es_topic_accept_halt(EsSourceRun *run)
 {
-	EsHalt		 reason = run->halt;
-	EsPartition *partition = &run->partitions[run->halted_partition];
-	int64		 low;
-	int64		 high;
-
+	if (run->halt == ES_HALT_RECREATED)
+		restart(run);
+	run->accept_gap = run->halt == ES_HALT_GAP;
+	/* A record is tried again as it is; else the client begins anew. */
+	if (run->halt != ES_HALT_RECORD)
+		run->leave = ES_LEAVE_AND_RETURN;
 	run->halt = ES_HALT_NONE;
 	es_run_set_state(run, "running", "");
-	if (reason == ES_HALT_GAP || reason == ES_HALT_RECREATED)
-	{
-		run->leave = ES_LEAVE_AND_RETURN;
-		if (es_topic_find_ends(run, partition, &low, &high))
-			jump(run, partition, low,
-				 reason == ES_HALT_GAP ? "retention" : "topic made anew");
-	}
 }
 
 /* ---------------------------------------------------------------------------
@@ -164,6 +168,28 @@ is_wanted_partition(EsSourceRun *run, int32 number)
 		return true;
 	for (int i = 0; i < run->source->npartitions; i++)
 		if (run->source->partitions[i] == number)
+			return true;
+	return false;
+}
+
+/* The broker does not answer; once the source runs a slow one is no news. */
+static void
+show_silence(EsSourceRun *run, const char *error)
+{
+	EsKafkaTrouble trouble = run->client->trouble;
+
+	if (trouble == ES_KAFKA_FINE && run->npartitions > 0)
+		return;
+	es_run_set_state(run, trouble == ES_KAFKA_DENIED ? "denied" : "disconnected",
+					 run->client->message[0] != '\0' ? run->client->message : error);
+}
+
+/* Was something of the topic read already? */
+static bool
+has_read(const EsProgress *loaded, int n)
+{
+	for (int i = 0; i < n; i++)
+		if (loaded[i].written > 0)
 			return true;
 	return false;
 }
@@ -183,11 +209,7 @@ es_topic_count_partitions(EsSourceRun *run)
 		rd_kafka_metadata(run->client->handle, 0, run->topic, &metadata, ES_RUN_CALL_MS);
 	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
 	{
-		es_kafka_note(run->client);
-		es_run_set_state(
-			run, run->client->trouble == ES_KAFKA_DENIED ? "denied" : "disconnected",
-			run->client->message[0] != '\0' ? run->client->message
-											: rd_kafka_err2str(error));
+		show_silence(run, rd_kafka_err2str(error));
 		return 0;
 	}
 	es_kafka_fine(run->client);
@@ -211,26 +233,29 @@ es_topic_count_partitions(EsSourceRun *run)
 }
 
 /*
- * While the source runs: has the topic gone, come again, or grown?  And are we
- * wanted still?  (A transaction: it also hears of changes to the server.)
+ * While the source runs: has the topic gone, come again, or grown?
  */
 void
 es_topic_look(EsSourceRun *run)
 {
 	bool was_missing = run->topic_missing;
-	int	 count = es_topic_count_partitions(run);
+	int	 count;
 	int	 wanted = 0;
 
-	if (!es_process_has_extension())
-		run->leave = ES_LEAVE_AND_RETURN;
-	run->look_at = es_run_ms_from_now(count == 0 ? LOOK_AGAIN_MS : LOOK_MS);
-	if (count == 0)
+	run->look_at = es_run_ms_from_now(LOOK_MS);
+	if (run->halt != ES_HALT_NONE)
 		return;
-	run->topic_missing = false;
+	count = es_topic_count_partitions(run);
+	if (count == 0)
+	{
+		run->look_at = es_run_ms_from_now(LOOK_AGAIN_MS);
+		return;
+	}
 	if (was_missing)
 	{
-		run->halted_partition = 0;
-		es_run_stop_at(run, ES_HALT_RECREATED, "the topic was deleted and made anew");
+		/* The next client finds out whether that matters. */
+		es_batch_write(run);
+		run->leave = ES_LEAVE_AND_RETURN;
 		return;
 	}
 	for (int32 i = 0; i < count; i++)
@@ -369,10 +394,14 @@ es_topic_load_partitions(EsSourceRun *run, int count)
 	if (!begin_partitions(run, count, loaded, n))
 		return false;
 	n = load_progress(run, &loaded);
+	if (run->topic_missing && has_read(loaded, n))
+		run->suspicion = "the topic was deleted and made anew";
 	run->partitions = MemoryContextAllocZero(run->life, sizeof(EsPartition) * Max(n, 1));
 	run->npartitions = 0;
 	for (int i = 0; i < n; i++)
-		if (is_wanted_partition(run, loaded[i].partition) && loaded[i].partition < count)
+		if (loaded[i].partition >= count && loaded[i].written > 0)
+			run->suspicion = "the topic has fewer partitions than it had";
+		else if (is_wanted_partition(run, loaded[i].partition))
 		{
 			run->partitions[run->npartitions].progress = loaded[i];
 			run->partitions[run->npartitions++].position = loaded[i].written;
@@ -380,17 +409,37 @@ es_topic_load_partitions(EsSourceRun *run, int count)
 	return true;
 }
 
+/*
+ * Where to read from: one record before the one that is wanted, if its time is
+ * known (es_topic_recognise).
+ */
+static int64
+first_offset(EsSourceRun *run, EsPartition *partition)
+{
+	partition->probing =
+		!run->unprobed && partition->progress.has_time && partition->position > 0;
+	return partition->position - (partition->probing ? 1 : 0);
+}
+
 void
 es_topic_assign(EsSourceRun *run)
 {
-	rd_kafka_topic_partition_list_t *list =
-		rd_kafka_topic_partition_list_new(run->npartitions);
-	rd_kafka_resp_err_t error;
+	rd_kafka_topic_partition_list_t *list;
+	rd_kafka_resp_err_t				 error;
 
+	run->topic_missing = run->fetch_denied = false;
+	run->look_at = es_run_ms_from_now(LOOK_MS);
+	if (run->suspicion != NULL)
+	{
+		es_run_stop_at(run, ES_HALT_RECREATED, run->suspicion);
+		return;
+	}
+	list = rd_kafka_topic_partition_list_new(run->npartitions);
 	for (int i = 0; i < run->npartitions; i++)
 		rd_kafka_topic_partition_list_add(list, run->source->topic,
 										  run->partitions[i].progress.partition)
-			->offset = run->partitions[i].position;
+			->offset = first_offset(run, &run->partitions[i]);
+	run->unprobed = false;
 	error = rd_kafka_assign(run->client->handle, list);
 	rd_kafka_topic_partition_list_destroy(list);
 	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
@@ -398,6 +447,29 @@ es_topic_assign(EsSourceRun *run)
 						errmsg("source \"%s\" cannot read topic \"%s\"",
 							   run->source->name, run->source->topic),
 						errdetail_internal("%s", rd_kafka_err2str(error))));
-	run->topic_missing = run->fetch_denied = false;
-	run->look_at = es_run_ms_from_now(LOOK_MS);
+	es_run_set_state(run, "running", "");
+}
+
+void
+es_topic_recognise(EsSourceRun *run, const rd_kafka_message_t *message)
+{
+	EsPartition				 *partition = es_run_partition(run, message->partition);
+	rd_kafka_timestamp_type_t type;
+	TimestampTz				  time;
+
+	if (partition == NULL || !partition->probing ||
+		(message->err != RD_KAFKA_RESP_ERR_NO_ERROR &&
+		 message->err != RD_KAFKA_RESP_ERR__PARTITION_EOF))
+		return;
+	partition->probing = false;
+	if (message->offset >= partition->position)
+		return;
+	if (message->err == RD_KAFKA_RESP_ERR_NO_ERROR &&
+		es_codec_time(rd_kafka_message_timestamp(message, &type), &time) &&
+		time == partition->progress.time)
+		return;
+	es_run_stop_at(run, ES_HALT_RECREATED,
+				   psprintf("partition %d, offset " INT64_FORMAT
+							" is not the record that was read: the topic was made anew",
+							message->partition, message->offset));
 }

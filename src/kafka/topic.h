@@ -24,7 +24,7 @@ extern int es_topic_count_partitions(EsSourceRun *run);
  */
 extern bool es_topic_load_partitions(EsSourceRun *run, int count);
 
-/* Has the client read them. */
+/* Has the client read them, unless the topic seems to be another one. */
 extern void es_topic_assign(EsSourceRun *run);
 
 /* While the source runs: has the topic gone, come again, or grown? */
@@ -39,6 +39,13 @@ extern bool es_topic_find_ends(EsSourceRun *run, const EsPartition *partition, i
 
 /* The broker does not have the offset that this partition wants. */
 extern void es_topic_out_of_range(EsSourceRun *run, int32 number);
+
+/*
+ * Is the record before the first one that is wanted the one that was read, by its
+ * time?  If it is not, or is not there though the end is, the topic is another
+ * one.  For each message, before it is taken.
+ */
+extern void es_topic_recognise(EsSourceRun *run, const rd_kafka_message_t *message);
 
 /* resume() was called for a source that has halted. */
 extern void es_topic_accept_halt(EsSourceRun *run);
