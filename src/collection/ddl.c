@@ -11,9 +11,8 @@
  *
  *	on_drop		however the collection went (DROP TABLE, DROP SCHEMA CASCADE,
  *				DROP OWNED, ...) its heads table, its rows in our tables (its
- *				subscriptions and sources too) and its shared entry go too.  The counter is
- *				owned by a column and
- *				went with it.
+ *				subscriptions and sources too) and its shared entry go too.
+ *				The counter is owned by a column and went with it.
  *	on_alter	OWNER TO and SET SCHEMA reach segments and heads table, which
  *				PostgreSQL would leave as they are (a changelog
  *				follows its store by a trigger in store/); who attaches a segment takes
