@@ -26,6 +26,7 @@ SQL_PARTS = \
 	src/store/capture.sql \
 	src/kafka/connection.sql \
 	src/kafka/source.sql \
+	src/kafka/sink.sql \
 	src/stats/monitor.sql
 
 INSTALL_SQL = $(EXTENSION)--$(EXTVERSION).sql

@@ -16,7 +16,7 @@ RECORDS = [20_000] if options.QUICK else [500_000, 5_000_000] if options.LARGE e
 PARTITIONS = [1, 4]
 KEYS = 100_000
 SIZE_BYTES = 100
-LIMIT_SECONDS = 60 if options.QUICK else 900
+LIMIT_SECONDS = 120 if options.QUICK else 900
 
 
 # ---- the broker ------------------------------------------------------------------------
@@ -86,9 +86,36 @@ class Contender:
         server.sql("DROP TABLE IF EXISTS kept, kept_offsets")
 
     def run(self, *command):
-        log = open(BUILD / f"kafka-{type(self).__name__.lower()}.log", "w")
-        self.process = subprocess.Popen([str(word) for word in command], stdout=log, stderr=log,
-                                        stdin=subprocess.DEVNULL)
+        with open(BUILD / f"kafka-{type(self).__name__.lower()}.log", "w") as log:
+            self.process = subprocess.Popen([str(word) for word in command], stdout=log, stderr=log,
+                                            stdin=subprocess.DEVNULL)
+
+    def await_first(self, session, topic):
+        """Until it shows something; when it was."""
+        return self.await_answer(session, "SELECT 1 FROM kept LIMIT 1")
+
+    def await_all(self, session, topic):
+        """The last record of each partition first, because that is cheap to ask for."""
+        for key, number in topic.last:
+            self.await_answer(session, f"SELECT 1 FROM kept WHERE key = '{key}' AND {self.number} = {number}")
+        return self.await_answer(session, f"SELECT count(*), sum({self.number})::bigint FROM kept",
+                                 topic.expected)
+
+    def await_answer(self, session, query, wanted=None):
+        """Until it has a row, or the row wanted; when it was asked."""
+        end = time.time() + LIMIT_SECONDS
+        found = None
+        while time.time() < end:
+            asked = time.time()
+            try:
+                found = session.execute(query).fetchone()
+            except psycopg.errors.UndefinedTable:
+                pass
+            if found is not None and wanted in (None, found):
+                return asked
+            self.check()
+            time.sleep(0.01)
+        raise SystemExit(f"{self.name}: not done after {LIMIT_SECONDS} s: {query} is {found}, not {wanted}")
 
     def pid(self):
         return self.process.pid if self.process else None
@@ -158,31 +185,6 @@ CONTENDERS = [Eventstore(), Go(), Debezium()]
 
 # ---- measuring -------------------------------------------------------------------------
 
-def await_answer(contender, session, query, wanted=None):
-    """Until it has a row, or the row wanted; when it was asked."""
-    end = time.time() + LIMIT_SECONDS
-    found = None
-    while time.time() < end:
-        asked = time.time()
-        try:
-            found = session.execute(query).fetchone()
-        except psycopg.errors.UndefinedTable:
-            pass
-        if found is not None and wanted in (None, found):
-            return asked
-        contender.check()
-        time.sleep(0.01)
-    raise SystemExit(f"{contender.name}: not done after {LIMIT_SECONDS} s: {query} is {found}, not {wanted}")
-
-
-def await_all(contender, session, topic):
-    """The last record of each partition first, because that is cheap to ask for."""
-    for key, number in topic.last:
-        await_answer(contender, session, f"SELECT 1 FROM kept WHERE key = '{key}' AND {contender.number} = {number}")
-    return await_answer(contender, session, f"SELECT count(*), sum({contender.number})::bigint FROM kept",
-                        topic.expected)
-
-
 def run_once(contender, topic, postmaster):
     """Records per second, CPU seconds per million of them, and the client's MB.
 
@@ -193,9 +195,9 @@ def run_once(contender, topic, postmaster):
         session.execute("CHECKPOINT")
         contender.start(topic)
         try:
-            began = await_answer(contender, session, "SELECT 1 FROM kept LIMIT 1")
+            began = contender.await_first(session, topic)
             used = cpu.seconds(postmaster) + cpu.seconds(contender.pid())
-            ended = await_all(contender, session, topic)
+            ended = contender.await_all(session, topic)
             used = cpu.seconds(postmaster) + cpu.seconds(contender.pid()) - used
             memory = cpu.peak_memory_mb(contender.pid()) if contender.pid() else None
         finally:

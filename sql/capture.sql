@@ -82,6 +82,13 @@ DELETE FROM t WHERE id % 2 = 0;
 SELECT type, count(*) FROM t_changelog GROUP BY type ORDER BY type;
 SELECT * FROM differs('t', 't_changelog') WHERE problem NOT LIKE 'old row of 0 %';
 SELECT * FROM eventstore.verify('t_changelog');
+-- and more than a segment holds
+CREATE TABLE long (id int PRIMARY KEY);
+SELECT eventstore.create_collection('short', segment_size => 700);
+SELECT eventstore.capture('long', 'short');
+INSERT INTO long SELECT generate_series(1, 6000);
+SELECT count(*), max(version), count(DISTINCT tableoid) > 5 AS many_segments FROM short;
+SELECT * FROM differs('long');
 
 -- ---- 2. composite key, identity and generated columns, a key with INCLUDE ----
 CREATE TABLE composite (region text, n int GENERATED ALWAYS AS IDENTITY, price numeric, twice numeric GENERATED ALWAYS AS (price * 2) STORED, extra text, PRIMARY KEY (region, n) INCLUDE (extra));

@@ -62,7 +62,8 @@ CREATE TABLE eventstore.collection_catalog (
 	retain_bytes bigint,
 	notify text NOT NULL,
 	channel text NOT NULL,
-	heartbeat interval
+	heartbeat interval,
+	feed_reads boolean
 );
 COMMENT ON TABLE eventstore.collection_catalog IS
 'The collections of this database: options and companions. Internal: use the view collections.';

@@ -3,7 +3,7 @@
  *		Reserving and laying out the extension's shared memory at server start.
  *
  * Wiring only: what lies there, and under which locks, is told where it is
- * declared (position/head.h and watch.c, worker/wake.c and listeners.c,
+ * declared (position/head.h and watch.c, worker/wake.c and listeners.c, feed/key_reads.c,
  * kafka/log.c).  A crash of any backend makes the postmaster lay it all out anew.
  */
 #include "postgres.h"
@@ -11,6 +11,7 @@
 #include "shmem.h"
 
 #include "errors.h"
+#include "feed/key_reads.h"
 #include "kafka/log.h"
 #include "miscadmin.h"
 #include "position/head.h"
@@ -34,10 +35,12 @@ request_shmem(void)
 	RequestAddinShmemSpace(es_watch_shmem_size());
 	RequestAddinShmemSpace(es_wake_shmem_size());
 	RequestAddinShmemSpace(es_listeners_shmem_size());
+	RequestAddinShmemSpace(es_key_reads_shmem_size());
 	RequestAddinShmemSpace(es_kafka_log_shmem_size());
 	RequestNamedLWLockTranche("EventstoreHead", 1);
 	RequestNamedLWLockTranche("EventstoreWatch", 1);
 	RequestNamedLWLockTranche("EventstoreWake", 1);
+	RequestNamedLWLockTranche("EventstoreKeyReads", 1);
 	RequestNamedLWLockTranche("EventstoreKafkaLog", 1);
 }
 
@@ -51,6 +54,7 @@ startup_shmem(void)
 	es_watch_shmem_init();
 	es_wake_shmem_init();
 	es_listeners_shmem_init();
+	es_key_reads_shmem_init();
 	es_kafka_log_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
 }

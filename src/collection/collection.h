@@ -58,7 +58,8 @@
 #define ES_CATALOG_NOTIFY			10	/* text: head, events, streams, none */
 #define ES_CATALOG_CHANNEL			11	/* text */
 #define ES_CATALOG_HEARTBEAT		12	/* interval or null */
-#define ES_CATALOG_NATTS			12
+#define ES_CATALOG_FEED_READS		13	/* bool or null, of a store's changelog */
+#define ES_CATALOG_NATTS			13
 
 /* Attribute numbers of eventstore.store_catalog (store.sql). */
 #define ES_STORE_CATALOG_STORE		1	/* regclass, primary key */

@@ -37,8 +37,8 @@ CREATE FUNCTION eventstore.set_option(collection regclass, option text, value te
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_set_option';
 COMMENT ON FUNCTION eventstore.set_option(regclass, text, text) IS
-'Sets an option of a collection, or resets it with null: segment_size (positions, of segments yet to be made), retain_events, retain_for (interval), retain_bytes (bytes), notify, channel, heartbeat (interval). For its owner.
-Errors: 22023 unknown option or bad value; 22004 no collection or option; 42501 not the owner, or notify "events" or "streams" while row-level security is enabled; LG007.';
+'Sets an option of a collection, or resets it with null: segment_size (positions, of segments yet to be made), retain_events, retain_for (interval), retain_bytes (bytes), notify, channel, heartbeat (interval). Of a store, those of its changelog; and feed_reads (true: who listens hears of reads by get too, as {"collection": …, "get": {key: times}}; some are lost under load, and keys of more than 128 bytes). For its owner.
+Errors: 22023 unknown option or bad value; 22004 no collection or option; 42501 not the owner, or notify "events" or "streams", or feed_reads, while row-level security is enabled; 55000 a store without a changelog; LG007.';
 
 CREATE FUNCTION eventstore.drop_collection(collection regclass) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE

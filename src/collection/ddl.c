@@ -128,6 +128,22 @@ check_channel(const char *value)
 	return value;
 }
 
+/* 42501 where notifications would tell what policies hide. */
+static void
+refuse_row_security(Oid collection, const char *option, const char *value)
+{
+	Relation	rel = RelationIdGetRelation(collection);
+	bool		secured = rel->rd_rel->relrowsecurity;
+
+	RelationClose(rel);
+	if (secured)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("cannot set option \"%s\" of collection \"%s\" to \"%s\"",
+						option, get_rel_name(collection), value),
+				 errdetail("Row-level security is enabled, and notifications would pass it by.")));
+}
+
 /* Some modes publish the events to whoever may connect. */
 static const char *
 check_notify(const char *value, Oid collection)
@@ -143,23 +159,36 @@ check_notify(const char *value, Oid collection)
 	if (mode == 1 || mode == 2)
 	{
 		if (OidIsValid(collection))
-		{
-			Relation	rel = RelationIdGetRelation(collection);
-			bool		secured = rel->rd_rel->relrowsecurity;
-
-			RelationClose(rel);
-			if (secured)
-				ereport(ERROR,
-						(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-						 errmsg("cannot set option \"notify\" of collection \"%s\" to \"%s\"",
-								get_rel_name(collection), value),
-						 errdetail("Row-level security is enabled, and notifications would pass it by.")));
-		}
+			refuse_row_security(collection, "notify", value);
 		ereport(WARNING,
 				(errmsg("notify mode \"%s\" publishes beyond the right to SELECT", value),
 				 errdetail("Every role that may connect to the database may LISTEN to any channel.")));
 	}
 	return value;
+}
+
+/* Of the changelog of a store. */
+static bool
+check_feed_reads(Oid collection, const char *value)
+{
+	bool		on;
+
+	if (!parse_bool(value, &on))
+		report_bad_option("feed_reads", psprintf("\"%s\"", value), "It is true or false.");
+	if (!OidIsValid(es_collection_find_store(collection)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("option \"feed_reads\" is for stores"),
+				 errdetail("Collection \"%s\" is not the changelog of one.",
+						   get_rel_name(collection))));
+	if (on)
+	{
+		refuse_row_security(collection, "feed_reads", value);
+		ereport(WARNING,
+				(errmsg("option \"feed_reads\" publishes keys beyond the right to SELECT"),
+				 errdetail("Every role that may connect to the database may LISTEN to any channel.")));
+	}
+	return on;
 }
 
 /* ---------------------------------------------------------------------------
@@ -344,6 +373,10 @@ option_value(Oid collection, const char *option, const char *value, Oid *type, b
 		return value == NULL ? (Datum) 0 :
 			Int64GetDatum(check_count(option, parse_number(option, value)));
 
+	*type = BOOLOID;
+	if (strcmp(option, "feed_reads") == 0)
+		return BoolGetDatum(value != NULL && check_feed_reads(collection, value));
+
 	*type = INTERVALOID;
 	if (strcmp(option, "retain_for") == 0 || strcmp(option, "heartbeat") == 0)
 		return value == NULL ? (Datum) 0 :
@@ -352,7 +385,7 @@ option_value(Oid collection, const char *option, const char *value, Oid *type, b
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("unknown option \"%s\"", option),
-			 errhint("The options are segment_size, retain_events, retain_for, retain_bytes, notify, channel, heartbeat.")));
+			 errhint("The options are segment_size, retain_events, retain_for, retain_bytes, notify, channel, heartbeat, and of a store feed_reads.")));
 	return (Datum) 0;			/* keep the compiler quiet */
 }
 
@@ -360,6 +393,7 @@ Datum
 es_set_option(PG_FUNCTION_ARGS)
 {
 	Oid			collection;
+	Oid			store;
 	char	   *option;
 	EsRoleSwitch saved;
 	Oid			types[2] = {REGCLASSOID, InvalidOid};
@@ -369,9 +403,9 @@ es_set_option(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("set_option");
 	es_require_arg(&fcinfo->args[0], "collection");
 	es_require_arg(&fcinfo->args[1], "option");
-	collection = PG_GETARG_OID(0);
+	collection = es_collection_or_changelog(PG_GETARG_OID(0));
 	option = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	es_collection_open(collection, AccessShareLock);
+	store = es_collection_open(collection, AccessShareLock)->store;
 	es_collection_check_owner(collection);
 
 	values[0] = ObjectIdGetDatum(collection);
@@ -388,6 +422,9 @@ es_set_option(PG_FUNCTION_ARGS)
 	SPI_finish();
 	es_role_restore(&saved);
 	CacheInvalidateRelcacheByRelid(collection);
+	/* A store knows some of its changelog's options. */
+	if (OidIsValid(store) && get_rel_relkind(store) != '\0')
+		CacheInvalidateRelcacheByRelid(store);
 	es_wake_maintenance_at_commit();
 	PG_RETURN_VOID();
 }

@@ -12,6 +12,11 @@
  * listener reads.  A notification is a hint in any case: it says up to where
  * there is something to read.
  *
+ * How often keys of a store were read is told apart from that, where option
+ * feed_reads asks for it:
+ *
+ *		{"collection": "public.kv_changelog", "get": {"theme": 3, "size": 1}}
+ *
  * The events are read as by any reader, head first, so "head" is safe to have
  * read up to, and what is told has been committed.
  */
@@ -48,6 +53,9 @@
 
 /* Streams that could fit into a payload, with the shortest of names. */
 #define STREAMS_MAX			1000
+
+/* A key with its count, each byte of it as JSON's \\u0001, and what closes the payload. */
+#define READ_MAX_BYTES		(6 * ES_READ_KEY_MAX_BYTES + 24)
 
 typedef struct StreamVersion
 {
@@ -354,6 +362,49 @@ es_announce(Oid collection, EsNotify notify, const char *channel, EsAnnounced *a
 	announced->head = view.head;
 	announced->events = payload.count;
 	es_view_close(&view);
+}
+
+static void
+begin_reads(StringInfo out, const EsCollection *coll)
+{
+	resetStringInfo(out);
+	appendStringInfoString(out, "{\"collection\": ");
+	escape_json(out, es_collection_name(coll));
+	appendStringInfoString(out, ", \"get\": {");
+}
+
+void
+es_announce_reads(Oid changelog, const char *channel, const EsKeyReads *reads, int nreads)
+{
+	EsCollection *coll = es_collection_open(changelog, AccessShareLock);
+	StringInfoData out;
+	int			n = 0;
+
+	if (is_row_secured(coll))
+		return;
+	initStringInfo(&out);
+	begin_reads(&out, coll);
+	for (int i = 0; i < nreads; i++)
+	{
+		if (reads[i].changelog != changelog)
+			continue;
+		if (out.len > PAYLOAD_MAX_BYTES - READ_MAX_BYTES)
+		{
+			appendStringInfoString(&out, "}}");
+			Async_Notify(channel, out.data);
+			begin_reads(&out, coll);
+			n = 0;
+		}
+		if (n++ > 0)
+			appendStringInfoString(&out, ", ");
+		escape_json(&out, pnstrdup(reads[i].key, reads[i].length));
+		appendStringInfo(&out, ": %u", reads[i].count);
+	}
+	if (n > 0)
+	{
+		appendStringInfoString(&out, "}}");
+		Async_Notify(channel, out.data);
+	}
 }
 
 /* ---------------------------------------------------------------------------

@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "collection/collection.h"
+#include "feed/key_reads.h"
 
 /* Option notify of a collection. */
 typedef enum EsNotify
@@ -27,5 +28,12 @@ extern EsNotify es_notify_from_text(const char *value);
  */
 extern void es_announce(Oid collection, EsNotify notify, const char *channel,
 						EsAnnounced *announced);
+
+/*
+ * Sends, likewise, how often keys of a store were read: those among 'reads' of
+ * this changelog, in as many notifications as they need.
+ */
+extern void es_announce_reads(Oid changelog, const char *channel, const EsKeyReads *reads,
+							  int nreads);
 
 #endif							/* ES_ANNOUNCE_H */

@@ -14,6 +14,9 @@
  *		channel that is listened to (survey), and send one notification for each
  *		whose head has moved since the last one, however many commits that was.
  *
+ * Reads of a store's keys (key_reads.c) go the same way, in notifications of
+ * their own and as seldom.
+ *
  * On a standby there are no appends to call it, and no LISTEN.  As long as
  * somebody waits it looks every STANDBY_LOOK_MS whether replay has advanced, and
  * if so at the heads that travel with the data, once for all who wait.
@@ -118,6 +121,7 @@ static uint32 surveyed_generation = 0;
 static TimestampTz paused_until = 0;
 static Announced *at_work = NULL;	/* the one being sent */
 static int	last_error = 0;		/* of what concerns all, logged: an SQLSTATE */
+static TimestampTz reads_sent_at = 0;	/* the last time that reads of keys were */
 static TimestampTz passed_at = 0;	/* the last pass over the waiters ... */
 static int64 pass_pause_us = PASS_PAUSE_US; /* ... and the pause after it */
 
@@ -311,6 +315,53 @@ send_due(void)
 	at_work = NULL;
 }
 
+/* The earlier of two times; 0 is none. */
+static TimestampTz
+earlier(TimestampTz a, TimestampTz b)
+{
+	if (a == 0 || b == 0)
+		return Max(a, b);
+	return Min(a, b);
+}
+
+/* When reads of keys are to be sent; 0 = there are none. */
+static TimestampTz
+reads_due_at(void)
+{
+	return es_key_reads_any() ? reads_sent_at + pause_us() : 0;
+}
+
+static bool
+has_reads(Oid changelog, const EsKeyReads *reads, int nreads)
+{
+	for (int i = 0; i < nreads; i++)
+		if (reads[i].changelog == changelog)
+			return true;
+	return false;
+}
+
+/* In a transaction.  What cannot be sent now is lost, as this feed may lose some. */
+static void
+send_reads(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz due = reads_due_at();
+	EsKeyReads *reads;
+	int			nreads;
+
+	if (due == 0 || due > now)
+		return;
+	reads_sent_at = now;
+	nreads = es_key_reads_take(&reads);
+	for (int i = 0; i < naudience; i++)
+	{
+		at_work = &audience[i];
+		if (has_reads(at_work->head.relid, reads, nreads) && lock_at_once(at_work))
+			es_announce_reads(at_work->head.relid, at_work->channel, reads, nreads);
+	}
+	at_work = NULL;
+}
+
 /* After the commit; returns when the next one is due, 0 = when we are called. */
 static TimestampTz
 settle_sent(void)
@@ -365,9 +416,11 @@ announce(TimestampTz *next)
 		send_due();
 		PopActiveSnapshot();
 	}
+	if (present)
+		send_reads();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(cycle_context);
-	*next = settle_sent();
+	*next = earlier(settle_sent(), reads_due_at());
 	return present;
 }
 

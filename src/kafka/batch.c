@@ -16,6 +16,8 @@
 #include "postgres.h"
 
 #include "kafka/batch.h"
+#include "kafka/restore.h"
+#include "kafka/task.h"
 #include "kafka/writer.h"
 
 #include "access/xact.h"
@@ -86,7 +88,8 @@ set_headers(EsSourceRun *run, EsRecord *record, const rd_kafka_message_t *messag
 bool
 es_batch_add(EsSourceRun *run, rd_kafka_message_t *message)
 {
-	EsPartition				 *partition = es_run_partition(run, message->partition);
+	EsPartition				 *partition =
+		es_run_partition(run, rd_kafka_topic_name(message->rkt), message->partition);
 	EsRecord				 *record = &run->records[run->nrecords];
 	rd_kafka_timestamp_type_t type;
 	int64					  time;
@@ -96,7 +99,8 @@ es_batch_add(EsSourceRun *run, rd_kafka_message_t *message)
 	partition->position = message->offset + 1;
 	partition->answered = true;
 	memset(record, 0, sizeof(*record));
-	record->topic = run->source->topic;
+	record->topic = partition->progress.topic;
+	record->from_changelog = partition->from_changelog;
 	record->partition = message->partition;
 	record->offset = message->offset;
 	record->key = message->key;
@@ -141,10 +145,13 @@ advance_to(EsSourceRun *run, int from, int to)
 		run->partitions[i].progress.next = run->partitions[i].progress.written;
 	for (int i = from; i < to; i++)
 	{
+		EsRecord   *record = &run->records[i];
 		EsProgress *progress =
-			&es_run_partition(run, run->records[i].partition)->progress;
+			&es_run_partition(run, record->topic, record->partition)->progress;
 
 		progress->next = run->records[i].offset + 1;
+		if (record->from_changelog)
+			progress->resume = Max(progress->resume, es_restore_resume_offset(run->source, record));
 		progress->has_time = run->records[i].has_time;
 		progress->time = run->records[i].time;
 	}
@@ -155,7 +162,7 @@ advance_to(EsSourceRun *run, int from, int to)
 
 		if (progress->next == progress->written)
 			continue;
-		if (rd_kafka_get_watermark_offsets(run->client->handle, run->source->topic,
+		if (rd_kafka_get_watermark_offsets(run->client->handle, progress->topic,
 										   progress->partition, &low,
 										   &progress->end) != RD_KAFKA_RESP_ERR_NO_ERROR)
 			progress->end = -1;
@@ -177,7 +184,7 @@ apply_policies(EsSourceRun *run, int from, int to, const EsProblem *problems, in
 	{
 		const EsProblem *problem = &problems[i - from];
 
-		if (problem->sqlstate == 0)
+		if (problem->sqlstate == 0 || problem->sqlstate == ES_PROBLEM_OUT_OF_DATE)
 			continue;
 		switch (policy_for(run, &run->records[i]))
 		{
@@ -216,6 +223,8 @@ write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 
 	if (known != NULL && problems[0].sqlstate == 0)
 		problems[0] = *known;
+	if (run->guarded)
+		es_restore_guard(run->source, &run->records[from], to - from, problems);
 	end = apply_policies(run, from, to, problems, &parked, &skipped);
 	if (end < to)
 		*stopped_by = problems[end - from];
@@ -282,7 +291,7 @@ try_range(EsSourceRun *run, int from, int *to, EsProblem *problem)
 	PG_TRY();
 	{
 		es_run_begin();
-		if (!es_progress_hold(run->source))
+		if (!es_task_hold(es_source_key(run->source->id)))
 			outcome = OUTCOME_LEAVE;
 		else
 			end = write_range(run, from, *to, problem->sqlstate != 0 ? problem : NULL,
@@ -378,7 +387,7 @@ es_batch_write(EsSourceRun *run)
 	if (run->nwritten == run->nrecords)
 		es_batch_drop(run);
 	if (strcmp(run->state, "retrying") == 0 || strcmp(run->state, "stopped") == 0)
-		es_run_set_state(run, "running", "");
+		es_run_set_state(run, run->restoring ? "restoring" : "running", "");
 }
 
 bool

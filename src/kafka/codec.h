@@ -22,6 +22,7 @@ typedef struct EsHeader
 typedef struct EsRecord
 {
 	const char *topic;
+	bool		from_changelog; /* the topic is the source's changelog topic */
 	int32		partition;
 	int64		offset;
 	const char *key;			/* NULL: none */
@@ -33,6 +34,9 @@ typedef struct EsRecord
 	int			nheaders;
 	EsHeader   *headers;
 } EsRecord;
+
+/* The problem of a record that need not be taken any more. */
+#define ES_PROBLEM_OUT_OF_DATE	ERRCODE_NO_DATA
 
 /* Why a record cannot be taken; sqlstate 0: it can. */
 typedef struct EsProblem

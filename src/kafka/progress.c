@@ -22,9 +22,7 @@
 #include "spi.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-
-/* So many starts in a row without any progress, and the source has failed. */
-#define STARTS_MAX		10
+#include "utils/lsyscache.h"
 
 /* One statement about the source, as the extension's owner.  SPI stays open till es_end. */
 static void
@@ -56,34 +54,22 @@ run_statement(const char *sql, int nargs, Oid *types, Datum *values, const char 
 	return rows;
 }
 
-bool
-es_progress_hold(const EsSource *source)
-{
-	Oid			types[3] = {INT4OID, INT8OID, OIDOID};
-	Datum		values[3] = {Int32GetDatum((int32) source->id),
-		Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId)};
-
-	return run_statement("SELECT FROM eventstore.source s WHERE s.id = $1 AND NOT s.paused"
-						 " AND s.failure IS NULL AND s.system_identifier = $2"
-						 " AND s.database_oid = $3 FOR SHARE",
-						 3, types, values, NULL, SPI_OK_SELECT) > 0;
-}
-
 /* ---------------------------------------------------------------------------
  * Offsets
  * ------------------------------------------------------------------------- */
 
 int
-es_progress_load(const EsSource *source, EsProgress **partitions)
+es_progress_load(const EsSource *source, const char *topic, EsProgress **partitions)
 {
 	Oid			types[2] = {INT4OID, TEXTOID};
-	Datum		values[2] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(source->topic)};
+	Datum		values[2] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(topic)};
 	MemoryContext context = CurrentMemoryContext;
 	EsRoleSwitch saved;
 	int			n;
 
 	begin_statement(&saved);
-	es_spi_execute("SELECT o.partition, o.next_offset, o.record_time FROM eventstore.source_offset o"
+	es_spi_execute("SELECT o.partition, o.next_offset, o.resume_offset, o.record_time"
+				   " FROM eventstore.source_offset o"
 				   " WHERE o.source = $1 AND o.topic = $2 ORDER BY 1",
 				   2, types, values, NULL, true, SPI_OK_SELECT);
 	n = (int) SPI_processed;
@@ -94,22 +80,26 @@ es_progress_load(const EsSource *source, EsProgress **partitions)
 		HeapTuple	row = SPI_tuptable->vals[i];
 		bool		isnull;
 
+		progress->topic = topic;
 		progress->partition = DatumGetInt32(SPI_getbinval(row, SPI_tuptable->tupdesc, 1, &isnull));
 		progress->written = DatumGetInt64(SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &isnull));
-		progress->time = DatumGetTimestampTz(SPI_getbinval(row, SPI_tuptable->tupdesc, 3, &isnull));
+		progress->time = DatumGetTimestampTz(SPI_getbinval(row, SPI_tuptable->tupdesc, 4, &isnull));
 		progress->has_time = !isnull;
 		progress->next = progress->written;
 		progress->end = -1;
+		progress->resume = DatumGetInt64(SPI_getbinval(row, SPI_tuptable->tupdesc, 3, &isnull));
+		if (isnull)
+			progress->resume = -1;
 	}
 	end_statement(&saved);
 	return n;
 }
 
 void
-es_progress_begin(const EsSource *source, int32 partition, int64 next)
+es_progress_begin(const EsSource *source, const char *topic, int32 partition, int64 next)
 {
 	Oid			types[4] = {INT4OID, TEXTOID, INT4OID, INT8OID};
-	Datum		values[4] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(source->topic),
+	Datum		values[4] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(topic),
 	Int32GetDatum(partition), Int64GetDatum(next)};
 
 	run_statement("INSERT INTO eventstore.source_offset (source, topic, partition, next_offset)"
@@ -117,54 +107,72 @@ es_progress_begin(const EsSource *source, int32 partition, int64 next)
 				  4, types, values, NULL, SPI_OK_INSERT);
 }
 
+/* The columns of what is moved, as arrays. */
+enum
+{
+	MOVE_TOPIC, MOVE_PARTITION, MOVE_WRITTEN, MOVE_NEXT, MOVE_END, MOVE_RESUME, MOVE_TIME, MOVE_COLUMNS
+};
+
 static Datum
-make_array(Datum *elements, bool *nulls, int n, Oid type, int length)
+make_array(Datum *elements, bool *nulls, int n, Oid type)
 {
 	int			dims[1] = {n};
 	int			lower[1] = {1};
+	int16		length;
+	bool		by_value;
+	char		align;
 
+	get_typlenbyvalalign(type, &length, &by_value, &align);
 	return PointerGetDatum(construct_md_array(elements, nulls, 1, dims, lower, type, length,
-											  true, length == 8 ? TYPALIGN_DOUBLE : TYPALIGN_INT));
+											  by_value, align));
 }
 
 bool
 es_progress_advance(const EsSource *source, const EsProgress *partitions, int n)
 {
-	Oid			types[7] = {INT4OID, TEXTOID, INT4ARRAYOID, INT8ARRAYOID, INT8ARRAYOID,
-	INT8ARRAYOID, TIMESTAMPTZARRAYOID};
-	Datum	   *columns[5];
-	bool	   *nulls[5];
-	Datum		values[7] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(source->topic)};
+	static const Oid elements[MOVE_COLUMNS] = {
+		TEXTOID, INT4OID, INT8OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID
+	};
+	Oid			types[1 + MOVE_COLUMNS] = {INT4OID, TEXTARRAYOID, INT4ARRAYOID, INT8ARRAYOID,
+	INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID};
+	Datum	   *columns[MOVE_COLUMNS];
+	bool	   *nulls[MOVE_COLUMNS];
+	Datum		values[1 + MOVE_COLUMNS] = {Int32GetDatum((int32) source->id)};
 
 	if (n == 0)
 		return true;
-	for (int c = 0; c < 5; c++)
+	for (int c = 0; c < MOVE_COLUMNS; c++)
 	{
 		columns[c] = palloc(sizeof(Datum) * n);
 		nulls[c] = palloc0(sizeof(bool) * n);
 	}
 	for (int i = 0; i < n; i++)
 	{
-		columns[0][i] = Int32GetDatum(partitions[i].partition);
-		columns[1][i] = Int64GetDatum(partitions[i].written);
-		columns[2][i] = Int64GetDatum(partitions[i].next);
-		columns[3][i] = Int64GetDatum(Max(partitions[i].end, partitions[i].next));
-		columns[4][i] = TimestampTzGetDatum(partitions[i].time);
-		nulls[4][i] = !partitions[i].has_time;
+		const EsProgress *move = &partitions[i];
+
+		columns[MOVE_TOPIC][i] = CStringGetTextDatum(move->topic);
+		columns[MOVE_PARTITION][i] = Int32GetDatum(move->partition);
+		columns[MOVE_WRITTEN][i] = Int64GetDatum(move->written);
+		columns[MOVE_NEXT][i] = Int64GetDatum(move->next);
+		columns[MOVE_END][i] = Int64GetDatum(Max(move->end, move->next));
+		columns[MOVE_RESUME][i] = Int64GetDatum(move->resume);
+		nulls[MOVE_RESUME][i] = move->resume < 0;
+		columns[MOVE_TIME][i] = TimestampTzGetDatum(move->time);
+		nulls[MOVE_TIME][i] = !move->has_time;
 	}
-	values[2] = make_array(columns[0], nulls[0], n, INT4OID, 4);
-	for (int c = 1; c < 4; c++)
-		values[2 + c] = make_array(columns[c], nulls[c], n, INT8OID, 8);
-	values[6] = make_array(columns[4], nulls[4], n, TIMESTAMPTZOID, 8);
+	for (int c = 0; c < MOVE_COLUMNS; c++)
+		values[1 + c] = make_array(columns[c], nulls[c], n, elements[c]);
 
 	return run_statement("UPDATE eventstore.source_offset o"
 					  " SET next_offset = m.next, end_offset = m.\"end\","
+					  " resume_offset = COALESCE(m.resume, o.resume_offset),"
 					  " record_time = m.at,"
 					  " updated_at = pg_catalog.clock_timestamp()"
-					  " FROM unnest($3, $4, $5, $6, $7) m (partition, written, next, \"end\", at)"
-					  " WHERE o.source = $1 AND o.topic = $2 AND o.partition = m.partition"
+					  " FROM unnest($2, $3, $4, $5, $6, $7, $8)"
+					  " m (topic, partition, written, next, \"end\", resume, at)"
+					  " WHERE o.source = $1 AND o.topic = m.topic AND o.partition = m.partition"
 					  " AND o.next_offset = m.written",
-					  7, types, values, NULL, SPI_OK_UPDATE) == n;
+					  lengthof(types), types, values, NULL, SPI_OK_UPDATE) == n;
 }
 
 bool
@@ -172,7 +180,7 @@ es_progress_jump(const EsSource *source, const EsProgress *from, int64 to, const
 {
 	EsProgress	move = *from;
 	Oid			types[6] = {INT4OID, TEXTOID, INT4OID, INT8OID, INT8OID, TEXTOID};
-	Datum		values[6] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(source->topic),
+	Datum		values[6] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(from->topic),
 		Int32GetDatum(from->partition), Int64GetDatum(from->written), Int64GetDatum(to),
 	CStringGetTextDatum(reason)};
 
@@ -189,10 +197,10 @@ es_progress_jump(const EsSource *source, const EsProgress *from, int64 to, const
 }
 
 void
-es_progress_restart(const EsSource *source, const char *reason)
+es_progress_restart(const EsSource *source, const char *topic, const char *reason)
 {
 	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
-	Datum		values[3] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(source->topic),
+	Datum		values[3] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(topic),
 	CStringGetTextDatum(reason)};
 
 	run_statement("WITH old AS MATERIALIZED (SELECT o.* FROM eventstore.source_offset o"
@@ -244,40 +252,4 @@ es_progress_park(const EsSource *source, const EsRecord *record, const EsProblem
 				  " (source, topic, partition, record_offset, record_time, key, value, headers,"
 				  " sqlstate, reason) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
 				  10, types, values, nulls, SPI_OK_INSERT);
-}
-
-/* ---------------------------------------------------------------------------
- * Starts
- * ------------------------------------------------------------------------- */
-
-bool
-es_progress_note_start(const EsSource *source)
-{
-	Oid			types[3] = {INT4OID, INT4OID, TEXTOID};
-	Datum		values[3] = {Int32GetDatum((int32) source->id), Int32GetDatum(STARTS_MAX),
-	CStringGetTextDatum(psprintf("the worker has ended %d times without any progress", STARTS_MAX))};
-	EsRoleSwitch saved;
-	bool		isnull;
-	bool		failed = true;
-
-	begin_statement(&saved);
-	es_spi_execute("UPDATE eventstore.source SET starts = starts + 1,"
-				   " failure = CASE WHEN starts >= $2 THEN $3 END"
-				   " WHERE id = $1 RETURNING failure IS NOT NULL",
-				   3, types, values, NULL, false, SPI_OK_UPDATE_RETURNING);
-	if (SPI_processed > 0)
-		failed = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-											&isnull));
-	end_statement(&saved);
-	return !failed;
-}
-
-void
-es_progress_lives(const EsSource *source)
-{
-	Oid			types[1] = {INT4OID};
-	Datum		values[1] = {Int32GetDatum((int32) source->id)};
-
-	run_statement("UPDATE eventstore.source SET starts = 0 WHERE id = $1 AND starts > 0",
-				  1, types, values, NULL, SPI_OK_UPDATE);
 }

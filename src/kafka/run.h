@@ -41,6 +41,8 @@ typedef enum EsLeave
 typedef struct EsPartition
 {
 	EsProgress progress;
+	bool	   from_changelog; /* of the changelog topic: restored or followed */
+	int64	   restore_end;	   /* where restoring it ends */
 	int64	   position; /* of the next record to be taken: lower ones are dropped */
 	int64	   seen_end; /* the end, when it was reached; 0 = not yet */
 	int64	   wanted;	 /* wait_for_source(): up to here; 0 = nobody waits */
@@ -51,14 +53,15 @@ typedef struct EsPartition
 
 typedef struct EsSourceRun
 {
-	MemoryContext	  life;
-	MemoryContext	  scratch;
-	EsSource		 *source;
-	EsKafkaClient	 *client;
-	List			 *properties; /* of EsKafkaProperty: the client's */
-	rd_kafka_topic_t *topic;
-	EsPartition		 *partitions;
-	int				  npartitions;
+	MemoryContext  life;
+	MemoryContext  scratch;
+	EsSource	  *source;
+	EsKafkaClient *client;
+	List		  *properties; /* of EsKafkaProperty: the client's */
+	EsPartition	  *partitions;
+	int			   npartitions;
+	bool		   restoring; /* all of them are of the changelog topic, see restore.c */
+	bool		   guarded;	  /* what the store has may be newer than that */
 
 	/* The batch (batch.c): messages, and the same as records. */
 	rd_kafka_message_t **messages;
@@ -71,9 +74,10 @@ typedef struct EsSourceRun
 
 	EsLeave		leave;
 	EsHalt		halt;
-	const char *suspicion;	/* why the topic is not the one that was read; NULL */
-	bool		unprobed;	/* the next client is not to probe */
-	bool		accept_gap; /* resume() was called in a gap */
+	const char *halted_topic; /* ES_HALT_GAP, ES_HALT_RECREATED */
+	const char *suspicion;	  /* why the topic is not the one that was read; NULL */
+	bool		unprobed;	  /* the next client is not to probe */
+	bool		accept_gap;	  /* resume() was called in a gap */
 	int64		accepted_resumes;
 	TimestampTz retry_at; /* 0 = the last transaction went well */
 	int			retry_ms;
@@ -109,7 +113,9 @@ extern void es_run_abort(EsSourceRun *run);
 extern TimestampTz es_run_ms_from_now(int ms);
 
 /* NULL where it is not ours. */
-extern EsPartition *es_run_partition(EsSourceRun *run, int32 number);
+extern EsPartition *es_run_partition(EsSourceRun *run, const char *topic, int32 number);
+extern EsPartition *es_run_partition_of(EsSourceRun				 *run,
+										const rd_kafka_message_t *message);
 
 /* Have all partitions given something, or all reached their end? */
 extern bool es_run_all_answered(const EsSourceRun *run);

@@ -15,7 +15,7 @@
  * Exactly once.  Where to read from is what the table says (progress.c); nothing
  * is committed to Kafka.  A batch that did not commit is read again, one that did
  * is not: whether the worker, the server or the broker died makes no difference.
- * Fences: the session's lock on the source (own_source); each offset moves only
+ * Fences: the session's lock on the source (es_task_own); each offset moves only
  * from where we left it; a record below the offset that we want next is dropped,
  * since librdkafka may hand out one twice after a reconnect.
  *
@@ -24,7 +24,7 @@
  * goes for errors, too (a server that was dropped, a right that was revoked): the
  * client is closed, and another one opened after a pause.  So a process that ends
  * before its time has crashed or was ended, and one that does so again and again
- * at its start has failed (es_progress_note_start).
+ * at its start has failed (es_task_note_start).
  *
  * Locks: the source (a session lock), then those of batch.c, for the time of a
  * transaction.  A crash: see above.
@@ -32,7 +32,9 @@
 #include "postgres.h"
 
 #include "kafka/batch.h"
+#include "kafka/restore.h"
 #include "kafka/connection.h"
+#include "kafka/task.h"
 #include "kafka/topic.h"
 
 #include "access/xact.h"
@@ -42,7 +44,6 @@
 #include "postmaster/bgworker.h"
 #include "spi.h"
 #include "storage/ipc.h"
-#include "storage/lmgr.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -74,7 +75,7 @@ static bool recheck_server = false;
 static void
 note_message_error(EsSourceRun *run, const rd_kafka_message_t *message)
 {
-	EsPartition *partition = es_run_partition(run, message->partition);
+	EsPartition *partition = es_run_partition_of(run, message);
 
 	switch (message->err)
 	{
@@ -89,7 +90,8 @@ note_message_error(EsSourceRun *run, const rd_kafka_message_t *message)
 			break;
 		case RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET:
 		case RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE:
-			es_topic_out_of_range(run, message->partition);
+			if (partition != NULL)
+				es_topic_out_of_range(run, partition);
 			break;
 		case RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART:
 		case RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC:
@@ -159,9 +161,6 @@ release_messages(EsKafkaClient *closing)
 	for (int i = 0; i < run->nrecords; i++)
 		rd_kafka_message_destroy(run->messages[i]);
 	run->nrecords = run->nwritten = 0;
-	if (run->topic != NULL)
-		rd_kafka_topic_destroy(run->topic);
-	run->topic = NULL;
 }
 
 /* In life.  42704 where there is no such server any more, 42501 without USAGE. */
@@ -228,7 +227,6 @@ open_client(EsSourceRun *run)
 								own, NULL, run);
 	run->client->owner = run->source->owner;
 	run->client->release = release_messages;
-	run->topic = rd_kafka_topic_new(run->client->handle, run->source->topic, NULL);
 }
 
 static void
@@ -251,7 +249,8 @@ reload(EsSourceRun *run)
 
 	es_run_begin();
 	now = OidIsValid(es_extension_schema()) ? es_source_load(run->source->id) : NULL;
-	if (now == NULL || now->paused || now->failure != NULL || !now->at_home)
+	if (now == NULL || now->paused || now->failure != NULL || !now->at_home ||
+		now->transform != run->source->transform)
 		run->leave = ES_LEAVE_AND_RETURN;
 	else if (now->resumes > run->accepted_resumes)
 	{
@@ -292,7 +291,7 @@ take_errands(EsSourceRun *run)
 		run->flush_ticket = flush;
 	}
 	/* Those who asked after the ends were noted have to wait for their own. */
-	if (catch_up > run->catch_up_ticket && !run->catch_up_wanted &&
+	if (catch_up > run->catch_up_ticket && !run->catch_up_wanted && !run->restoring &&
 		run->halt == ES_HALT_NONE && note_wanted_ends(run))
 	{
 		run->catch_up_wanted = true;
@@ -303,7 +302,7 @@ take_errands(EsSourceRun *run)
 static void
 settle_errands(EsSourceRun *run)
 {
-	if (run->halt != ES_HALT_NONE || run->nrecords > 0)
+	if (run->halt != ES_HALT_NONE || run->leave != ES_LEAVE_NOT || run->nrecords > 0)
 		return;
 	if (run->flush_wanted)
 	{
@@ -379,6 +378,8 @@ round_of_loop(EsSourceRun *run)
 		es_batch_write(run);
 	if (run->leave == ES_LEAVE_NOT)
 		es_topic_pass_holes(run);
+	if (run->leave == ES_LEAVE_NOT && run->restoring)
+		es_restore_look(run);
 	if (run->leave == ES_LEAVE_NOT && now >= run->look_at)
 		es_topic_look(run);
 	settle_errands(run);
@@ -404,7 +405,7 @@ note_life(EsSourceRun *run, TimestampTz stable)
 	if (run->lives || (!es_run_all_ended(run) && GetCurrentTimestamp() < stable))
 		return;
 	es_run_begin();
-	es_progress_lives(run->source);
+	es_task_lives(es_source_key(run->source->id));
 	es_run_commit(run);
 	run->lives = true;
 }
@@ -460,7 +461,7 @@ find_topic(EsSourceRun *run)
 		if (run->leave != ES_LEAVE_NOT)
 			return false;
 		serve_events(run);
-		count = es_topic_count_partitions(run);
+		count = es_topic_count_partitions(run, es_topic_followed(run->source));
 		if (count > 0 && es_topic_load_partitions(run, count))
 			return true;
 		sleep_in(run, AGAIN_MS);
@@ -565,16 +566,6 @@ pause_run(EsSourceRun *run)
 	}
 }
 
-/* Another worker of this source (one whose end is not noticed yet) keeps us out. */
-static bool
-own_source(uint32 id)
-{
-	LOCKTAG tag;
-
-	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, es_extension_relation("source"), id, 0);
-	return LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
-}
-
 static void
 note_server_change(Datum arg, int cacheid, uint32 hash)
 {
@@ -594,9 +585,8 @@ load_if_wanted(EsSourceRun *run, uint32 id, bool first)
 		es_run_commit(run);
 		return NULL;
 	}
-	if (first && !own_source(id))
-		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-						errmsg("another process runs Kafka source %u", id)));
+	if (first)
+		es_task_own(es_source_key(id));
 	old = MemoryContextSwitchTo(run->life);
 	loaded = es_source_load(id);
 	MemoryContextSwitchTo(old);
@@ -608,7 +598,7 @@ load_if_wanted(EsSourceRun *run, uint32 id, bool first)
 	}
 	if (loaded != NULL && (loaded->paused || loaded->failure != NULL))
 		loaded = NULL;
-	if (loaded != NULL && first && !es_progress_note_start(loaded))
+	if (loaded != NULL && first && !es_task_note_start(es_source_key(id)))
 		loaded = NULL;
 	es_run_commit(run);
 	return loaded;
@@ -649,13 +639,5 @@ es_source_main(Datum arg)
 		run_client_reporting(run);
 		pause_run(run);
 	}
-	proc_exit(0);
-}
-
-void
-es_sink_main(Datum arg)
-{
-	es_process_begin(es_process_key(ES_WORKER_SINK, arg));
-	es_worker_set_absent();
 	proc_exit(0);
 }

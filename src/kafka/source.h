@@ -79,6 +79,8 @@ typedef struct EsSource
 	Jsonb	   *start_offsets;
 	int			npartitions;	/* 0: all */
 	int32	   *partitions;
+	int			nreplicas;		/* partitions of the changelog topic that are followed */
+	int32	   *replicas;
 	char	   *group_id;		/* NULL: partitions are assigned by hand */
 	bool		key_as_tag;
 	Jsonb	   *consumer_properties;
@@ -103,8 +105,5 @@ extern EsSource *es_source_require_own(const NullableDatum *name);
 extern bool es_source_parse_start(EsSource *source, const char *start);
 
 extern EsWorkerKey es_source_key(uint32 id);
-
-/* Has the workers started of all sources that are to run; with a snapshot. */
-extern void es_sources_want(void);
 
 #endif							/* ES_KAFKA_SOURCE_H */

@@ -60,6 +60,7 @@ CREATE TABLE eventstore.source_offset (
 	partition integer NOT NULL,
 	next_offset bigint NOT NULL,
 	end_offset bigint,
+	resume_offset bigint,
 	record_time timestamptz,
 	updated_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
 	PRIMARY KEY (source, topic, partition)
@@ -162,8 +163,8 @@ CREATE FUNCTION eventstore.flush(name text, timeout interval = '30 s') RETURNS b
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_kafka_flush';
 COMMENT ON FUNCTION eventstore.flush(text, interval) IS
-'Has a source write now what it has read, and waits for it: true when that can be seen, false at the timeout (also where the worker does not run, or waits for a lock of the caller''s).
-Errors: LG007 no such source; 42501 not the owner, nor allowed to read the target; 22004 null; 22023 a negative timeout.';
+'Has a source write now what it has read, or a sink publish what may be read, and waits for it: true when that is done (and acknowledged by Kafka), false at the timeout (also where the worker does not run, or waits for a lock of the caller''s).
+Errors: LG007 no such source or sink; 42501 not the owner, nor allowed to read the target or collection; 22004 null; 22023 a negative timeout.';
 
 CREATE FUNCTION eventstore.wait_for_source(name text, timeout interval = '30 s') RETURNS boolean
 LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -258,24 +259,3 @@ WHERE eventstore.source_shown(s.owner, s.target);
 COMMENT ON VIEW eventstore.gaps IS
 'Records that were gone from a topic before they could be read: from first_offset to next_offset (exclusive), why, and since when that is known.';
 GRANT SELECT ON eventstore.gaps TO PUBLIC;
-
-CREATE VIEW eventstore.dead_letters WITH (security_barrier) AS
-SELECT d.subscription, d.source, d.collection, d.position, d.reason, d.attempts, d.created_at,
-	d.id, NULL::text AS topic, NULL::integer AS partition, NULL::bigint AS record_offset,
-	NULL::timestamptz AS record_time, NULL::bytea AS key, NULL::bytea AS value,
-	NULL::jsonb AS headers, NULL::text AS sqlstate
-FROM eventstore.dead_letter d
-WHERE eventstore.collection_shown(d.collection)
-UNION ALL
-SELECT NULL, s.name, s.target, NULL, d.reason, d.attempts, d.created_at,
-	d.id, d.topic, d.partition, d.record_offset,
-	d.record_time, d.key, d.value,
-	d.headers, d.sqlstate
-FROM eventstore.source_dead_letter d
-	JOIN eventstore.source s ON s.id = d.source
-WHERE eventstore.source_shown(s.owner, s.target);
-COMMENT ON VIEW eventstore.dead_letters IS
-'Events that a subscription gave up after the last attempt, of collections that the caller may SELECT from or owns, and records that a source has parked, of those sources that he may see.
-Of a subscription: source is "subscription"; reason: "nack" or "lease expired", of the last attempt. The event itself is in the collection at that position, for as long as it is retained. A row stays until unsubscribe(); where seek() goes back, the event comes again, and may be given up again.
-Of a source: source is its name, collection its target; the record as it was, with its headers ([name, value] in their order); reason and sqlstate of the last attempt. A row stays until retry_dead_letters() has written it, or drop_source().';
-GRANT SELECT ON eventstore.dead_letters TO PUBLIC;

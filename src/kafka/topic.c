@@ -16,6 +16,8 @@
 #include "postgres.h"
 
 #include "kafka/batch.h"
+#include "kafka/restore.h"
+#include "kafka/task.h"
 #include "kafka/topic.h"
 
 #include "utils/builtins.h"
@@ -47,7 +49,7 @@ es_topic_pass_holes(EsSourceRun *run)
 	if (!holes)
 		return;
 	es_run_begin();
-	if (es_progress_hold(run->source))
+	if (es_task_hold(es_source_key(run->source->id)))
 	{
 		EsProgress *moves = palloc(sizeof(EsProgress) * run->npartitions);
 		int			n = 0;
@@ -79,7 +81,7 @@ static void
 jump(EsSourceRun *run, EsPartition *partition, int64 to, const char *reason)
 {
 	es_run_begin();
-	if (es_progress_hold(run->source))
+	if (es_task_hold(es_source_key(run->source->id)))
 		(void) es_progress_jump(run->source, &partition->progress, to, reason);
 	es_run_commit(run);
 	run->leave = ES_LEAVE_AND_RETURN;
@@ -90,22 +92,20 @@ bool
 es_topic_find_ends(EsSourceRun *run, const EsPartition *partition, int64 *low,
 				   int64 *high)
 {
-	return rd_kafka_query_watermark_offsets(run->client->handle, run->source->topic,
+	return rd_kafka_query_watermark_offsets(run->client->handle,
+											partition->progress.topic,
 											partition->progress.partition, low, high,
 											ES_RUN_CALL_MS) == RD_KAFKA_RESP_ERR_NO_ERROR;
 }
 
 /* The offset that we want is not there.  What was read before comes first. */
 void
-es_topic_out_of_range(EsSourceRun *run, int32 number)
+es_topic_out_of_range(EsSourceRun *run, EsPartition *partition)
 {
-	EsPartition *partition = es_run_partition(run, number);
-	int64		 wanted;
-	int64		 low;
-	int64		 high;
+	int64 wanted;
+	int64 low;
+	int64 high;
 
-	if (partition == NULL)
-		return;
 	es_batch_write(run);
 	wanted = partition->progress.written;
 	/* It may have been the record before that was asked for, and is gone. */
@@ -117,17 +117,18 @@ es_topic_out_of_range(EsSourceRun *run, int32 number)
 		run->leave = ES_LEAVE_AND_RETURN; /* and ask again */
 		return;
 	}
+	run->halted_topic = partition->progress.topic;
 	if (wanted > high)
 		es_run_stop_at(
 			run, ES_HALT_RECREATED,
 			psprintf("partition %d ends at offset " INT64_FORMAT ", and " INT64_FORMAT
 					 " was to be read next: the topic was truncated or made anew",
-					 number, high, wanted));
+					 partition->progress.partition, high, wanted));
 	else if (run->source->on_gap == ES_GAP_STOP && !run->accept_gap)
 		es_run_stop_at(run, ES_HALT_GAP,
 					   psprintf("partition %d begins at offset " INT64_FORMAT
 								", and " INT64_FORMAT " was to be read next",
-								number, low, wanted));
+								partition->progress.partition, low, wanted));
 	else
 		jump(run, partition, run->source->on_gap == ES_GAP_LATEST ? high : low,
 			 "retention");
@@ -138,8 +139,8 @@ static void
 restart(EsSourceRun *run)
 {
 	es_run_begin();
-	if (es_progress_hold(run->source))
-		es_progress_restart(run->source, "the topic was made anew");
+	if (es_task_hold(es_source_key(run->source->id)))
+		es_progress_restart(run->source, run->halted_topic, "the topic was made anew");
 	es_run_commit(run);
 }
 
@@ -199,14 +200,16 @@ has_read(const EsProgress *loaded, int n)
  * none: the state says why.
  */
 int
-es_topic_count_partitions(EsSourceRun *run)
+es_topic_count_partitions(EsSourceRun *run, const char *name)
 {
+	rd_kafka_topic_t			   *topic;
 	const struct rd_kafka_metadata *metadata;
 	rd_kafka_resp_err_t				error;
 	int								count = 0;
 
-	error =
-		rd_kafka_metadata(run->client->handle, 0, run->topic, &metadata, ES_RUN_CALL_MS);
+	topic = rd_kafka_topic_new(run->client->handle, name, NULL);
+	error = rd_kafka_metadata(run->client->handle, 0, topic, &metadata, ES_RUN_CALL_MS);
+	rd_kafka_topic_destroy(topic);
 	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
 	{
 		show_silence(run, rd_kafka_err2str(error));
@@ -223,9 +226,9 @@ es_topic_count_partitions(EsSourceRun *run)
 		es_run_set_state(run, "denied", rd_kafka_err2str(error));
 	else if (error == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART)
 	{
-		run->topic_missing = true;
+		run->topic_missing |= strcmp(name, es_topic_followed(run->source)) == 0;
 		es_run_set_state(run, "topic_missing",
-						 psprintf("there is no topic \"%s\"", run->source->topic));
+						 psprintf("there is no topic \"%s\"", name));
 	}
 	else if (error == RD_KAFKA_RESP_ERR_NO_ERROR && count > 0)
 		return count;
@@ -245,7 +248,7 @@ es_topic_look(EsSourceRun *run)
 	run->look_at = es_run_ms_from_now(LOOK_MS);
 	if (run->halt != ES_HALT_NONE)
 		return;
-	count = es_topic_count_partitions(run);
+	count = es_topic_count_partitions(run, es_topic_followed(run->source));
 	if (count == 0)
 	{
 		run->look_at = es_run_ms_from_now(LOOK_AGAIN_MS);
@@ -261,7 +264,8 @@ es_topic_look(EsSourceRun *run)
 	for (int32 i = 0; i < count; i++)
 		if (is_wanted_partition(run, i))
 			wanted++;
-	if (wanted > run->npartitions && run->source->group_id == NULL)
+	if (!run->restoring && wanted > run->npartitions - run->source->nreplicas &&
+		run->source->group_id == NULL)
 		run->leave = ES_LEAVE_AND_RETURN;
 	else
 		es_run_show_connection(run);
@@ -270,6 +274,12 @@ es_topic_look(EsSourceRun *run)
 /* ---------------------------------------------------------------------------
  * Beginning
  * ------------------------------------------------------------------------- */
+
+const char *
+es_topic_followed(const EsSource *source)
+{
+	return source->mode == ES_SOURCE_REPLICA ? source->changelog_topic : source->topic;
+}
 
 /* The offset that "start" names for a partition; -1: none. */
 static int64
@@ -293,8 +303,8 @@ find_time(EsSourceRun *run, int32 partition, int64 *offset)
 	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
 	rd_kafka_resp_err_t				 error;
 
-	rd_kafka_topic_partition_list_add(list, run->source->topic, partition)->offset =
-		es_codec_kafka_time(run->source->start_time);
+	rd_kafka_topic_partition_list_add(list, es_topic_followed(run->source), partition)
+		->offset = es_codec_kafka_time(run->source->start_time);
 	error = rd_kafka_offsets_for_times(run->client->handle, list, ES_RUN_CALL_MS);
 	if (error == RD_KAFKA_RESP_ERR_NO_ERROR)
 		error = list->elems[0].err;
@@ -310,9 +320,9 @@ find_start(EsSourceRun *run, int32 partition, EsStart start, int64 *offset)
 	int64 low;
 	int64 high;
 
-	if (rd_kafka_query_watermark_offsets(run->client->handle, run->source->topic,
-										 partition, &low, &high,
-										 ES_RUN_CALL_MS) != RD_KAFKA_RESP_ERR_NO_ERROR)
+	if (rd_kafka_query_watermark_offsets(
+			run->client->handle, es_topic_followed(run->source), partition, &low, &high,
+			ES_RUN_CALL_MS) != RD_KAFKA_RESP_ERR_NO_ERROR)
 		return false;
 	*offset = low;
 	if (start == ES_START_LATEST)
@@ -338,7 +348,7 @@ load_progress(EsSourceRun *run, EsProgress **loaded)
 
 	es_run_begin();
 	old = MemoryContextSwitchTo(run->life);
-	n = es_progress_load(run->source, loaded);
+	n = es_progress_load(run->source, es_topic_followed(run->source), loaded);
 	MemoryContextSwitchTo(old);
 	es_run_commit(run);
 	return n;
@@ -353,47 +363,46 @@ has_progress(const EsProgress *loaded, int n, int32 partition)
 	return false;
 }
 
+bool
+es_topic_find_start(EsSourceRun *run, int32 partition, int64 *offset)
+{
+	EsProgress *loaded;
+	EsStart		start =
+		load_progress(run, &loaded) == 0 ? run->source->start : ES_START_EARLIEST;
+
+	if (find_start(run, partition, start, offset))
+		return true;
+	es_run_set_state(run, "disconnected", "the broker does not tell the topic's offsets");
+	return false;
+}
+
 /*
- * Begins with those of 'count' partitions that are wanted and were not begun.
- * One that comes later is read from its beginning, or its first records would be
- * lost.  False where that cannot be done now.  Kafka is asked first: no
- * transaction waits for it.
+ * Begins with the partitions in 'begin'.  One that comes later is read from its
+ * beginning, or its first records would be lost.  False where that cannot be done
+ * now.  Kafka is asked first: no transaction waits for it.
  */
 static bool
-begin_partitions(EsSourceRun *run, int count, const EsProgress *loaded, int n)
+begin_partitions(EsSourceRun *run, const bool *begin, int count)
 {
-	EsStart start = n == 0 ? run->source->start : ES_START_EARLIEST;
-	int64  *offsets = palloc0(sizeof(int64) * count);
-	bool   *begin = palloc0(sizeof(bool) * count);
+	int64 *offsets = palloc0(sizeof(int64) * count);
 
 	for (int32 i = 0; i < count; i++)
-	{
-		begin[i] = is_wanted_partition(run, i) && !has_progress(loaded, n, i);
-		if (begin[i] && !find_start(run, i, start, &offsets[i]))
-		{
-			es_run_set_state(run, "disconnected",
-							 "the broker does not tell the topic's offsets");
+		if (begin[i] && !es_topic_find_start(run, i, &offsets[i]))
 			return false;
-		}
-	}
 	es_run_begin();
 	for (int32 i = 0; i < count; i++)
 		if (begin[i])
-			es_progress_begin(run->source, i, offsets[i]);
+			es_progress_begin(run->source, es_topic_followed(run->source), i, offsets[i]);
 	es_run_commit(run);
 	return true;
 }
 
-/* Those of 'count' partitions that are wanted, begun and ready; false where that cannot be now. */
-bool
-es_topic_load_partitions(EsSourceRun *run, int count)
+static void
+add_partitions(EsSourceRun *run, int count)
 {
 	EsProgress *loaded;
 	int			n = load_progress(run, &loaded);
 
-	if (!begin_partitions(run, count, loaded, n))
-		return false;
-	n = load_progress(run, &loaded);
 	if (run->topic_missing && has_read(loaded, n))
 		run->suspicion = "the topic was deleted and made anew";
 	run->partitions = MemoryContextAllocZero(run->life, sizeof(EsPartition) * Max(n, 1));
@@ -403,10 +412,37 @@ es_topic_load_partitions(EsSourceRun *run, int count)
 			run->suspicion = "the topic has fewer partitions than it had";
 		else if (is_wanted_partition(run, loaded[i].partition))
 		{
-			run->partitions[run->npartitions].progress = loaded[i];
-			run->partitions[run->npartitions++].position = loaded[i].written;
+			EsPartition *partition = &run->partitions[run->npartitions++];
+
+			partition->progress = loaded[i];
+			partition->position = loaded[i].written;
+			partition->from_changelog = run->source->mode == ES_SOURCE_REPLICA;
 		}
-	return true;
+}
+
+/*
+ * Those of 'count' partitions that are wanted, begun and ready, or those that are
+ * to be restored before that; false where that cannot be now.
+ */
+bool
+es_topic_load_partitions(EsSourceRun *run, int count)
+{
+	const EsSource *source = run->source;
+	EsProgress	   *loaded;
+	bool		   *begin = palloc0(sizeof(bool) * count);
+	bool			ready;
+	int				n = load_progress(run, &loaded);
+
+	run->restoring = run->guarded = false;
+	for (int32 i = 0; i < count; i++)
+		begin[i] = is_wanted_partition(run, i) && !has_progress(loaded, n, i);
+	if (source->mode == ES_SOURCE_PRIMARY && source->changelog_topic != NULL &&
+		es_restore_begin(run, begin, count, &ready))
+		return ready;
+	if (!begin_partitions(run, begin, count))
+		return false;
+	add_partitions(run, count);
+	return es_restore_follow(run);
 }
 
 /*
@@ -431,12 +467,13 @@ es_topic_assign(EsSourceRun *run)
 	run->look_at = es_run_ms_from_now(LOOK_MS);
 	if (run->suspicion != NULL)
 	{
+		run->halted_topic = es_topic_followed(run->source);
 		es_run_stop_at(run, ES_HALT_RECREATED, run->suspicion);
 		return;
 	}
 	list = rd_kafka_topic_partition_list_new(run->npartitions);
 	for (int i = 0; i < run->npartitions; i++)
-		rd_kafka_topic_partition_list_add(list, run->source->topic,
+		rd_kafka_topic_partition_list_add(list, run->partitions[i].progress.topic,
 										  run->partitions[i].progress.partition)
 			->offset = first_offset(run, &run->partitions[i]);
 	run->unprobed = false;
@@ -447,13 +484,13 @@ es_topic_assign(EsSourceRun *run)
 						errmsg("source \"%s\" cannot read topic \"%s\"",
 							   run->source->name, run->source->topic),
 						errdetail_internal("%s", rd_kafka_err2str(error))));
-	es_run_set_state(run, "running", "");
+	es_run_set_state(run, run->restoring ? "restoring" : "running", "");
 }
 
 void
 es_topic_recognise(EsSourceRun *run, const rd_kafka_message_t *message)
 {
-	EsPartition				 *partition = es_run_partition(run, message->partition);
+	EsPartition				 *partition = es_run_partition_of(run, message);
 	rd_kafka_timestamp_type_t type;
 	TimestampTz				  time;
 
@@ -468,6 +505,7 @@ es_topic_recognise(EsSourceRun *run, const rd_kafka_message_t *message)
 		es_codec_time(rd_kafka_message_timestamp(message, &type), &time) &&
 		time == partition->progress.time)
 		return;
+	run->halted_topic = partition->progress.topic;
 	es_run_stop_at(run, ES_HALT_RECREATED,
 				   psprintf("partition %d, offset " INT64_FORMAT
 							" is not the record that was read: the topic was made anew",

@@ -16,13 +16,19 @@
  * How many partitions the topic has; 0 where that cannot be told, or there is
  * none: the state says why.
  */
-extern int es_topic_count_partitions(EsSourceRun *run);
+extern int es_topic_count_partitions(EsSourceRun *run, const char *name);
 
 /*
  * Those of 'count' partitions that are wanted, into run->partitions; begins with
  * those that are new.  False where that cannot be now.
  */
 extern bool es_topic_load_partitions(EsSourceRun *run, int count);
+
+/* The topic that the source reads: in mode replica its changelog topic. */
+extern const char *es_topic_followed(const EsSource *source);
+
+/* Where to begin with a partition of it that was not begun; false: not now. */
+extern bool es_topic_find_start(EsSourceRun *run, int32 partition, int64 *offset);
 
 /* Has the client read them, unless the topic seems to be another one. */
 extern void es_topic_assign(EsSourceRun *run);
@@ -38,7 +44,7 @@ extern bool es_topic_find_ends(EsSourceRun *run, const EsPartition *partition, i
 							   int64 *high);
 
 /* The broker does not have the offset that this partition wants. */
-extern void es_topic_out_of_range(EsSourceRun *run, int32 number);
+extern void es_topic_out_of_range(EsSourceRun *run, EsPartition *partition);
 
 /*
  * Is the record before the first one that is wanted the one that was read, by its

@@ -24,6 +24,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/syscache.h"
 
 struct EsDecoded
 {
@@ -40,12 +41,19 @@ es_writer_begin(const EsSource *source)
 	EsWriter   *writer = palloc0(sizeof(EsWriter));
 
 	writer->source = source;
-	writer->key_format = source->is_store ?
-		es_store_open(source->target, RowExclusiveLock)->key_format : ES_STORE_TEXT;
+	writer->key_format = ES_STORE_TEXT;
+	writer->stored_format = source->value_format;
+	if (source->is_store)
+	{
+		EsStore    *store = es_store_open(source->target, RowExclusiveLock);
+
+		writer->key_format = store->key_format;
+		writer->stored_format = store->format;
+	}
 	writer->event_type = cstring_to_text(source->topic);
 	if (source->transform_name != NULL)
 	{
-		if (!OidIsValid(source->transform))
+		if (!SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(source->transform)))
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_FUNCTION),
 					 errmsg("function %s does not exist", source->transform_name),
@@ -65,6 +73,7 @@ decode_record(const EsWriter *writer, const EsRecord *record, EsDecoded *decoded
 			  EsProblem *problem)
 {
 	const EsSource *source = writer->source;
+	EsStoreFormat format = record->from_changelog ? writer->stored_format : source->value_format;
 
 	problem->sqlstate = 0;
 	problem->reason = NULL;
@@ -81,10 +90,9 @@ decode_record(const EsWriter *writer, const EsRecord *record, EsDecoded *decoded
 							  &decoded->key, problem))
 		problem->reason = psprintf("the key cannot be taken: %s", problem->reason);
 	else if (decoded->has_value &&
-			 !es_codec_decode(source->value_format, record->value, record->value_length,
-							  &decoded->value, problem))
+			 !es_codec_decode(format, record->value, record->value_length, &decoded->value, problem))
 		problem->reason = psprintf("the value cannot be taken as %s: %s",
-								   es_store_format_name(source->value_format), problem->reason);
+								   es_store_format_name(format), problem->reason);
 }
 
 EsDecoded *
@@ -211,7 +219,7 @@ es_writer_write(EsWriter *writer, const EsRecord *records, EsDecoded *decoded, i
 	{
 		if (problems[i].sqlstate != 0)
 			continue;
-		if (OidIsValid(writer->source->transform))
+		if (OidIsValid(writer->source->transform) && !records[i].from_changelog)
 			apply_transform(writer, &decoded[i], written);
 		if (!decoded[i].dropped)
 			written->written++;

@@ -16,6 +16,7 @@ typedef struct EsWriter
 {
 	const EsSource *source;
 	EsStoreFormat key_format;
+	EsStoreFormat stored_format;	/* of a store: what its changelog topic has */
 	text	   *event_type;		/* of a collection's events: the topic */
 	FmgrInfo	transform;
 	Oid			result_type;	/* of the transform */

@@ -24,6 +24,7 @@
 #include "catalog/pg_type.h"
 #include "errors.h"
 #include "executor/executor.h"
+#include "feed/key_reads.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -164,6 +165,9 @@ fetch_value(EsStore *store, Datum key, Datum *value)
 		check_select(store->relid);
 		found = look_up(store, rel, key, value);
 	}
+	/* A read stays a read: no row of ours, no transaction id. */
+	if (es_listeners_any(store->reads_channel) && !rel->rd_rel->relrowsecurity)
+		es_key_reads_note(store->changelog, es_store_key_to_text(store, key));
 	table_close(rel, NoLock);
 	return found;
 }

@@ -142,11 +142,13 @@ append_events(Oid changelog, EsEvent *events, int nevents)
 	es_append_run(&append);
 }
 
-/* Appends what the batch has, and frees it. */
+/* Appends what the batch has, and frees it; what a chunk takes meanwhile, too. */
 static void
 append_batch(Batch *batch)
 {
-	MemoryContext old = MemoryContextSwitchTo(batch->context);
+	MemoryContext chunk = AllocSetContextCreate(
+		batch->context, "eventstore chunk of recorded changes", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(chunk);
 	int			  end;
 
 	for (int start = 0; start < batch->nevents; start = end)
@@ -156,6 +158,7 @@ append_batch(Batch *batch)
 			   batch->changelogs[end] == batch->changelogs[start])
 			end++;
 		append_events(batch->changelogs[start], batch->events + start, end - start);
+		MemoryContextReset(chunk);
 	}
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(batch->context);

@@ -161,6 +161,26 @@ load_row(EsStore *store)
 	return true;
 }
 
+/* Where reads are told of: option feed_reads of the changelog. */
+static void
+load_reads_channel(EsStore *store)
+{
+	Datum		values[ES_CATALOG_NATTS];
+	bool		nulls[ES_CATALOG_NATTS];
+	HeapTuple	tuple = NULL;
+
+	store->reads_channel = 0;
+	if (OidIsValid(store->changelog))
+		tuple = es_extension_row("collection_catalog", NULL, ES_CATALOG_COLLECTION,
+								 store->changelog, values, nulls);
+	if (tuple == NULL)
+		return;
+	if (!nulls[ES_CATALOG_FEED_READS - 1] && DatumGetBool(values[ES_CATALOG_FEED_READS - 1]))
+		store->reads_channel =
+			es_listeners_channel(TextDatumGetCString(values[ES_CATALOG_CHANNEL - 1]));
+	heap_freetuple(tuple);
+}
+
 /* The primary key is what get looks in. */
 static bool
 has_key(const EsStore *store, Relation rel)
@@ -233,6 +253,7 @@ load_store(EsStore *store)
 		if (get_rel_relkind(store->relid) != RELKIND_RELATION ||
 			!OidIsValid(es_extension_schema()) || !load_row(store))
 			report_not_store(store->relid);
+		load_reads_channel(store);
 		rel = relation_open(store->relid, NoLock);
 		check_shape(store, rel);
 		relation_close(rel, NoLock);

@@ -15,6 +15,7 @@
 #include "executor/tuptable.h"
 #include "storage/lock.h"
 #include "utils/relcache.h"
+#include "worker/listeners.h"
 #include "utils/snapshot.h"
 
 /* Attribute numbers of a store; the owner may add columns behind them. */
@@ -53,6 +54,7 @@ typedef struct EsStore
 	EsStoreFormat format;
 	EsStoreFormat key_format;	/* text or bytes */
 	Oid			changelog;		/* InvalidOid without one */
+	EsChannel	reads_channel;	/* who listens to it hears of reads; 0 = nobody does */
 	int			running;		/* executions of the plans, which may be nested */
 	SPIPlanPtr	plans[ES_STORE_NSTATEMENTS];	/* NULL until needed */
 } EsStore;

@@ -37,7 +37,7 @@
 #include "collection/segment.h"
 #include "compat.h"
 #include "guc.h"
-#include "kafka/source.h"
+#include "kafka/task.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "position/head.h"
@@ -329,7 +329,7 @@ survey_collections(void)
 {
 	if (!begin_work("eventstore: reading the list of collections"))
 		return es_process_has_extension();
-	es_sources_want();
+	es_tasks_want();
 	SPI_connect();
 	es_spi_execute("SELECT c.collection::pg_catalog.oid, c.incarnation, c.segment_size,"
 				   " c.retain_events, c.retain_for, c.retain_bytes, t.head"

@@ -1,0 +1,356 @@
+/*
+ * kafka/restore.c
+ *		What a source takes from its changelog topic.
+ *
+ * The changelog topic has every change of the store, for each key in order, and
+ * with each change the offset of the record that made it.  It is written after
+ * the changes have committed (a sink does it), so it may lag, and never leads.
+ *
+ * Restoring.  A partition of the source's topic that was not begun here (a new
+ * node, another node's partition taken over) is restored first: the partition
+ * of the changelog topic of the same number, from where we stand in it to the end
+ * that it had when we began.  Its offsets are kept as any other's, so a restore
+ * that was interrupted goes on.  Then the source's partition begins behind the
+ * last record that the restored changes came from: what the changelog topic did
+ * not have yet is read from the source once more.  Where no change said so it
+ * begins where 'start' says.
+ *
+ * What is restored is recorded in the store's own changelog like any change, with
+ * the topic that it came from in the metadata; by that the sink knows that the
+ * topic has it already.
+ *
+ * A store that is not empty may have changes that the topic does not have (made
+ * by SQL, or not published when the source was dropped).  So there each record is
+ * compared with what the store last recorded of its key (es_restore_guard); an
+ * empty store is spared that.
+ *
+ * Following.  Replica partitions are partitions of the changelog topic that are
+ * read like those of the source, without an end.
+ *
+ * Locks: those of progress.c.  A crash: the offsets tell how far it was.
+ */
+#include "postgres.h"
+
+#include "kafka/restore.h"
+#include "kafka/task.h"
+
+#include "catalog/pg_type.h"
+#include "kafka/topic.h"
+#include "spi.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+#define SOURCE_TOPIC_HEADER		"es-topic"
+#define SOURCE_OFFSET_HEADER	"es-offset"
+
+/* ---------------------------------------------------------------------------
+ * Records of a changelog topic
+ * ------------------------------------------------------------------------- */
+
+static const EsHeader *
+find_header(const EsRecord *record, const char *name)
+{
+	for (int i = 0; i < record->nheaders; i++)
+		if (strcmp(record->headers[i].name, name) == 0 && record->headers[i].value != NULL)
+			return &record->headers[i];
+	return NULL;
+}
+
+static bool
+header_is(const EsHeader *header, const char *value)
+{
+	return header != NULL && header->length == strlen(value) &&
+		memcmp(header->value, value, header->length) == 0;
+}
+
+int64
+es_restore_resume_offset(const EsSource *source, const EsRecord *record)
+{
+	const EsHeader *offset = find_header(record, SOURCE_OFFSET_HEADER);
+	char		digits[24];
+	char	   *end;
+	int64		value;
+
+	if (offset == NULL || offset->length >= sizeof(digits) ||
+		!header_is(find_header(record, SOURCE_TOPIC_HEADER), source->topic))
+		return -1;
+	memcpy(digits, offset->value, offset->length);
+	digits[offset->length] = '\0';
+	errno = 0;
+	value = strtoi64(digits, &end, 10);
+	return errno != 0 || *end != '\0' || value < 0 || value == PG_INT64_MAX ? -1 : value + 1;
+}
+
+/* ---------------------------------------------------------------------------
+ * What the store has that is newer
+ * ------------------------------------------------------------------------- */
+
+static Datum
+array_of(Datum *elements, bool *nulls, int n, Oid type, int length, bool by_value)
+{
+	int			dims[1] = {n};
+	int			lower[1] = {1};
+
+	return PointerGetDatum(construct_md_array(elements, nulls, 1, dims, lower, type, length,
+											  by_value, length == 8 ? TYPALIGN_DOUBLE : TYPALIGN_INT));
+}
+
+/* The keys of the records from a changelog, and the offsets they came from, as arrays. */
+static int
+collect_changes(const EsSource *source, const EsRecord *records, int n,
+				const EsProblem *problems, int *numbers, Datum *values)
+{
+	Datum	   *keys = palloc(sizeof(Datum) * n);
+	Datum	   *offsets = palloc(sizeof(Datum) * n);
+	bool	   *key_nulls = palloc0(sizeof(bool) * n);
+	bool	   *offset_nulls = palloc0(sizeof(bool) * n);
+	int			count = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		int64		resume;
+
+		if (!records[i].from_changelog || problems[i].sqlstate != 0 || records[i].key == NULL)
+			continue;
+		resume = es_restore_resume_offset(source, &records[i]);
+		keys[count] = PointerGetDatum(cstring_to_text_with_len(records[i].key,
+															   (int) records[i].key_length));
+		offsets[count] = Int64GetDatum(resume - 1);
+		offset_nulls[count] = resume < 0;
+		numbers[count++] = i;
+	}
+	values[0] = array_of(keys, key_nulls, count, BYTEAOID, -1, false);
+	values[1] = array_of(offsets, offset_nulls, count, INT8OID, 8, true);
+	return count;
+}
+
+void
+es_restore_guard(const EsSource *source, const EsRecord *records, int n, EsProblem *problems)
+{
+	/* A change without a topic was made by SQL, here, where nobody else writes the key. */
+	static const char sql[] =
+	"SELECT r.i FROM unnest($1, $2) WITH ORDINALITY r (key, source_offset, i),"
+	" LATERAL eventstore.peek($3::pg_catalog.regclass,"
+	" CASE WHEN $4 THEN r.key::text ELSE pg_catalog.convert_from(r.key, 'UTF8') END) e"
+	" WHERE e.position IS NOT NULL AND ((e.metadata->>'topic') IS NULL"
+	" OR e.metadata->>'topic' = $5 AND (e.metadata->>'offset')::int8 >= r.source_offset)";
+	Oid			types[5] = {BYTEAARRAYOID, INT8ARRAYOID, OIDOID, BOOLOID, TEXTOID};
+	Datum		values[5];
+	EsStore    *store = es_store_open(source->target, RowExclusiveLock);
+	int		   *numbers = palloc(sizeof(int) * n);
+	EsRoleSwitch saved;
+
+	if (!OidIsValid(store->changelog) ||
+		collect_changes(source, records, n, problems, numbers, values) == 0)
+		return;
+	values[2] = ObjectIdGetDatum(store->changelog);
+	values[3] = BoolGetDatum(store->key_format == ES_STORE_BYTES);
+	values[4] = CStringGetTextDatum(source->topic);
+	es_role_assume(es_extension_owner(), &saved);
+	SPI_connect();
+	es_spi_execute(sql, 5, types, values, NULL, false, SPI_OK_SELECT);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		isnull;
+		int64		number = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i],
+														 SPI_tuptable->tupdesc, 1, &isnull));
+
+		problems[numbers[number - 1]].sqlstate = ES_PROBLEM_OUT_OF_DATE;
+	}
+	SPI_finish();
+	es_role_restore(&saved);
+}
+
+/* ---------------------------------------------------------------------------
+ * Partitions of the changelog topic
+ * ------------------------------------------------------------------------- */
+
+/*
+ * Begins with this partition of the changelog topic, where it was not begun, and
+ * adds it; false where Kafka does not tell its ends now.
+ */
+static bool
+add_partition(EsSourceRun *run, int32 number, const EsProgress *loaded, int n)
+{
+	const char *topic = run->source->changelog_topic;
+	EsPartition *partition = &run->partitions[run->npartitions];
+	int64		low;
+	bool		begun = false;
+
+	memset(partition, 0, sizeof(*partition));
+	partition->from_changelog = true;
+	partition->progress.topic = topic;
+	partition->progress.partition = number;
+	partition->progress.resume = -1;
+	if (!es_topic_find_ends(run, partition, &low, &partition->restore_end))
+		return false;
+	for (int i = 0; i < n; i++)
+		if (loaded[i].partition == number)
+		{
+			partition->progress = loaded[i];
+			begun = true;
+		}
+	if (!begun)
+	{
+		partition->progress.written = partition->progress.next = low;
+		es_run_begin();
+		es_progress_begin(run->source, topic, number, low);
+		es_run_commit(run);
+	}
+	partition->position = partition->progress.written;
+	run->npartitions++;
+	return true;
+}
+
+/* In life. */
+static int
+load_changelog(EsSourceRun *run, EsProgress **loaded)
+{
+	MemoryContext old;
+	int			n;
+
+	es_run_begin();
+	old = MemoryContextSwitchTo(run->life);
+	n = es_progress_load(run->source, run->source->changelog_topic, loaded);
+	MemoryContextSwitchTo(old);
+	es_run_commit(run);
+	return n;
+}
+
+/* Room for so many, and the first of them. */
+static void
+make_room(EsSourceRun *run, int count)
+{
+	EsPartition *room = MemoryContextAllocZero(run->life, sizeof(EsPartition) * Max(count, 1));
+
+	if (run->npartitions > 0)
+		memcpy(room, run->partitions, sizeof(EsPartition) * run->npartitions);
+	run->partitions = room;
+}
+
+static bool
+has_enough(EsSourceRun *run, int32 number, int count)
+{
+	if (number < count)
+		return true;
+	es_run_set_state(run, "topic_missing",
+					 psprintf("changelog topic \"%s\" has no partition %d",
+							  run->source->changelog_topic, number));
+	return false;
+}
+
+static bool
+store_is_empty(EsSourceRun *run)
+{
+	EsRoleSwitch saved;
+	bool		empty;
+
+	es_run_begin();
+	es_role_assume(es_extension_owner(), &saved);
+	SPI_connect();
+	es_spi_execute(psprintf("SELECT FROM %s LIMIT 1", es_relation_name(run->source->target)),
+				   0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+	empty = SPI_processed == 0;
+	SPI_finish();
+	es_role_restore(&saved);
+	es_run_commit(run);
+	return empty;
+}
+
+bool
+es_restore_begin(EsSourceRun *run, const bool *wanted, int count, bool *ready)
+{
+	EsProgress *loaded;
+	int			nloaded;
+	int			nlog;
+	bool		any = false;
+
+	for (int i = 0; i < count; i++)
+		any = any || wanted[i];
+	if (!any)
+		return false;
+	*ready = false;
+	nlog = es_topic_count_partitions(run, run->source->changelog_topic);
+	if (nlog == 0)
+		return true;
+	nloaded = load_changelog(run, &loaded);
+	run->npartitions = 0;
+	make_room(run, count);
+	for (int32 i = 0; i < count; i++)
+		if (wanted[i] && (!has_enough(run, i, nlog) || !add_partition(run, i, loaded, nloaded)))
+			return true;
+	run->restoring = true;
+	run->guarded = !store_is_empty(run);
+	*ready = true;
+	return true;
+}
+
+bool
+es_restore_follow(EsSourceRun *run)
+{
+	const EsSource *source = run->source;
+	EsProgress *loaded;
+	int			nloaded;
+	int			nlog;
+
+	if (source->nreplicas == 0)
+		return true;
+	nlog = es_topic_count_partitions(run, source->changelog_topic);
+	if (nlog == 0)
+		return false;
+	nloaded = load_changelog(run, &loaded);
+	make_room(run, run->npartitions + source->nreplicas);
+	for (int i = 0; i < source->nreplicas; i++)
+		if (!has_enough(run, source->replicas[i], nlog) ||
+			!add_partition(run, source->replicas[i], loaded, nloaded))
+			return false;
+	return true;
+}
+
+/* ---------------------------------------------------------------------------
+ * The end of a restore
+ * ------------------------------------------------------------------------- */
+
+static void
+show_progress(EsSourceRun *run)
+{
+	int64		left = 0;
+
+	for (int i = 0; i < run->npartitions; i++)
+		left += Max(run->partitions[i].restore_end - run->partitions[i].progress.written, 0);
+	es_run_set_state(run, "restoring",
+					 psprintf(INT64_FORMAT " records of changelog topic \"%s\" are left",
+							  left, run->source->changelog_topic));
+}
+
+void
+es_restore_look(EsSourceRun *run)
+{
+	int64	   *offsets = palloc(sizeof(int64) * run->npartitions);
+
+	if (run->nrecords > 0 || run->halt != ES_HALT_NONE || run->retry_at != 0)
+		return;
+	for (int i = 0; i < run->npartitions; i++)
+		if (run->partitions[i].progress.written < run->partitions[i].restore_end)
+		{
+			show_progress(run);
+			return;
+		}
+	/* Kafka is asked first: no transaction waits for it. */
+	for (int i = 0; i < run->npartitions; i++)
+	{
+		EsProgress *progress = &run->partitions[i].progress;
+
+		offsets[i] = progress->resume;
+		if (offsets[i] < 0 && !es_topic_find_start(run, progress->partition, &offsets[i]))
+			return;
+	}
+	es_run_begin();
+	if (es_task_hold(es_source_key(run->source->id)))
+		for (int i = 0; i < run->npartitions; i++)
+			es_progress_begin(run->source, run->source->topic,
+							  run->partitions[i].progress.partition, offsets[i]);
+	es_run_commit(run);
+	run->leave = ES_LEAVE_AND_RETURN;
+}

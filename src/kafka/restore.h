@@ -1,0 +1,36 @@
+/*
+ * kafka/restore.h
+ *		What a source takes from its changelog topic.
+ */
+#ifndef ES_KAFKA_RESTORE_H
+#define ES_KAFKA_RESTORE_H
+
+#include "postgres.h"
+
+#include "kafka/run.h"
+
+/*
+ * Are there partitions (wanted: for each of 'count', whether it is) that the
+ * source has not begun, and which its changelog topic may restore?  Then
+ * run->partitions become those.  False: there are none.  *ready is false where
+ * Kafka does not tell what is needed now; the state says so.
+ */
+extern bool es_restore_begin(EsSourceRun *run, const bool *wanted, int count, bool *ready);
+
+/* Has all been restored?  Then the source's own partitions are begun, and the loop is left. */
+extern void es_restore_look(EsSourceRun *run);
+
+/* Adds the partitions of the changelog topic that are followed; false: not now. */
+extern bool es_restore_follow(EsSourceRun *run);
+
+/* Where the source's own partition goes on after this record of the changelog topic; -1. */
+extern int64 es_restore_resume_offset(const EsSource *source, const EsRecord *record);
+
+/*
+ * Marks those records of the changelog topic as out of date (ES_PROBLEM_OUT_OF_DATE)
+ * for whose keys the store has something newer.  In a transaction.
+ */
+extern void es_restore_guard(const EsSource *source, const EsRecord *records, int n,
+							 EsProblem *problems);
+
+#endif							/* ES_KAFKA_RESTORE_H */
