@@ -50,6 +50,13 @@
 	pg_foreign_server_aclcheck((server), (roleid), (mode))
 #endif
 
+/* A process's virtual transaction id is a struct of its own since 17 (ab355e3a88). */
+#if PG_VERSION_NUM >= 170000
+#define es_local_xid() (MyProc->vxid.lxid)
+#else
+#define es_local_xid() (MyProc->lxid)
+#endif
+
 /* The helpers of EXPLAIN have headers of their own since 18. */
 #if PG_VERSION_NUM >= 180000
 #include "commands/explain_format.h"

@@ -14,9 +14,11 @@
 #include "feed/read.h"
 #include "fmgr.h"
 #include "guc.h"
+#include "kafka/replica.h"
 #include "miscadmin.h"
 #include "position/head.h"
 #include "shmem.h"
+#include "store/store.h"
 #include "store/statement.h"
 #include "worker/launcher.h"
 #include "worker/listeners.h"
@@ -39,4 +41,5 @@ _PG_init(void)
 	es_append_install_hooks();
 	es_statement_install();
 	es_read_install();
+	es_store_follow_hook = es_replica_check;
 }

@@ -24,6 +24,7 @@
 #include "foreign/foreign.h"
 #include "kafka/argument.h"
 #include "kafka/connection.h"
+#include "kafka/replica.h"
 #include "kafka/sink.h"
 #include "kafka/source.h"
 #include "kafka/task.h"
@@ -40,6 +41,7 @@
 
 PG_FUNCTION_INFO_V1(es_create_source);
 PG_FUNCTION_INFO_V1(es_drop_source);
+PG_FUNCTION_INFO_V1(es_resync_source);
 
 /* create_source's arguments, by position. */
 enum
@@ -144,10 +146,13 @@ read_source(MemoryContext context)
 	source->on_gap = es_kafka_word_index(gap_words, es_task_text("on_gap", context));
 	source->flush_count = DatumGetInt32(es_task_column("flush_count", context));
 	source->flush_us = es_kafka_interval_us(es_task_column("flush_interval", context));
+	source->partition_count = DatumGetInt32(es_task_column("partition_count", context));
 	source->group_id = es_task_text("group_id", context);
 	source->key_as_tag = strcmp(es_task_text("key_as", context), "tag") == 0;
 	source->consumer_properties = (Jsonb *) DatumGetPointer(es_task_column("consumer_properties", context));
 	source->changelog_topic = es_task_text("changelog_topic", context);
+	source->changelog_properties = (Jsonb *) DatumGetPointer(es_task_column("changelog_properties", context));
+	source->resync = DatumGetBool(es_task_column("resync", context));
 	source->paused = DatumGetBool(es_task_column("paused", context));
 	source->failure = es_task_text("failure", context);
 	source->resumes = DatumGetInt64(es_task_column("resumes", context));
@@ -317,7 +322,7 @@ set_formats(EsSource *source, const NullableDatum *args)
 {
 	bool		given = !args[ARG_VALUE_FORMAT].isnull;
 
-	source->value_format = ES_STORE_JSON;
+	source->value_format = source->mode == ES_SOURCE_RELAY ? ES_STORE_BYTES : ES_STORE_JSON;
 	if (source->is_store)
 		source->value_format = es_store_get(source->target)->format;
 	if (given && !es_store_format_parse(TextDatumGetCString(args[ARG_VALUE_FORMAT].value),
@@ -397,6 +402,8 @@ check_changelog_topic(EsSource *source, const NullableDatum *args)
 	source->changelog_topic = es_kafka_topic_arg(&args[ARG_CHANGELOG_TOPIC], "changelog_topic");
 	if (strcmp(source->changelog_topic, source->topic) == 0)
 		es_kafka_refuse("changelog_topic", "It is the source's own topic.");
+	if (source->mode == ES_SOURCE_RELAY)
+		return;
 	if (!es_store_exists(source->target, &changelog) || !OidIsValid(changelog))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -417,10 +424,6 @@ refuse_unbuilt(const NullableDatum *args, const EsSource *source)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("\"%s\" is not supported yet", arg_names[ARG_GROUP_ID])));
-	if (source->mode == ES_SOURCE_RELAY)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("mode \"%s\" is not supported yet", mode_words[source->mode])));
 }
 
 static void
@@ -444,16 +447,20 @@ check_properties(NullableDatum *args)
 static void
 check_arguments(EsSource *source, NullableDatum *args)
 {
+	source->mode = es_kafka_word_arg(&args[ARG_MODE], arg_names[ARG_MODE], mode_words);
 	for (int i = ARG_NAME; i <= ARG_TARGET; i++)
-		es_require_arg(&args[i], arg_names[i]);
+		if (i != ARG_TARGET || source->mode != ES_SOURCE_RELAY)
+			es_require_arg(&args[i], arg_names[i]);
 	source->name = text_to_cstring(es_name_arg(&args[ARG_NAME], "name"));
 	source->server_name = NameStr(*DatumGetName(args[ARG_SERVER].value));
 	source->server = es_kafka_server(source->server_name);
 	(void) es_kafka_properties(source->server, GetUserId(), NULL);
 	source->topic = es_kafka_topic_arg(&args[ARG_TOPIC], arg_names[ARG_TOPIC]);
-	source->mode = es_kafka_word_arg(&args[ARG_MODE], arg_names[ARG_MODE], mode_words);
 	refuse_unbuilt(args, source);
-	set_target(source, DatumGetObjectId(args[ARG_TARGET].value));
+	if (source->mode != ES_SOURCE_RELAY)
+		set_target(source, DatumGetObjectId(args[ARG_TARGET].value));
+	else if (!args[ARG_TARGET].isnull)
+		es_kafka_refuse("target", "In mode \"relay\" records go to the changelog topic, and to no table.");
 	if (!args[ARG_START].isnull &&
 		!es_source_parse_start(source, TextDatumGetCString(args[ARG_START].value)))
 		es_kafka_refuse("start", psprintf("\"%s\" is not \"earliest\", \"latest\", a time, nor offsets like {\"0\": 42}.",
@@ -514,6 +521,7 @@ insert_source(const EsSource *source, const NullableDatum *args)
 	bool		isnull;
 
 	memset(nulls, ' ', lengthof(types));
+	nulls[4] = OidIsValid(source->target) ? ' ' : 'n';
 	nulls[6] = args[ARG_PARTITIONS].isnull ? 'n' : ' ';
 	nulls[9] = source->transform_name == NULL ? 'n' : ' ';
 	nulls[21] = args[ARG_REPLICA_PARTITIONS].isnull ? 'n' : ' ';
@@ -580,6 +588,8 @@ es_create_source(PG_FUNCTION_ARGS)
 	source.id = insert_source(&source, args);
 	if (source.changelog_topic != NULL && source.mode == ES_SOURCE_PRIMARY)
 		publish_changelog(&source, args);
+	if (source.mode == ES_SOURCE_REPLICA || !args[ARG_REPLICA_PARTITIONS].isnull)
+		es_replica_set(source.target, source.id);
 	es_task_call_at_commit(es_source_key(source.id));
 	PG_RETURN_VOID();
 }
@@ -611,9 +621,30 @@ es_drop_source(PG_FUNCTION_ARGS)
 	sink = changelog_sink(source);
 	if (sink != 0)
 		es_sink_drop_internal(sink);
+	es_replica_unset(source->id);
 	execute_for("DELETE FROM eventstore.source"
 				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
 				source->id, SPI_OK_DELETE);
+	es_task_call_at_commit(es_source_key(source->id));
+	PG_RETURN_VOID();
+}
+
+Datum
+es_resync_source(PG_FUNCTION_ARGS)
+{
+	EsSource   *source;
+
+	es_require_preloaded();
+	es_require_arg(&fcinfo->args[0], "name");
+	source = es_source_require_own(&fcinfo->args[0]);
+	if (!source->is_store || source->mode != ES_SOURCE_PRIMARY || source->group_id != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("source \"%s\" cannot be resynchronised", source->name),
+				 errdetail("Only a source that feeds a store from its own partitions can.")));
+	execute_for("UPDATE eventstore.source SET resync = true"
+				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
+				source->id, SPI_OK_UPDATE);
 	es_task_call_at_commit(es_source_key(source->id));
 	PG_RETURN_VOID();
 }

@@ -175,6 +175,27 @@ es_progress_advance(const EsSource *source, const EsProgress *partitions, int n)
 					  lengthof(types), types, values, NULL, SPI_OK_UPDATE) == n;
 }
 
+void
+es_progress_note_count(const EsSource *source, int count)
+{
+	Oid			types[2] = {INT4OID, INT4OID};
+	Datum		values[2] = {Int32GetDatum((int32) source->id), Int32GetDatum(count)};
+
+	if (count != source->partition_count)
+		run_statement("UPDATE eventstore.source SET partition_count = $2 WHERE id = $1",
+					  2, types, values, NULL, SPI_OK_UPDATE);
+}
+
+void
+es_progress_resynced(const EsSource *source)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		values[1] = {Int32GetDatum((int32) source->id)};
+
+	run_statement("UPDATE eventstore.source SET resync = false WHERE id = $1",
+				  1, types, values, NULL, SPI_OK_UPDATE);
+}
+
 bool
 es_progress_jump(const EsSource *source, const EsProgress *from, int64 to, const char *reason)
 {

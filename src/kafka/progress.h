@@ -39,6 +39,12 @@ extern void es_progress_begin(const EsSource *source, const char *topic, int32 p
  */
 extern bool es_progress_advance(const EsSource *source, const EsProgress *partitions, int n);
 
+/* How many partitions the topic has: who changes the store by SQL goes by it. */
+extern void es_progress_note_count(const EsSource *source, int count);
+
+/* resync() was asked for, and is done. */
+extern void es_progress_resynced(const EsSource *source);
+
 /* The same, where the records between are gone, for that reason: a row of the view gaps. */
 extern bool es_progress_jump(const EsSource *source, const EsProgress *from, int64 to,
 							 const char *reason);

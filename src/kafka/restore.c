@@ -41,9 +41,6 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
-#define SOURCE_TOPIC_HEADER		"es-topic"
-#define SOURCE_OFFSET_HEADER	"es-offset"
-
 /* ---------------------------------------------------------------------------
  * Records of a changelog topic
  * ------------------------------------------------------------------------- */
@@ -67,13 +64,13 @@ header_is(const EsHeader *header, const char *value)
 int64
 es_restore_resume_offset(const EsSource *source, const EsRecord *record)
 {
-	const EsHeader *offset = find_header(record, SOURCE_OFFSET_HEADER);
+	const EsHeader *offset = find_header(record, ES_HEADER_OFFSET);
 	char		digits[24];
 	char	   *end;
 	int64		value;
 
 	if (offset == NULL || offset->length >= sizeof(digits) ||
-		!header_is(find_header(record, SOURCE_TOPIC_HEADER), source->topic))
+		!header_is(find_header(record, ES_HEADER_TOPIC), source->topic))
 		return -1;
 	memcpy(digits, offset->value, offset->length);
 	digits[offset->length] = '\0';

@@ -32,6 +32,8 @@
 #include "postgres.h"
 
 #include "kafka/batch.h"
+#include "kafka/relay.h"
+#include "kafka/resync.h"
 #include "kafka/restore.h"
 #include "kafka/connection.h"
 #include "kafka/task.h"
@@ -232,6 +234,7 @@ open_client(EsSourceRun *run)
 static void
 close_client(EsSourceRun *run)
 {
+	es_relay_close();
 	if (run->client != NULL)
 		es_kafka_close(run->client);
 	run->client = NULL;
@@ -250,7 +253,7 @@ reload(EsSourceRun *run)
 	es_run_begin();
 	now = OidIsValid(es_extension_schema()) ? es_source_load(run->source->id) : NULL;
 	if (now == NULL || now->paused || now->failure != NULL || !now->at_home ||
-		now->transform != run->source->transform)
+		now->transform != run->source->transform || (now->resync && !run->source->resync))
 		run->leave = ES_LEAVE_AND_RETURN;
 	else if (now->resumes > run->accepted_resumes)
 	{
@@ -500,7 +503,7 @@ run_client(EsSourceRun *run)
 {
 	reset_run(run);
 	open_client(run);
-	if (find_topic(run))
+	if (find_topic(run) && (run->restoring || run->suspicion != NULL || es_resync(run)))
 	{
 		es_topic_assign(run);
 		run_loop(run);
@@ -621,6 +624,7 @@ es_source_main(Datum arg)
 	run->scratch = AllocSetContextCreate(TopMemoryContext, "eventstore source round",
 										 ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(run->scratch);
+	es_store_following = true;
 	es_worker_set_running();
 
 	while (run->leave != ES_LEAVE_FOR_GOOD)

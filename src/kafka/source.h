@@ -81,10 +81,13 @@ typedef struct EsSource
 	int32	   *partitions;
 	int			nreplicas;		/* partitions of the changelog topic that are followed */
 	int32	   *replicas;
+	int			partition_count;	/* of the topic, as last heard of; 0: not yet */
 	char	   *group_id;		/* NULL: partitions are assigned by hand */
 	bool		key_as_tag;
 	Jsonb	   *consumer_properties;
+	Jsonb	   *changelog_properties;
 	char	   *changelog_topic;
+	bool		resync;			/* asked for, and not done yet */
 	bool		paused;
 	char	   *failure;		/* NULL: none */
 	int64		resumes;		/* grows with each resume() */

@@ -41,6 +41,8 @@ CREATE TABLE eventstore.source (
 	failure text,
 	starts integer NOT NULL DEFAULT 0,
 	resumes bigint NOT NULL DEFAULT 0,
+	partition_count integer,
+	resync boolean NOT NULL DEFAULT false,
 	system_identifier bigint NOT NULL,
 	database_oid oid NOT NULL,
 	created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
@@ -135,6 +137,8 @@ server: a foreign server of eventstore_kafka. start: ''earliest'', ''latest'', a
 value_format: json, text or bytes (null: that of the store, or of the transform''s argument; json for a collection). transform: a function of one argument, from the value (jsonb, text or bytea) to what is stored; null passes the record over.
 on_error (a record that cannot be decoded or written) and on_null_key (of a store''s record): park it as a dead letter, skip it, or stop. on_gap (records are gone from the topic): stop, or go on with the earliest or latest that is there; each gap is in the view gaps.
 flush_count, flush_interval: a batch is written when it has so many records, or when its first record has waited so long.
+changelog_topic: every change of the store, by the source or by SQL, is published there after it has committed, for each key in order, in the partition of the source''s number. Partitions that were not read here before are restored from it first, and the source goes on behind what was restored. replica_partitions: partitions of the changelog topic that are followed; keys in these cannot be changed by SQL (55000).
+mode: ''primary''; ''replica'' follows the changelog topic alone (its partitions are those in partitions), and the store takes no other changes; ''relay'' publishes what it reads to the changelog topic (each key''s records in order; twice where the worker dies in between) and has no target (null).
 consumer_properties, producer_properties, changelog_properties: properties of librdkafka beside those of the server and of the user mapping.
 Errors: 42710 the name is taken; 22023 a bad value, with librdkafka''s words; 22004 null; 42704 no such server; 42809 not a server of eventstore_kafka; 42501 no USAGE on the server, no right to write the target or to call the transform; 42804 formats that do not fit; LG006, LG007 the target is neither store nor collection.';
 
@@ -172,6 +176,13 @@ AS 'MODULE_PATHNAME', 'es_wait_for_source';
 COMMENT ON FUNCTION eventstore.wait_for_source(text, interval) IS
 'Waits until a source has written all that the topic held when this was called: true; false at the timeout. What is produced before the call can then be read by the next statement (at READ COMMITTED).
 Errors: as flush().';
+
+CREATE FUNCTION eventstore.resync(name text) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'es_resync_source';
+COMMENT ON FUNCTION eventstore.resync(text) IS
+'Has a source of a store look for keys that its topic has no more, and remove them: a compacted topic forgets deleted keys, and a source that did not run meanwhile does not hear of it. Returns at once; the state in view sources is "resyncing" until the topic has been read once (nothing new is written meanwhile) and the store gone through. Keys that SQL changed last stay; in a store without a changelog, which cannot tell, they go, too. Needs about 50 bytes of memory for each key.
+Errors: LG007 no such source; 42501 not the owner; 55000 the source feeds no store, follows a changelog topic, or has a group_id; 22004 null.';
 
 CREATE FUNCTION eventstore.retry_dead_letters(
 	name text,

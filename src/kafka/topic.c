@@ -390,6 +390,7 @@ begin_partitions(EsSourceRun *run, const bool *begin, int count)
 		if (begin[i] && !es_topic_find_start(run, i, &offsets[i]))
 			return false;
 	es_run_begin();
+	es_progress_note_count(run->source, count);
 	for (int32 i = 0; i < count; i++)
 		if (begin[i])
 			es_progress_begin(run->source, es_topic_followed(run->source), i, offsets[i]);

@@ -312,6 +312,16 @@ correct_rows(const Recording *recording)
 	}
 }
 
+/* A store that follows another one has no changes of its own, or not of all keys. */
+static void
+check_following(const EsStore *store, const EsRowChange *change)
+{
+	if (change->has_old)
+		es_store_follow_hook(store, change->old.key);
+	if (change->has_new && (change->moved || !change->has_old))
+		es_store_follow_hook(store, change->new.key);
+}
+
 void
 es_store_record_rows(const EsStore *store, Relation rel, EsRowChange *changes,
 					 int nchanges)
@@ -320,6 +330,9 @@ es_store_record_rows(const EsStore *store, Relation rel, EsRowChange *changes,
 	EsAppend	append = {0};
 
 	es_require_preloaded();
+	if (store->follower != 0 && !es_store_following)
+		for (int i = 0; i < nchanges; i++)
+			check_following(store, &changes[i]);
 	recording.put = cstring_to_text("put");
 	recording.delete = cstring_to_text("delete");
 	recording.parts =

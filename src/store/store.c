@@ -44,6 +44,9 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
+EsStoreFollowHook es_store_follow_hook = NULL;
+bool		es_store_following = false;
+
 static HTAB *stores = NULL;
 
 static const struct
@@ -157,6 +160,8 @@ load_row(EsStore *store)
 		DatumGetObjectId(values[ES_STORE_CATALOG_CHANGELOG - 1]);
 	store->format = format_of(values[ES_STORE_CATALOG_FORMAT - 1]);
 	store->key_format = format_of(values[ES_STORE_CATALOG_KEY_FORMAT - 1]);
+	store->follower = nulls[ES_STORE_CATALOG_FOLLOWER - 1] ? 0 :
+		DatumGetInt32(values[ES_STORE_CATALOG_FOLLOWER - 1]);
 	heap_freetuple(tuple);
 	return true;
 }

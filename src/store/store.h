@@ -54,6 +54,7 @@ typedef struct EsStore
 	EsStoreFormat format;
 	EsStoreFormat key_format;	/* text or bytes */
 	Oid			changelog;		/* InvalidOid without one */
+	uint32		follower;		/* the Kafka source by which it follows another store; 0 */
 	EsChannel	reads_channel;	/* who listens to it hears of reads; 0 = nobody does */
 	int			running;		/* executions of the plans, which may be nested */
 	SPIPlanPtr	plans[ES_STORE_NSTATEMENTS];	/* NULL until needed */
@@ -100,6 +101,15 @@ extern void es_store_require_changelog(const EsStore *store);
 /* The row of a key, by the primary key, whoever asks; it stays in the slot. */
 extern bool es_store_find(const EsStore *store, Relation rel, Datum key, Snapshot snapshot,
 						  TupleTableSlot *slot);
+
+/*
+ * A store that follows another one is changed only by who follows (he sets
+ * es_store_following); all others' changes are checked by the hook, which raises
+ * an error for a key that is not theirs.
+ */
+typedef void (*EsStoreFollowHook) (const EsStore *store, Datum key);
+extern EsStoreFollowHook es_store_follow_hook;
+extern bool es_store_following;
 
 /* Runs a prepared statement; between SPI_connect and SPI_finish. */
 extern void es_store_execute(EsStore *store, EsStoreStatement statement, Datum *values,

@@ -10,7 +10,8 @@ CREATE TABLE eventstore.store_catalog (
 	store regclass PRIMARY KEY,
 	changelog regclass UNIQUE,
 	format text NOT NULL,
-	key_format text NOT NULL
+	key_format text NOT NULL,
+	follower integer
 );
 COMMENT ON TABLE eventstore.store_catalog IS
 'The stores of this database with their changelogs and formats. Internal.';
