@@ -98,6 +98,7 @@ es_batch_add(EsSourceRun *run, rd_kafka_message_t *message)
 	if (partition == NULL || message->offset < partition->position)
 		return false;
 	partition->position = message->offset + 1;
+	partition->answered = true;
 	memset(record, 0, sizeof(*record));
 	record->topic = partition->progress.topic;
 	record->from_changelog = partition->from_changelog;
@@ -174,7 +175,7 @@ advance_to(EsSourceRun *run, int from, int to)
 			progress->end = -1;
 		moves[n++] = *progress;
 	}
-	es_progress_advance(run->source, moves, n);
+	es_run_advance(run, moves, n);
 }
 
 /* The transaction has committed. */
@@ -368,7 +369,6 @@ write_step(EsSourceRun *run)
 	{
 		case OUTCOME_WRITTEN:
 			run->nwritten = to;
-			run->progressed = true;
 			run->width = Min(run->width * 2, run->source->flush_count);
 			run->retry_at = 0;
 			run->retry_ms = 0;

@@ -622,12 +622,8 @@ es_drop_source(PG_FUNCTION_ARGS)
 	if (sink != 0)
 		es_sink_drop_internal(sink);
 	es_replica_unset(source->id);
-	execute_for("WITH gone AS (DELETE FROM eventstore.source WHERE id = $1 RETURNING id),"
-				" offsets AS (DELETE FROM eventstore.source_offset o USING gone"
-				" WHERE o.source = gone.id),"
-				" gaps AS (DELETE FROM eventstore.source_gap g USING gone WHERE g.source = gone.id)"
-				" DELETE FROM eventstore.source_dead_letter l USING gone WHERE l.source = gone.id"
-				" AND $2 IS NOT NULL AND $3 IS NOT NULL",
+	execute_for("DELETE FROM eventstore.source"
+				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
 				source->id, SPI_OK_DELETE);
 	es_task_call_at_commit(es_source_key(source->id));
 	PG_RETURN_VOID();

@@ -57,7 +57,7 @@ SELECT pg_catalog.pg_extension_config_dump('eventstore.source', '');
  * the next versions (HOT).
  */
 CREATE TABLE eventstore.source_offset (
-	source integer NOT NULL,
+	source integer NOT NULL REFERENCES eventstore.source ON DELETE CASCADE,
 	topic text COLLATE "C" NOT NULL,
 	partition integer NOT NULL,
 	next_offset bigint NOT NULL,
@@ -72,7 +72,7 @@ COMMENT ON TABLE eventstore.source_offset IS
 SELECT pg_catalog.pg_extension_config_dump('eventstore.source_offset', '');
 
 CREATE TABLE eventstore.source_gap (
-	source integer NOT NULL,
+	source integer NOT NULL REFERENCES eventstore.source ON DELETE CASCADE,
 	topic text COLLATE "C" NOT NULL,
 	partition integer NOT NULL,
 	first_offset bigint NOT NULL,
@@ -87,7 +87,7 @@ SELECT pg_catalog.pg_extension_config_dump('eventstore.source_gap', '');
 
 CREATE TABLE eventstore.source_dead_letter (
 	id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
-	source integer NOT NULL,
+	source integer NOT NULL REFERENCES eventstore.source ON DELETE CASCADE,
 	topic text COLLATE "C" NOT NULL,
 	partition integer NOT NULL,
 	record_offset bigint NOT NULL,
@@ -146,7 +146,7 @@ CREATE FUNCTION eventstore.drop_source(name text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_drop_source';
 COMMENT ON FUNCTION eventstore.drop_source(text) IS
-'Drops a source with its offsets, gaps and dead letters; what it has written stays. A batch that is being written is waited for. Nothing is changed in Kafka.
+'Drops a source with its offsets, gaps and dead letters, as DROP TABLE of its target does; what it has written stays. A batch that is being written is waited for. Nothing is changed in Kafka.
 Errors: LG007 no such source; 42501 not the owner; 22004 null.';
 
 CREATE FUNCTION eventstore.pause(name text) RETURNS void
@@ -251,14 +251,15 @@ CREATE VIEW eventstore.source_partitions WITH (security_barrier) AS
 SELECT s.name AS source, o.topic, o.partition, o.next_offset AS position, o.end_offset AS end_position,
 	GREATEST(o.end_offset - o.next_offset, 0) AS lag_records,
 	CASE WHEN o.end_offset <= o.next_offset THEN 0
-		ELSE GREATEST(EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - o.record_time), 0) END::double precision
+		WHEN o.record_time IS NOT NULL
+			THEN GREATEST(EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - o.record_time), 0) END::double precision
 		AS lag_seconds,
 	o.record_time, o.updated_at
 FROM eventstore.source_offset o
 	JOIN eventstore.source s ON s.id = o.source
 WHERE eventstore.source_shown(s.owner, s.target);
 COMMENT ON VIEW eventstore.source_partitions IS
-'How far each partition of a source''s topic has been written: position, the offset of the next record; end_position, the end of the partition as last heard of; lag_records, offsets between the two (of compacted records and of transaction markers too); lag_seconds, age of the last record written where there are more, 0 where there are none; record_time, its time.';
+'How far each partition of a source''s topic has been written: position, the offset of the next record; end_position, the end of the partition as last heard of; lag_records, offsets between the two (of compacted records and of transaction markers too); lag_seconds, age of the last record written where there are more, 0 where there are none; record_time, its time (null: not known).';
 GRANT SELECT ON eventstore.source_partitions TO PUBLIC;
 
 CREATE VIEW eventstore.gaps WITH (security_barrier) AS

@@ -24,6 +24,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/syscache.h"
 
 struct EsDecoded
 {
@@ -52,7 +53,7 @@ es_writer_begin(const EsSource *source)
 	writer->event_type = cstring_to_text(source->topic);
 	if (source->transform_name != NULL)
 	{
-		if (!OidIsValid(source->transform))
+		if (!SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(source->transform)))
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_FUNCTION),
 					 errmsg("function %s does not exist", source->transform_name),
