@@ -45,12 +45,15 @@ typedef struct EsPartition
 	int64	   wanted;	 /* wait_for_source(): up to here; 0 = nobody waits */
 } EsPartition;
 
+struct EsGroup; /* group.c */
+
 typedef struct EsSourceRun
 {
 	MemoryContext	  life;
 	MemoryContext	  scratch;
 	EsSource		 *source;
 	EsKafkaClient	 *client;
+	struct EsGroup	 *group; /* NULL: partitions are assigned by hand; outlives clients */
 	EsPartition		 *partitions;
 	int				  npartitions;
 	bool			  restoring; /* all of them are of the changelog topic, see restore.c */

@@ -28,8 +28,9 @@
 #include "postgres.h"
 
 #include "kafka/batch.h"
-#include "kafka/restore.h"
 #include "kafka/connection.h"
+#include "kafka/group.h"
+#include "kafka/restore.h"
 #include "kafka/task.h"
 #include "kafka/topic.h"
 
@@ -290,7 +291,7 @@ static void
 sleep_in(EsSourceRun *run, long timeout_ms)
 {
 	if (timeout_ms > 0)
-		es_kafka_wait(&run->client, 1, timeout_ms);
+		es_group_wait(run, timeout_ms);
 }
 
 /* One round; what it does not get done now it does in the next. */
@@ -308,6 +309,8 @@ round_of_loop(EsSourceRun *run)
 	if (es_worker_take(ES_WAKE_CONFIG) != 0)
 		reload(run);
 	if (reconnect)
+		run->leave = ES_LEAVE_AND_RETURN;
+	if (es_group_serve(run) && run->leave == ES_LEAVE_NOT)
 		run->leave = ES_LEAVE_AND_RETURN;
 	if (run->leave != ES_LEAVE_NOT)
 		return;
@@ -375,10 +378,11 @@ find_topic(EsSourceRun *run)
 		}
 		if (es_worker_take(ES_WAKE_CONFIG) != 0)
 			reload(run);
+		(void) es_group_serve(run);
 		if (run->leave != ES_LEAVE_NOT || reconnect)
 			return false;
 		count = es_topic_count_partitions(run, es_topic_followed(run->source));
-		if (count > 0 && es_topic_load_partitions(run, count))
+		if (count > 0 && !es_group_awaits(run) && es_topic_load_partitions(run, count))
 			break;
 		sleep_in(run, AGAIN_MS);
 		MemoryContextReset(run->scratch);
@@ -396,6 +400,9 @@ run_client(EsSourceRun *run)
 	MemoryContextSwitchTo(run->life);
 	run->leave = ES_LEAVE_NOT;
 	run->halt = ES_HALT_NONE;
+	run->npartitions = 0;
+	if (reconnect)
+		es_group_leave(run);
 	reconnect = false;
 	run->retry_at = 0;
 	run->retry_ms = 0;
@@ -408,6 +415,7 @@ run_client(EsSourceRun *run)
 	es_batch_drop(run);
 	es_run_set_state(run, "starting", "");
 	open_client(run);
+	es_group_join(run);
 	if (find_topic(run))
 	{
 		es_topic_assign(run);

@@ -42,6 +42,7 @@ CREATE TABLE eventstore.source (
 	starts integer NOT NULL DEFAULT 0,
 	resumes bigint NOT NULL DEFAULT 0,
 	partition_count integer,
+	assigned integer[],
 	system_identifier bigint NOT NULL,
 	database_oid oid NOT NULL,
 	created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
