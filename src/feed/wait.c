@@ -277,6 +277,51 @@ es_wait_unlock(const EsCollection *coll)
 }
 
 /* ---------------------------------------------------------------------------
+ * A worker's wait
+ * ------------------------------------------------------------------------- */
+
+void
+es_wait_keep(EsCollection *coll, EsPosition looked, const EsQuery *query)
+{
+	es_collection_load_head(coll);
+	if (es_watch_underway() && coll->head.head == watch.head.head &&
+		coll->head.incarnation == watch.head.incarnation)
+	{
+		es_watch_looking();
+		return;
+	}
+	es_watch_end();
+	memset(&watch, 0, sizeof(watch));
+	watch.kept = true;
+	watch.looked = looked;
+	if (query != NULL)
+	{
+		es_query_to_condition(query, &condition);
+		watch.condition = &condition;
+	}
+	enter(coll);
+}
+
+bool
+es_wait_keep_looked(EsPosition looked)
+{
+	watch.looked = Max(watch.looked, looked);
+	return es_watch_looked(looked);
+}
+
+bool
+es_wait_keep_due(void)
+{
+	return es_watch_underway() && es_watch_woken();
+}
+
+long
+es_wait_keep_ms(void)
+{
+	return must_poll() ? POLL_MS : SAFETY_MS;
+}
+
+/* ---------------------------------------------------------------------------
  * wait_for, await
  * ------------------------------------------------------------------------- */
 

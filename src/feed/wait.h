@@ -70,6 +70,19 @@ extern EsCollection *es_wait_reopen(Oid collection);
 /* Ends it; 'found' is for the statistics.  An error ends it by itself. */
 extern void es_wait_end(bool found);
 
+/*
+ * For a worker that waits beside its other work: one wait, over many
+ * transactions, in which it sleeps as it likes (its latch is set).  In each
+ * transaction it opens the collection, es_wait_keep, looks, and, where it has
+ * looked up to the head in vain, es_wait_keep_looked, which says true where it
+ * should look again at once.  Before it sleeps it asks es_wait_keep_due, and
+ * sleeps no longer than es_wait_keep_ms before it looks all the same.
+ */
+extern void es_wait_keep(EsCollection *coll, EsPosition looked, const EsQuery *query);
+extern bool es_wait_keep_looked(EsPosition looked);
+extern bool es_wait_keep_due(void);
+extern long es_wait_keep_ms(void);
+
 /* The lock that es_collection_open took, given back for the time of the sleep. */
 extern void es_wait_unlock(const EsCollection *coll);
 

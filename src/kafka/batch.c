@@ -240,9 +240,8 @@ write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 	return end;
 }
 
-/* May a record be to blame for it? */
-static bool
-is_records_fault(int sqlstate)
+bool
+es_batch_is_records_fault(int sqlstate)
 {
 	static const int others[] = {ERRCODE_CONNECTION_EXCEPTION,
 								 ERRCODE_FEATURE_NOT_SUPPORTED,
@@ -311,7 +310,7 @@ try_range(EsSourceRun *run, int from, int *to, EsProblem *problem)
 		problem->sqlstate = error->sqlerrcode;
 		problem->reason = error->message;
 		outcome =
-			is_records_fault(error->sqlerrcode) ? OUTCOME_BAD_RECORD : OUTCOME_RETRY;
+			es_batch_is_records_fault(error->sqlerrcode) ? OUTCOME_BAD_RECORD : OUTCOME_RETRY;
 	}
 	PG_END_TRY();
 

@@ -25,4 +25,7 @@ extern void es_batch_write(EsSourceRun *run);
 /* Gives the messages back. */
 extern void es_batch_drop(EsSourceRun *run);
 
+/* May a record be to blame for an error of that SQLSTATE? */
+extern bool es_batch_is_records_fault(int sqlstate);
+
 #endif /* ES_KAFKA_BATCH_H */

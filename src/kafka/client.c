@@ -320,6 +320,29 @@ es_kafka_serve(EsKafkaClient *client)
 	es_kafka_note(client);
 }
 
+int
+es_kafka_count_partitions(EsKafkaClient *client, rd_kafka_topic_t *topic, int timeout_ms,
+						  rd_kafka_resp_err_t *error)
+{
+	const struct rd_kafka_metadata *metadata;
+	int								count = 0;
+
+	*error = rd_kafka_metadata(client->handle, 0, topic, &metadata, timeout_ms);
+	if (*error != RD_KAFKA_RESP_ERR_NO_ERROR)
+	{
+		es_kafka_note(client);
+		return 0;
+	}
+	es_kafka_fine(client);
+	if (metadata->topic_cnt > 0)
+	{
+		*error = metadata->topics[0].err;
+		count = metadata->topics[0].partition_cnt;
+	}
+	rd_kafka_metadata_destroy(metadata);
+	return *error == RD_KAFKA_RESP_ERR_NO_ERROR ? count : 0;
+}
+
 /* ---------------------------------------------------------------------------
  * Configuration
  * ------------------------------------------------------------------------- */

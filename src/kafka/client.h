@@ -106,6 +106,13 @@ extern void es_kafka_wait(EsKafkaClient **clients, int n, long timeout_ms);
 extern void es_kafka_serve(EsKafkaClient *client);
 extern void es_kafka_note(EsKafkaClient *client);
 
+/*
+ * How many partitions the topic has, asked of a broker; 0 with the error where
+ * that cannot be told or there is none.
+ */
+extern int es_kafka_count_partitions(EsKafkaClient *client, rd_kafka_topic_t *topic,
+									 int timeout_ms, rd_kafka_resp_err_t *error);
+
 /* A message, metadata or a delivery report came: whatever was wrong is over, unless fatal. */
 extern void es_kafka_fine(EsKafkaClient *client);
 

@@ -41,6 +41,7 @@
 
 PG_FUNCTION_INFO_V1(es_create_source);
 PG_FUNCTION_INFO_V1(es_drop_source);
+PG_FUNCTION_INFO_V1(es_resync_source);
 
 /* More than any name in use; Kafka itself takes 32767. */
 #define GROUP_MAX_BYTES 1000
@@ -153,6 +154,7 @@ read_source(MemoryContext context)
 	source->key_as_tag = strcmp(es_task_text("key_as", context), "tag") == 0;
 	source->consumer_properties = (Jsonb *) DatumGetPointer(es_task_column("consumer_properties", context));
 	source->changelog_topic = es_task_text("changelog_topic", context);
+	source->resync = DatumGetBool(es_task_column("resync", context));
 	source->paused = DatumGetBool(es_task_column("paused", context));
 	source->failure = es_task_text("failure", context);
 	source->resumes = DatumGetInt64(es_task_column("resumes", context));
@@ -645,6 +647,26 @@ es_drop_source(PG_FUNCTION_ARGS)
 				" DELETE FROM eventstore.source_dead_letter l USING gone WHERE l.source = gone.id"
 				" AND $2 IS NOT NULL AND $3 IS NOT NULL",
 				source->id, SPI_OK_DELETE);
+	es_task_call_at_commit(es_source_key(source->id));
+	PG_RETURN_VOID();
+}
+
+Datum
+es_resync_source(PG_FUNCTION_ARGS)
+{
+	EsSource   *source;
+
+	es_require_preloaded();
+	es_require_arg(&fcinfo->args[0], "name");
+	source = es_source_require_own(&fcinfo->args[0]);
+	if (!source->is_store || source->mode != ES_SOURCE_PRIMARY || source->group_id != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("source \"%s\" cannot be resynchronised", source->name),
+				 errdetail("Only a source that feeds a store from its own partitions can.")));
+	execute_for("UPDATE eventstore.source SET resync = true"
+				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
+				source->id, SPI_OK_UPDATE);
 	es_task_call_at_commit(es_source_key(source->id));
 	PG_RETURN_VOID();
 }

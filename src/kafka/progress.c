@@ -201,6 +201,16 @@ es_progress_note_assigned(const EsSource *source, const int32 *partitions, int n
 }
 
 void
+es_progress_resynced(const EsSource *source)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		values[1] = {Int32GetDatum((int32) source->id)};
+
+	run_statement("UPDATE eventstore.source SET resync = false WHERE id = $1",
+				  1, types, values, NULL, SPI_OK_UPDATE);
+}
+
+void
 es_progress_jump(const EsSource *source, const EsProgress *from, int64 to, const char *reason)
 {
 	EsProgress	move = *from;

@@ -45,6 +45,9 @@ extern void es_progress_note_count(const EsSource *source, int count);
 /* Which partitions its group has given to it, for the view. */
 extern void es_progress_note_assigned(const EsSource *source, const int32 *partitions, int n);
 
+/* resync() was asked for, and is done. */
+extern void es_progress_resynced(const EsSource *source);
+
 /* Sets a partition to an offset, back or forth; the records between are gone where 'reason' says so. */
 extern void es_progress_jump(const EsSource *source, const EsProgress *from, int64 to,
 							 const char *reason);

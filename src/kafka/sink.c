@@ -1,12 +1,719 @@
+/*
+ * kafka/sink.c
+ *		The worker of a sink: a collection's events to a topic, in their order.
+ *
+ * The loop:
+ *
+ *	1.	Hear what has arrived (delivery.c); what failed is seen to (handle_failure).
+ *	2.	Save the position, or close the transaction of Kafka, when it is due.
+ *	3.	Read on (sink_read.c), while records are on their way.
+ *	4.	Errands: flush().
+ *	5.	Wait for reports, for new events, for the latch or the clock, without a
+ *		transaction.
+ *
+ * At least once.  The position is saved after all up to there were acknowledged
+ * by all in-sync replicas, so what a crash loses is at most the news of it.
+ * Exactly once, for who reads committed records only: sink_transaction.c.
+ *
+ * Order.  The producer is idempotent: within a partition records lie in the order
+ * of positions, each once, as long as one client lives.  After a failure all is
+ * read again from the last one that arrived.
+ *
+ * What fails.  Broker, topic, rights: tried again with a growing pause.  What may
+ * be an event's own fault (Kafka says so of a whole batch) is found by sending
+ * one at a time up to where the failure was; the one that fails alone is passed
+ * over, parked, or stops the sink, as on_error says.
+ *
+ * Locks: the sink (a session lock), then those of sink_read.c and
+ * sink_progress.c.  A crash: see above.
+ */
 #include "postgres.h"
 
+#include "kafka/connection.h"
+#include "kafka/sink_run.h"
+
+#include "access/xact.h"
+#include "feed/wait.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "spi.h"
 #include "storage/ipc.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
 #include "worker/process.h"
+
+/* The pause after a failure doubles from the first to the last value. */
+#define RETRY_FIRST_MS 20
+#define RETRY_LAST_MS  10000
+/* A trouble that lasts so long is shown. */
+#define RETRY_SHOWN_MS 500
+/* Where the topic or the broker is not there, until they are asked again. */
+#define AGAIN_MS 1000
+/* What is on its way when the sink is paused gets so long to arrive. */
+#define FINISH_MS 1000
+/* A worker that has lived so long is not failing at its start. */
+#define STABLE_MS (60 * 1000)
+
+/* The server or the mapping was changed: set by an invalidation. */
+static bool reconnect = false;
+
+/* ---------------------------------------------------------------------------
+ * State
+ * ------------------------------------------------------------------------- */
+
+void
+es_sink_set_state(EsSinkRun *run, const char *name, const char *message)
+{
+	if (strcmp(run->state, name) != 0 && strcmp(name, "running") != 0 &&
+		strcmp(name, "starting") != 0)
+		ereport(LOG, (errmsg("sink \"%s\": %s", run->sink->name, name),
+					  message[0] != '\0' ? errdetail_internal("%s", message) : 0));
+	strlcpy(run->state, name, sizeof(run->state));
+	es_worker_report(run->sink->name, name, message);
+}
+
+void
+es_sink_stop_at(EsSinkRun *run, EsSinkHalt reason, const char *message)
+{
+	static const char *const names[] = {"", "stopped", "gap", "stopped", "fenced"};
+
+	run->halt = reason;
+	es_sink_set_state(run, names[reason], message);
+}
+
+void
+es_sink_begin(void)
+{
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+void
+es_sink_commit(EsSinkRun *run)
+{
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(run->scratch);
+}
+
+void
+es_sink_retry_later(EsSinkRun *run, const char *state, const char *message)
+{
+	run->retry_ms =
+		run->retry_ms == 0 ? RETRY_FIRST_MS : Min(run->retry_ms * 2, RETRY_LAST_MS);
+	run->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), run->retry_ms);
+	run->more = true;
+	if (run->retry_ms >= RETRY_SHOWN_MS || strcmp(state, "retrying") != 0)
+		es_sink_set_state(run, state, message);
+}
+
+void
+es_sink_note_bad(EsSinkRun *run, EsPosition position, int sqlstate, const char *reason)
+{
+	run->bad = position;
+	run->bad_sqlstate = sqlstate;
+	strlcpy(run->bad_reason, reason, sizeof(run->bad_reason));
+	run->more = true;
+}
+
+/* What is wrong with the connection, unless something else is, too. */
+static void
+show_connection(EsSinkRun *run)
+{
+	static const char *const names[] = {"running", "disconnected", "denied",
+										"disconnected"};
+	EsKafkaTrouble			 trouble = run->client->trouble;
+
+	if (trouble == ES_KAFKA_FATAL && run->halt != ES_SINK_FENCED)
+	{
+		run->leave = ES_LEAVE_AND_RETURN;
+		run->pause_first = true;
+		if (run->sink->exactly_once)
+			es_sink_transaction_fatal(run);
+	}
+	if (run->halt != ES_SINK_GOES_ON || run->retry_at != 0)
+		return;
+	if (strcmp(run->state, names[trouble]) != 0)
+		es_sink_set_state(run, names[trouble],
+						  trouble == ES_KAFKA_FINE ? "" : run->client->message);
+}
+
+/* ---------------------------------------------------------------------------
+ * What arrives
+ * ------------------------------------------------------------------------- */
+
+/* All up to there have arrived. */
+static EsPosition
+arrived_to(const EsSinkRun *run)
+{
+	if (es_delivery_is_empty(&run->delivery))
+		return run->read_to;
+	return Max(run->saved, run->delivery.arrived);
+}
+
+static bool
+is_events_fault(rd_kafka_resp_err_t error)
+{
+	switch (error)
+	{
+		case RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE:
+		case RD_KAFKA_RESP_ERR_RECORD_LIST_TOO_LARGE:
+		case RD_KAFKA_RESP_ERR_INVALID_MSG:
+		case RD_KAFKA_RESP_ERR_INVALID_MSG_SIZE:
+		case RD_KAFKA_RESP_ERR_INVALID_RECORD:
+		case RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP:
+		case RD_KAFKA_RESP_ERR_POLICY_VIOLATION:
+			return true;
+		default:
+			return false;
+	}
+}
+
+static const char *
+state_for(rd_kafka_resp_err_t error)
+{
+	switch (error)
+	{
+		case RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART:
+		case RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC:
+		case RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION:
+			return "topic_missing";
+		case RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED:
+		case RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED:
+			return "denied";
+		default:
+			return "retrying";
+	}
+}
+
+void
+es_sink_rewind(EsSinkRun *run, EsPosition position)
+{
+	run->read_to = position;
+	run->unsaved = 0;
+	run->oldest = 0;
+	run->more = true;
+	es_delivery_reset(&run->delivery);
+}
+
+/* Something did not arrive, and nothing is on its way any more. */
+static void
+handle_failure(EsSinkRun *run)
+{
+	rd_kafka_resp_err_t error = run->delivery.error;
+	EsPosition			failed = es_delivery_failed(&run->delivery);
+	EsPosition			was_read_to = run->read_to;
+
+	if (run->sink->exactly_once)
+	{
+		es_sink_transaction_abort(run);
+		if (run->leave != ES_LEAVE_NOT || run->halt == ES_SINK_FENCED)
+			return;
+	}
+	else
+	{
+		if (arrived_to(run) > run->saved)
+			es_sink_save(run, arrived_to(run));
+		es_sink_rewind(run, run->saved);
+	}
+	if (!is_events_fault(error) || failed == 0)
+		es_sink_retry_later(run, state_for(error), rd_kafka_err2str(error));
+	else if (failed <= run->single_to)
+		es_sink_note_bad(run, failed, ERRCODE_FDW_ERROR, rd_kafka_err2str(error));
+	else
+		run->single_to = was_read_to;
+}
+
+static void
+hear(EsSinkRun *run)
+{
+	uint64 reports = run->delivery.reports;
+	uint64 first = run->delivery.first;
+
+	es_kafka_serve(run->client);
+	if (run->delivery.first > first)
+	{
+		/* The last one of a transaction is its position. */
+		es_worker_count(
+			ES_WORKER_RECORDS,
+			run->delivery.first - first -
+				(run->closing && es_delivery_is_empty(&run->delivery) ? 1 : 0));
+		es_kafka_fine(run->client);
+		run->retry_at = 0;
+		run->retry_ms = 0;
+	}
+	if (run->delivery.reports > reports)
+		run->full = false;
+	/* In a transaction the rest is purged. */
+	if (run->delivery.error != RD_KAFKA_RESP_ERR_NO_ERROR &&
+		(run->in_transaction || es_delivery_is_settled(&run->delivery)))
+		handle_failure(run);
+	show_connection(run);
+}
+
+/* ---------------------------------------------------------------------------
+ * Saving
+ * ------------------------------------------------------------------------- */
+
+static TimestampTz
+save_due_at(const EsSinkRun *run)
+{
+	if (run->oldest == 0)
+		return DT_NOEND;
+	if (run->closing || run->flush_wanted || run->unsaved >= run->sink->flush_count ||
+		run->read_to <= run->single_to || run->halt == ES_SINK_AT_EVENT)
+		return 0;
+	return run->oldest + run->sink->flush_us;
+}
+
+static void
+save(EsSinkRun *run)
+{
+	if (run->in_transaction)
+		es_sink_transaction_close(run);
+	else if (arrived_to(run) > run->saved)
+		es_sink_save(run, arrived_to(run));
+	if (run->in_transaction || run->leave != ES_LEAVE_NOT)
+		return;
+	run->unsaved = 0;
+	run->oldest = run->saved < run->read_to ? GetCurrentTimestamp() : 0;
+}
+
+/* ---------------------------------------------------------------------------
+ * Reading
+ * ------------------------------------------------------------------------- */
+
+static bool
+may_read(EsSinkRun *run, TimestampTz now)
+{
+	if (run->halt != ES_SINK_GOES_ON || run->leave != ES_LEAVE_NOT || run->full ||
+		run->closing || run->retry_at > now ||
+		run->delivery.error != RD_KAFKA_RESP_ERR_NO_ERROR)
+		return false;
+	if (run->read_to < run->single_to && run->saved < run->read_to)
+		return false;
+	return run->more || es_wait_keep_due();
+}
+
+/* ---------------------------------------------------------------------------
+ * What is asked of the worker
+ * ------------------------------------------------------------------------- */
+
+static void
+accept_halt(EsSinkRun *run)
+{
+	EsSinkHalt reason = run->halt;
+
+	run->halt = ES_SINK_GOES_ON;
+	run->more = true;
+	es_sink_set_state(run, "running", "");
+	if (reason == ES_SINK_FENCED)
+		run->leave = ES_LEAVE_AND_RETURN;
+	else if (reason == ES_SINK_AT_GAP)
+		es_sink_pass_gap(run);
+	else
+		run->bad = 0;
+}
+
+/* The row may have changed: pause, resume, drop. */
+static void
+reload(EsSinkRun *run)
+{
+	EsSink *now;
+	bool	resumed = false;
+
+	es_sink_begin();
+	now = es_sink_load(run->sink->id);
+	if (now == NULL || now->paused || now->failure != NULL || !now->at_home)
+		run->leave = ES_LEAVE_AND_RETURN;
+	else if (now->resumes > run->accepted_resumes)
+	{
+		run->accepted_resumes = now->resumes;
+		run->retry_at = 0;
+		resumed = true;
+	}
+	es_sink_commit(run);
+	if (resumed && run->halt != ES_SINK_GOES_ON)
+		accept_halt(run);
+}
+
+static void
+take_errands(EsSinkRun *run)
+{
+	uint64 flush;
+
+	(void) es_worker_take(ES_WAKE_ERRAND);
+	flush = es_errand_asked(ES_ERRAND_FLUSH);
+	if (flush <= run->flush_ticket || run->flush_wanted)
+		return;
+	run->flush_wanted = true;
+	run->flush_known = false;
+	run->flush_ticket = flush;
+	run->more = true;
+}
+
+static void
+settle_errands(EsSinkRun *run)
+{
+	if (!run->flush_wanted || !run->flush_known || run->saved < run->flush_to)
+		return;
+	run->flush_wanted = false;
+	es_errand_done(ES_ERRAND_FLUSH, run->flush_ticket);
+	/* Others may have asked meanwhile. */
+	take_errands(run);
+}
+
+/* ---------------------------------------------------------------------------
+ * The loop
+ * ------------------------------------------------------------------------- */
+
+/* False where the client is to be left. */
+static bool
+begin_round(EsSinkRun *run)
+{
+	MemoryContextReset(run->scratch);
+	if (es_process_interrupts())
+		run->leave = ES_LEAVE_FOR_GOOD;
+	else if (es_worker_take(ES_WAKE_CONFIG) != 0)
+		reload(run);
+	if (reconnect && run->leave == ES_LEAVE_NOT)
+		run->leave = ES_LEAVE_AND_RETURN;
+	return run->leave == ES_LEAVE_NOT;
+}
+
+static void
+round_of_loop(EsSinkRun *run)
+{
+	hear(run);
+	if (run->leave == ES_LEAVE_NOT && run->delivery.error == RD_KAFKA_RESP_ERR_NO_ERROR &&
+		GetCurrentTimestamp() >= save_due_at(run))
+		save(run);
+	take_errands(run);
+	if (may_read(run, GetCurrentTimestamp()))
+		es_sink_read(run);
+	settle_errands(run);
+}
+
+static long
+time_to_wait(EsSinkRun *run)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz until = TimestampTzPlusMilliseconds(now, es_wait_keep_ms());
+	TimestampTz due = save_due_at(run);
+
+	if (may_read(run, now))
+		return 0;
+	if (run->retry_at > now)
+		until = Min(until, run->retry_at);
+	/* What is due waits for what is on its way, which will wake us. */
+	if (due > now)
+		until = Min(until, due);
+	else if (es_delivery_is_empty(&run->delivery) && run->halt != ES_SINK_FENCED)
+		return 0;
+	return Max(TimestampDifferenceMilliseconds(now, until), 1);
+}
+
+/* Wakes to look at the collection, and whether the extension is there. */
+static void
+look(EsSinkRun *run)
+{
+	run->more = true;
+	if (!es_process_has_extension())
+		run->leave = ES_LEAVE_AND_RETURN;
+}
+
+/* Nobody wakes us, perhaps: looks all the same from time to time. */
+static void
+rest(EsSinkRun *run)
+{
+	long		ms = time_to_wait(run);
+	TimestampTz until =
+		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), es_wait_keep_ms());
+
+	if (ms <= 0)
+		return;
+	pgstat_report_stat(false);
+	es_kafka_wait(&run->client, 1, ms);
+	if (GetCurrentTimestamp() >= until)
+		look(run);
+}
+
+static void
+run_loop(EsSinkRun *run)
+{
+	TimestampTz stable = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STABLE_MS);
+	bool		lives = false;
+
+	while (begin_round(run))
+	{
+		round_of_loop(run);
+		if (!lives && run->leave == ES_LEAVE_NOT &&
+			(run->progressed || GetCurrentTimestamp() > stable))
+		{
+			es_sink_begin();
+			es_task_lives(es_sink_key(run->sink->id));
+			es_sink_commit(run);
+			lives = true;
+		}
+		if (run->leave == ES_LEAVE_NOT)
+			rest(run);
+	}
+}
+
+/* What is on its way gets a moment to arrive, so that it need not come again. */
+static void
+finish(EsSinkRun *run)
+{
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), FINISH_MS);
+
+	if (run->client->trouble != ES_KAFKA_FINE)
+		return;
+	if (run->sink->exactly_once)
+	{
+		es_sink_transaction_abort(run);
+		return;
+	}
+	while (!es_delivery_is_settled(&run->delivery) && GetCurrentTimestamp() < until)
+	{
+		es_kafka_wait(&run->client, 1, FINISH_MS / 10);
+		CHECK_FOR_INTERRUPTS();
+		es_kafka_serve(run->client);
+	}
+	if (arrived_to(run) > run->saved)
+		es_sink_save(run, arrived_to(run));
+}
+
+/* ---------------------------------------------------------------------------
+ * The client
+ * ------------------------------------------------------------------------- */
+
+/* Before the client is closed: what is of it must be gone. */
+static void
+release_topics(EsKafkaClient *closing)
+{
+	EsSinkRun *run =
+		(EsSinkRun *) ((char *) closing->arg - offsetof(EsSinkRun, delivery));
+
+	if (run->topic != NULL)
+		rd_kafka_topic_destroy(run->topic);
+	if (run->progress_topic != NULL)
+		rd_kafka_topic_destroy(run->progress_topic);
+	run->topic = run->progress_topic = NULL;
+}
+
+static List *
+make_properties(EsSinkRun *run)
+{
+	List *properties = es_kafka_properties(run->sink->server, run->sink->owner,
+										   run->sink->producer_properties);
+
+	/* As Java's producers do, so that a key lies where they would put it. */
+	if (es_kafka_get_property(properties, "partitioner") == NULL)
+		properties = es_kafka_set_property(properties, "partitioner", "murmur2_random");
+	/* A record is given up by its sink, not by the clock. */
+	if (es_kafka_get_property(properties, "delivery.timeout.ms") == NULL &&
+		es_kafka_get_property(properties, "message.timeout.ms") == NULL)
+		properties = es_kafka_set_property(properties, "delivery.timeout.ms", "0");
+	return properties;
+}
+
+static void
+open_client(EsSinkRun *run)
+{
+	const char *own[8][2] = {
+		{"enable.idempotence", "true"}, {"acks", "all"}, {NULL, NULL}};
+	List *properties;
+
+	es_sink_begin();
+	if (!OidIsValid(run->sink->server))
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("server \"%s\" does not exist", run->sink->server_name)));
+	MemoryContextSwitchTo(run->life);
+	properties = make_properties(run);
+	es_sink_commit(run);
+	if (run->sink->exactly_once)
+		es_sink_transaction_own(run, own);
+	run->client = es_kafka_open(RD_KAFKA_PRODUCER, run->sink->name, properties, own,
+								es_delivery_configure, &run->delivery);
+	run->client->owner = run->sink->owner;
+	run->client->release = release_topics;
+	run->topic = rd_kafka_topic_new(run->client->handle, run->sink->topic, NULL);
+}
+
+static void
+close_client(EsSinkRun *run)
+{
+	if (run->client != NULL)
+		es_kafka_close(run->client);
+	run->client = NULL;
+}
+
+static bool
+find_topic(EsSinkRun *run)
+{
+	rd_kafka_resp_err_t error;
+	const char		   *state;
+
+	if (es_kafka_count_partitions(run->client, run->topic, AGAIN_MS, &error) > 0)
+		return true;
+	state = state_for(error);
+	if (strcmp(state, "topic_missing") == 0)
+		es_sink_set_state(run, state,
+						  psprintf("there is no topic \"%s\"", run->sink->topic));
+	else if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
+		es_sink_set_state(run,
+						  strcmp(state, "denied") == 0 ||
+								  run->client->trouble == ES_KAFKA_DENIED
+							  ? "denied"
+							  : "disconnected",
+						  run->client->message[0] != '\0' ? run->client->message
+														  : rd_kafka_err2str(error));
+	return false;
+}
+
+/* Waits for the broker, the topic, and the end of a predecessor. */
+static bool
+get_ready(EsSinkRun *run)
+{
+	while (begin_round(run))
+	{
+		if (find_topic(run) &&
+			(!run->sink->exactly_once || es_sink_transaction_init(run)))
+			return true;
+		if (run->leave == ES_LEAVE_NOT)
+			es_kafka_wait(&run->client, 1, AGAIN_MS);
+		es_kafka_serve(run->client);
+	}
+	return false;
+}
+
+/* With one client, until it is to be closed. */
+static void
+run_client(EsSinkRun *run)
+{
+	if (run->pause_first)
+		es_kafka_wait(NULL, 0, AGAIN_MS);
+	run->pause_first = false;
+	run->leave = ES_LEAVE_NOT;
+	run->halt = ES_SINK_GOES_ON;
+	reconnect = false;
+	run->accepted_resumes = run->sink->resumes;
+	run->saved = run->sink->position;
+	run->retry_at = 0;
+	run->retry_ms = 0;
+	run->in_transaction = run->closing = run->full = false;
+	run->flush_wanted = false;
+	run->flush_ticket = 0;
+	run->bad = run->single_to = 0;
+	es_sink_rewind(run, run->saved);
+	es_sink_set_state(run, "starting", "");
+	open_client(run);
+	if (get_ready(run))
+	{
+		es_sink_set_state(run, "running", "");
+		run_loop(run);
+		if (run->leave == ES_LEAVE_AND_RETURN)
+			finish(run);
+	}
+	close_client(run);
+}
+
+/* An error ends the process; the view tells it until the next one starts. */
+static void
+run_client_reporting(EsSinkRun *run)
+{
+	PG_TRY();
+	{
+		run_client(run);
+	}
+	PG_CATCH();
+	{
+		ErrorData *error;
+
+		MemoryContextSwitchTo(run->scratch);
+		error = CopyErrorData();
+		es_worker_report(run->sink->name, "restarting", error->message);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}
+
+static void
+note_server_change(Datum arg, int cacheid, uint32 hash)
+{
+	reconnect = true;
+}
+
+/* The sink, where it is to be run now; else NULL, and the state says why. */
+static EsSink *
+load_if_wanted(EsSinkRun *run, uint32 id, bool first)
+{
+	EsSink		 *loaded;
+	MemoryContext old;
+
+	es_sink_begin();
+	if (!OidIsValid(es_extension_schema()))
+	{
+		es_sink_commit(run);
+		return NULL;
+	}
+	if (first)
+		es_task_own(es_sink_key(id));
+	old = MemoryContextSwitchTo(run->life);
+	loaded = es_sink_load(id);
+	MemoryContextSwitchTo(old);
+	if (loaded != NULL && !loaded->at_home)
+	{
+		es_worker_report(loaded->name, "cloned",
+						 "this is a copy of the server or database that it ran in");
+		loaded = NULL;
+	}
+	if (loaded != NULL && (loaded->paused || loaded->failure != NULL))
+		loaded = NULL;
+	if (loaded != NULL && first && !es_task_note_start(es_sink_key(id)))
+		loaded = NULL;
+	es_sink_commit(run);
+	return loaded;
+}
 
 void
 es_sink_main(Datum arg)
 {
-	es_process_begin(es_process_key(ES_WORKER_SINK, arg));
-	es_worker_set_absent();
+	EsWorkerKey key = es_process_key(ES_WORKER_SINK, arg);
+	EsSinkRun  *run = MemoryContextAllocZero(TopMemoryContext, sizeof(EsSinkRun));
+	bool		first = true;
+
+	es_process_begin(key);
+	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, note_server_change, (Datum) 0);
+	CacheRegisterSyscacheCallback(USERMAPPINGOID, note_server_change, (Datum) 0);
+	run->life = AllocSetContextCreate(TopMemoryContext, "eventstore sink",
+									  ALLOCSET_DEFAULT_SIZES);
+	run->scratch = AllocSetContextCreate(TopMemoryContext, "eventstore sink round",
+										 ALLOCSET_DEFAULT_SIZES);
+	run->event = AllocSetContextCreate(TopMemoryContext, "eventstore sink event",
+									   ALLOCSET_DEFAULT_SIZES);
+	es_delivery_init(&run->delivery);
+	MemoryContextSwitchTo(run->scratch);
+	es_worker_set_running();
+
+	while (run->leave != ES_LEAVE_FOR_GOOD)
+	{
+		MemoryContextReset(run->scratch);
+		MemoryContextReset(run->life);
+		run->sink = NULL;
+		(void) es_worker_take(ES_WAKE_CONFIG);
+		run->sink = load_if_wanted(run, key.object, first);
+		first = false;
+		if (run->sink == NULL)
+		{
+			es_worker_set_absent();
+			break;
+		}
+		run_client_reporting(run);
+	}
 	proc_exit(0);
 }

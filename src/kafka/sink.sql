@@ -56,7 +56,7 @@ CREATE TABLE eventstore.sink_dead_letter (
 	reason text NOT NULL,
 	created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
-CREATE INDEX ON eventstore.sink_dead_letter (sink);
+CREATE UNIQUE INDEX ON eventstore.sink_dead_letter (sink, position);
 COMMENT ON TABLE eventstore.sink_dead_letter IS
 'Events that a sink could not publish. Internal: use the view dead_letters.';
 SELECT pg_catalog.pg_extension_config_dump('eventstore.sink_dead_letter', '');

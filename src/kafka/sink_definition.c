@@ -146,7 +146,8 @@ es_sink_load(uint32 id)
 	static const char sql[] =
 		"SELECT s.*, p.position, (s.system_identifier OPERATOR(pg_catalog.=) $2"
 		" AND s.database_oid OPERATOR(pg_catalog.=) $3) AS at_home,"
-		" pg_catalog.to_regprocedure(s.key)::pg_catalog.oid AS key_function,"
+		" CASE WHEN s.key LIKE '%(%' AND s.key NOT LIKE 'tag:%'"
+		" THEN pg_catalog.to_regprocedure(s.key)::pg_catalog.oid END AS key_function,"
 		" COALESCE(s.name, f.name, 'changelog sink ' || s.id) AS shown_name"
 		" FROM eventstore.sink s JOIN eventstore.sink_position p ON p.sink = s.id"
 		" LEFT JOIN eventstore.source f ON f.id = s.changelog_of WHERE s.id = $1";

@@ -31,6 +31,7 @@
 #include "kafka/connection.h"
 #include "kafka/group.h"
 #include "kafka/restore.h"
+#include "kafka/resync.h"
 #include "kafka/task.h"
 #include "kafka/topic.h"
 
@@ -201,7 +202,8 @@ reload(EsSourceRun *run)
 
 	es_run_begin();
 	now = es_source_load(run->source->id);
-	if (now == NULL || now->paused || now->failure != NULL || !now->at_home)
+	if (now == NULL || now->paused || now->failure != NULL || !now->at_home ||
+		(now->resync && !run->source->resync))
 		run->leave = ES_LEAVE_AND_RETURN;
 	else if (now->resumes > run->accepted_resumes)
 	{
@@ -242,7 +244,7 @@ take_errands(EsSourceRun *run)
 		run->flush_ticket = flush;
 	}
 	/* Those who asked after the ends were noted have to wait for their own. */
-	if (catch_up > run->catch_up_ticket && !run->catch_up_wanted &&
+	if (catch_up > run->catch_up_ticket && !run->catch_up_wanted && !run->restoring &&
 		run->halt == ES_HALT_NONE && note_wanted_ends(run))
 	{
 		run->catch_up_wanted = true;
@@ -279,8 +281,7 @@ time_to_wait(EsSourceRun *run, TimestampTz now)
 {
 	TimestampTz until = TimestampTzPlusMilliseconds(now, IDLE_MS);
 
-	if (run->halt == ES_HALT_NONE)
-		until = Min(until, run->look_at);
+	until = Min(until, run->look_at);
 	if (run->nrecords > 0 && run->halt == ES_HALT_NONE)
 		until = Min(until, run->retry_at > now ? run->retry_at
 											   : run->oldest + run->source->flush_us);
@@ -324,7 +325,7 @@ round_of_loop(EsSourceRun *run)
 		es_topic_pass_holes(run);
 	if (run->leave == ES_LEAVE_NOT && run->restoring)
 		es_restore_look(run);
-	if (run->leave == ES_LEAVE_NOT && run->halt == ES_HALT_NONE && now >= run->look_at)
+	if (run->leave == ES_LEAVE_NOT && now >= run->look_at)
 		es_topic_look(run);
 	settle_errands(run);
 }
@@ -416,7 +417,7 @@ run_client(EsSourceRun *run)
 	es_run_set_state(run, "starting", "");
 	open_client(run);
 	es_group_join(run);
-	if (find_topic(run))
+	if (find_topic(run) && (run->restoring || es_resync(run)))
 	{
 		es_topic_assign(run);
 		es_run_set_state(run, run->restoring ? "restoring" : "running", "");

@@ -86,6 +86,7 @@ typedef struct EsSource
 	bool		key_as_tag;
 	Jsonb	   *consumer_properties;
 	char	   *changelog_topic;
+	bool		resync;			/* asked for, and not done yet */
 	bool		paused;
 	char	   *failure;		/* NULL: none */
 	int64		resumes;		/* grows with each resume() */

@@ -43,6 +43,7 @@ CREATE TABLE eventstore.source (
 	resumes bigint NOT NULL DEFAULT 0,
 	partition_count integer,
 	assigned integer[],
+	resync boolean NOT NULL DEFAULT false,
 	system_identifier bigint NOT NULL,
 	database_oid oid NOT NULL,
 	created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
@@ -133,7 +134,7 @@ AS 'MODULE_PATHNAME', 'es_create_source';
 COMMENT ON FUNCTION eventstore.create_source(text, name, text, regclass, text, integer[], text, integer[], text, text, regprocedure, text, text, text, integer, interval, text, jsonb, jsonb, jsonb, text) IS
 'Feeds a store or a collection from a Kafka topic, exactly once: records, offsets and dead letters are written in one transaction by a background worker, which acts as the caller (the source''s owner) in a security-restricted operation.
 A store keeps the last record of each key; a null value deletes, an empty one does not. A collection gets one event for each record: type = the topic, the key as stream (key_as ''stream'') or as tag "key:..." (''tag''), topic, partition, offset, time and headers in metadata.
-server: a foreign server of eventstore_kafka. start: ''earliest'', ''latest'', a time, or offsets like {"0": 42, "1": 7}; for partitions that the source has not read yet. partitions: those to read (null: all, later ones too). group_id: instead, let a consumer group share the partitions out.
+server: a foreign server of eventstore_kafka. start: ''earliest'', ''latest'', a time, or offsets like {"0": 42, "1": 7}; for partitions that the source has not read yet. partitions: those to read (null: all, later ones too). group_id: instead, several servers share the partitions out among themselves as a consumer group. Each reads the records of the partitions that it has, once; one that is new to a server is restored from changelog_topic, else read from start. Keys of partitions that a server has no more stay in its store as they were. One that stops or is paused leaves at once; one that died, after session.timeout.ms (45 s). The properties partition.assignment.strategy ("cooperative-sticky" among others) and group.instance.id apply.
 value_format: json, text or bytes (null: that of the store, or of the transform''s argument; json for a collection). transform: a function of one argument, from the value (jsonb, text or bytea) to what is stored; null passes the record over.
 on_error (a record that cannot be decoded or written) and on_null_key (of a store''s record): park it as a dead letter, skip it, or stop. on_gap (records are gone from the topic): stop, or go on with the earliest or latest that is there; each gap is in the view gaps.
 flush_count, flush_interval: a batch is written when it has so many records, or when its first record has waited so long.
@@ -174,6 +175,13 @@ AS 'MODULE_PATHNAME', 'es_wait_for_source';
 COMMENT ON FUNCTION eventstore.wait_for_source(text, interval) IS
 'Waits until a source has written all that the topic held when this was called: true; false at the timeout. What is produced before the call can then be read by the next statement (at READ COMMITTED).
 Errors: as flush().';
+
+CREATE FUNCTION eventstore.resync(name text) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'es_resync_source';
+COMMENT ON FUNCTION eventstore.resync(text) IS
+'Has a source of a store look for keys that its topic has no more, and remove them: a compacted topic forgets deleted keys, and a source that did not run meanwhile does not hear of it. Returns at once; the state in view sources is "resyncing" until the topic has been read once (nothing new is written meanwhile) and the store gone through. Keys that SQL changed last stay; in a store without a changelog, which cannot tell, they go, too. Needs about 50 bytes of memory for each key.
+Errors: LG007 no such source; 42501 not the owner; 55000 the source feeds no store, follows a changelog topic, or has a group_id; 22004 null.';
 
 CREATE FUNCTION eventstore.retry_dead_letters(
 	name text,
@@ -235,7 +243,7 @@ FROM eventstore.source s
 	LEFT JOIN eventstore.kafka_workers('source') w ON w.id = s.id
 WHERE eventstore.source_shown(s.owner, s.target);
 COMMENT ON VIEW eventstore.sources IS
-'The Kafka sources that the caller owns, or whose target he may SELECT from. state: running; paused; starting; restoring; disconnected (no broker answers; it goes on trying); denied (a password or an ACL); topic_missing; topic_recreated, gap and stopped (a record that cannot be written: on_error) wait for resume(); retrying (an error of the database, tried again); cloned (in a copy of the server or database, waits for resume()); waiting_for_slot (max_worker_processes); restarting (the worker ended by an error); failed (it ended so several times at its start, waits for resume()). message: why. records, batches, parked (dead letters) and skipped count since the worker''s start.';
+'The Kafka sources that the caller owns, or whose target he may SELECT from. state: running; paused; starting; joining (its group shares out the partitions); restoring; disconnected (no broker answers; it goes on trying); denied (a password or an ACL); topic_missing; topic_recreated, gap and stopped (a record that cannot be written: on_error) wait for resume(); retrying (an error of the database, tried again); cloned (in a copy of the server or database, waits for resume()); waiting_for_slot (max_worker_processes); restarting (the worker ended by an error); failed (it ended so several times at its start, waits for resume()). message: why. records, batches, parked (dead letters) and skipped count since the worker''s start.';
 GRANT SELECT ON eventstore.sources TO PUBLIC;
 
 CREATE VIEW eventstore.source_partitions WITH (security_barrier) AS
@@ -244,12 +252,13 @@ SELECT s.name AS source, o.topic, o.partition, o.next_offset AS position, o.end_
 	CASE WHEN o.end_offset <= o.next_offset THEN 0
 		ELSE GREATEST(EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - o.record_time), 0) END::double precision
 		AS lag_seconds,
-	o.record_time, o.updated_at
+	o.record_time, o.updated_at,
+	s.group_id IS NULL OR o.topic = s.topic AND o.partition = ANY (s.assigned) AS assigned
 FROM eventstore.source_offset o
 	JOIN eventstore.source s ON s.id = o.source
 WHERE eventstore.source_shown(s.owner, s.target);
 COMMENT ON VIEW eventstore.source_partitions IS
-'How far each partition of a source''s topic has been written: position, the offset of the next record; end_position, the end of the partition as last heard of; lag_records, offsets between the two (of compacted records and of transaction markers too); lag_seconds, age of the last record written where there are more, 0 where there are none; record_time, its time.';
+'How far each partition of a source''s topic has been written: position, the offset of the next record; end_position, the end of the partition as last heard of; lag_records, offsets between the two (of compacted records and of transaction markers too); lag_seconds, age of the last record written where there are more, 0 where there are none; record_time, its time; assigned: false for one that belongs to another member of the source''s group, or that was read here only to restore the store.';
 GRANT SELECT ON eventstore.source_partitions TO PUBLIC;
 
 CREATE VIEW eventstore.gaps WITH (security_barrier) AS

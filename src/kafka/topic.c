@@ -222,11 +222,15 @@ void
 es_topic_look(EsSourceRun *run)
 {
 	bool was_missing = run->topic_missing;
-	int	 count = es_topic_count_partitions(run, es_topic_followed(run->source));
+	int	 count;
 	int	 wanted = 0;
 
 	if (!es_process_has_extension())
 		run->leave = ES_LEAVE_AND_RETURN;
+	run->look_at = es_run_ms_from_now(LOOK_MS);
+	if (run->leave != ES_LEAVE_NOT || run->halt != ES_HALT_NONE)
+		return;
+	count = es_topic_count_partitions(run, es_topic_followed(run->source));
 	run->look_at = es_run_ms_from_now(count == 0 ? LOOK_AGAIN_MS : LOOK_MS);
 	if (count == 0)
 		return;

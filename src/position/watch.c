@@ -121,6 +121,7 @@ typedef struct Glance
 static WatchControl *control = NULL;
 static Waiter *own = NULL;		/* this process's, while it waits */
 static SubTransactionId own_subid;	/* where it began to */
+static bool own_kept = false;	/* it outlives transactions */
 
 static uint64 touched[TOUCHED_MAX];
 static int	ntouched = 0;
@@ -345,7 +346,7 @@ end_at_release(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void 
 {
 	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !isTopLevel)
 		return;
-	if (own != NULL)
+	if (own != NULL && !own_kept)
 		es_watch_end();
 	if (ntouched == 0 && !touched_many)
 		return;
@@ -371,6 +372,13 @@ end_at_release(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void 
 	touched_many = false;
 }
 
+/* One that outlives transactions. */
+static void
+end_at_exit(int code, Datum arg)
+{
+	es_watch_end();
+}
+
 static void
 register_callback(void)
 {
@@ -378,6 +386,7 @@ register_callback(void)
 		return;
 	es_require_preloaded();
 	RegisterResourceReleaseCallback(end_at_release, NULL);
+	before_shmem_exit(end_at_exit, (Datum) 0);
 	registered = true;
 }
 
@@ -416,6 +425,7 @@ es_watch_begin(const EsWatch *watch)
 	LWLockAcquire(control->lock, LW_EXCLUSIVE);
 	own = waiter;
 	own_subid = GetCurrentSubTransactionId();
+	own_kept = watch->kept;
 	fill_waiter(waiter, watch);
 	waiter->head = ref;
 	pg_atomic_write_u32(&waiter->state, WAITER_LOOKING);
@@ -431,7 +441,7 @@ es_watch_begin(const EsWatch *watch)
 bool
 es_watch_underway(void)
 {
-	return own != NULL && SubTransactionIsActive(own_subid);
+	return own != NULL && (own_kept || SubTransactionIsActive(own_subid));
 }
 
 bool

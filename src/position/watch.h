@@ -47,6 +47,7 @@ typedef struct EsWatch
 	const EsCondition *condition;	/* NULL: every event */
 	EsLabel		stream;			/* not 0: an event of this stream, whatever the head */
 	uint64		topic;			/* not 0: also woken by es_watch_touch */
+	bool		kept;			/* a worker's: ends with the process, not with the transaction */
 } EsWatch;
 
 extern Size es_watch_shmem_size(void);

@@ -1,0 +1,142 @@
+/*
+ * kafka/delivery.c
+ *		Records on their way to Kafka, and up to where they have arrived.
+ *
+ * Reports come in the order of partitions, not of positions, so each record has
+ * a slot in a ring, numbered as it was put; what counts is how far all have
+ * arrived.  One that failed stays in the way: nothing behind it counts, and who
+ * put it begins again from there.
+ *
+ * The report callback runs within calls of librdkafka on the worker's own
+ * thread: it writes plain memory.
+ */
+#include "postgres.h"
+
+#include "kafka/delivery.h"
+
+#include "utils/memutils.h"
+
+#define SLOT(delivery, number) (&(delivery)->slots[(number) & (ES_DELIVERY_MAX - 1)])
+
+void
+es_delivery_init(EsDelivery *delivery)
+{
+	memset(delivery, 0, sizeof(*delivery));
+	delivery->slots =
+		MemoryContextAlloc(TopMemoryContext, sizeof(EsDeliverySlot) * ES_DELIVERY_MAX);
+}
+
+void
+es_delivery_reset(EsDelivery *delivery)
+{
+	EsDeliverySlot *slots = delivery->slots;
+
+	memset(delivery, 0, sizeof(*delivery));
+	delivery->slots = slots;
+}
+
+static void
+hear_report(rd_kafka_t *handle, const rd_kafka_message_t *message, void *opaque)
+{
+	EsDelivery *delivery = ((EsKafkaClient *) opaque)->arg;
+	uint64		number = (uint64) (uintptr_t) message->_private;
+
+	delivery->reports++;
+	if (message->err != RD_KAFKA_RESP_ERR_NO_ERROR)
+	{
+		if (delivery->error == RD_KAFKA_RESP_ERR_NO_ERROR || number < delivery->failed)
+		{
+			delivery->error = message->err;
+			delivery->failed = number;
+		}
+		return;
+	}
+	SLOT(delivery, number)->arrived = true;
+	while (delivery->first < delivery->next && SLOT(delivery, delivery->first)->arrived)
+	{
+		delivery->arrived =
+			Max(delivery->arrived, SLOT(delivery, delivery->first)->position);
+		delivery->first++;
+	}
+}
+
+void
+es_delivery_configure(rd_kafka_conf_t *conf, void *arg)
+{
+	rd_kafka_conf_set_dr_msg_cb(conf, hear_report);
+}
+
+static rd_kafka_headers_t *
+make_headers(const EsRecord *record)
+{
+	rd_kafka_headers_t *headers;
+
+	if (record->nheaders == 0)
+		return NULL;
+	headers = rd_kafka_headers_new(record->nheaders);
+	for (int i = 0; i < record->nheaders; i++)
+		(void) rd_kafka_header_add(headers, record->headers[i].name, -1,
+								   record->headers[i].value,
+								   (ssize_t) record->headers[i].length);
+	return headers;
+}
+
+rd_kafka_resp_err_t
+es_delivery_put(EsDelivery *delivery, rd_kafka_t *handle, rd_kafka_topic_t *topic,
+				int32 partition, const EsRecord *record, EsPosition position)
+{
+	EsDeliverySlot	   *slot = SLOT(delivery, delivery->next);
+	rd_kafka_headers_t *headers;
+	rd_kafka_resp_err_t result = RD_KAFKA_RESP_ERR_NO_ERROR;
+	rd_kafka_error_t   *error;
+	rd_kafka_vu_t		vus[] = {
+			  {.vtype = RD_KAFKA_VTYPE_RKT, .u.rkt = topic},
+			  {.vtype = RD_KAFKA_VTYPE_PARTITION, .u.i32 = partition},
+			  {.vtype = RD_KAFKA_VTYPE_MSGFLAGS, .u.i = RD_KAFKA_MSG_F_COPY},
+			  {.vtype = RD_KAFKA_VTYPE_KEY,
+			   .u.mem = {(void *) record->key, record->key_length}},
+			  {.vtype = RD_KAFKA_VTYPE_VALUE,
+			   .u.mem = {(void *) record->value, record->value_length}},
+			  {.vtype = RD_KAFKA_VTYPE_TIMESTAMP,
+			   .u.i64 = record->has_time ? es_codec_kafka_time(record->time) : 0},
+			  {.vtype = RD_KAFKA_VTYPE_OPAQUE, .u.ptr = (void *) (uintptr_t) delivery->next},
+			  {.vtype = RD_KAFKA_VTYPE_HEADERS, .u.headers = NULL}};
+
+	if (delivery->next - delivery->first >= ES_DELIVERY_MAX)
+		return RD_KAFKA_RESP_ERR__QUEUE_FULL;
+	headers = make_headers(record);
+	vus[lengthof(vus) - 1].u.headers = headers;
+	slot->position = position;
+	slot->arrived = false;
+	error = rd_kafka_produceva(handle, vus,
+							   headers != NULL ? lengthof(vus) : lengthof(vus) - 1);
+	if (error == NULL)
+	{
+		delivery->next++;
+		return RD_KAFKA_RESP_ERR_NO_ERROR;
+	}
+	/* The headers are still ours. */
+	if (headers != NULL)
+		rd_kafka_headers_destroy(headers);
+	result = rd_kafka_error_code(error);
+	rd_kafka_error_destroy(error);
+	return result;
+}
+
+bool
+es_delivery_is_empty(const EsDelivery *delivery)
+{
+	return delivery->first == delivery->next;
+}
+
+bool
+es_delivery_is_settled(const EsDelivery *delivery)
+{
+	return delivery->reports == delivery->next;
+}
+
+EsPosition
+es_delivery_failed(const EsDelivery *delivery)
+{
+	return SLOT(delivery, delivery->failed)->position;
+}

@@ -1,0 +1,57 @@
+/*
+ * kafka/delivery.h
+ *		Records on their way to Kafka, and up to where they have arrived.
+ */
+#ifndef ES_KAFKA_DELIVERY_H
+#define ES_KAFKA_DELIVERY_H
+
+#include "postgres.h"
+
+#include "kafka/client.h"
+#include "kafka/codec.h"
+#include "position/head.h"
+
+/* More are not on their way at one time; a power of two. */
+#define ES_DELIVERY_MAX (128 * 1024)
+
+typedef struct EsDeliverySlot
+{
+	EsPosition position;
+	bool	   arrived;
+} EsDeliverySlot;
+
+/* Plain memory only: librdkafka's callback writes to it. */
+typedef struct EsDelivery
+{
+	EsDeliverySlot	   *slots;	 /* a ring, by number */
+	uint64				first;	 /* all before this number have arrived */
+	uint64				next;	 /* the number of the next record */
+	uint64				reports; /* how many have been heard of, arrived or not */
+	EsPosition			arrived; /* of the last one before 'first' */
+	rd_kafka_resp_err_t error;	 /* of the failed one with the lowest number; 0: none */
+	uint64				failed;	 /* its number */
+} EsDelivery;
+
+/* Allocates the ring; nothing is on its way. */
+extern void es_delivery_init(EsDelivery *delivery);
+extern void es_delivery_reset(EsDelivery *delivery);
+
+/* Has the client report to the EsDelivery that it has as 'arg'. */
+extern void es_delivery_configure(rd_kafka_conf_t *conf, void *arg);
+
+/*
+ * Takes a copy.  Positions ascend; 0 for a record that has none.  'partition'
+ * may be RD_KAFKA_PARTITION_UA.  RD_KAFKA_RESP_ERR__QUEUE_FULL: later.
+ */
+extern rd_kafka_resp_err_t es_delivery_put(EsDelivery *delivery, rd_kafka_t *handle,
+										   rd_kafka_topic_t *topic, int32 partition,
+										   const EsRecord *record, EsPosition position);
+
+/* All that were put have arrived / have been heard of. */
+extern bool es_delivery_is_empty(const EsDelivery *delivery);
+extern bool es_delivery_is_settled(const EsDelivery *delivery);
+
+/* The position of the failed one with the lowest number. */
+extern EsPosition es_delivery_failed(const EsDelivery *delivery);
+
+#endif /* ES_KAFKA_DELIVERY_H */

@@ -1,0 +1,75 @@
+/*
+ * kafka/sink_progress.c
+ *		How far a sink has come, and what it could not publish.
+ *
+ * The position moves only from where the mover left it, so of two workers of one
+ * sink (there is a lock against that) the second is refused.  It may be lost in a
+ * crash of the server together with the last commits: then events come again, or,
+ * with exactly_once, Kafka knows better.
+ *
+ * Locks: the row of sink_position, for the time of a statement.
+ */
+#include "postgres.h"
+
+#include "kafka/sink_run.h"
+
+#include "catalog/pg_type.h"
+#include "spi.h"
+#include "utils/builtins.h"
+
+/* Runs a statement as the extension's owner; how many rows. */
+static uint64
+run_statement(const char *sql, int nargs, Oid *types, Datum *values, int expected)
+{
+	EsRoleSwitch saved;
+	uint64		 rows;
+
+	es_role_assume(es_extension_owner(), &saved);
+	SPI_connect();
+	es_spi_execute(sql, nargs, types, values, NULL, false, expected);
+	rows = SPI_processed;
+	SPI_finish();
+	es_role_restore(&saved);
+	return rows;
+}
+
+void
+es_sink_save(EsSinkRun *run, EsPosition position)
+{
+	Oid	  types[3] = {INT4OID, INT8OID, INT8OID};
+	Datum values[3] = {Int32GetDatum((int32) run->sink->id), Int64GetDatum(position),
+					   Int64GetDatum(run->saved)};
+
+	es_sink_begin();
+	if (run_statement("UPDATE eventstore.sink_position SET position = $2,"
+					  " updated_at = pg_catalog.clock_timestamp()"
+					  " WHERE sink = $1 AND position = $3",
+					  3, types, values, SPI_OK_UPDATE) > 0)
+	{
+		run->saved = position;
+		run->progressed = true;
+	}
+	else if (run_statement("SELECT FROM eventstore.sink_position WHERE sink = $1", 1,
+						   types, values, SPI_OK_SELECT) > 0)
+		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+						errmsg("the position of sink \"%s\" was moved by somebody else",
+							   run->sink->name)));
+	else
+		run->leave = ES_LEAVE_AND_RETURN;
+	es_sink_commit(run);
+	es_worker_count(ES_WORKER_BATCHES, 1);
+}
+
+void
+es_sink_park(EsSinkRun *run, EsPosition position, int sqlstate, const char *reason)
+{
+	Oid	  types[4] = {INT4OID, INT8OID, TEXTOID, TEXTOID};
+	Datum values[4] = {Int32GetDatum((int32) run->sink->id), Int64GetDatum(position),
+					   CStringGetTextDatum(unpack_sql_state(sqlstate)),
+					   CStringGetTextDatum(reason)};
+
+	(void) run_statement(
+		"INSERT INTO eventstore.sink_dead_letter (sink, position, sqlstate,"
+		" reason) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+		4, types, values, SPI_OK_INSERT);
+}

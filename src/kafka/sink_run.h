@@ -1,0 +1,137 @@
+/*
+ * kafka/sink_run.h
+ *		A sink at work: what its worker knows, and how it says so.
+ *
+ * One process has one of these.  What lies in 'life' lasts as long as a client
+ * (from sink.c's run_client to its end), 'scratch' a round of the loop.
+ *
+ *		saved <= arrived <= read_to <= the collection's head
+ */
+#ifndef ES_KAFKA_SINK_RUN_H
+#define ES_KAFKA_SINK_RUN_H
+
+#include "postgres.h"
+
+#include "kafka/delivery.h"
+#include "kafka/run.h"
+#include "kafka/sink.h"
+
+/* What a sink has stopped at, until resume(). */
+typedef enum EsSinkHalt
+{
+	ES_SINK_GOES_ON,
+	ES_SINK_AT_EVENT, /* on_error: stop */
+	ES_SINK_AT_GAP,	  /* events were dropped before they were published */
+	ES_SINK_AHEAD,	  /* the collection is not the one that was read */
+	ES_SINK_FENCED	  /* another one publishes as this sink */
+} EsSinkHalt;
+
+typedef struct EsSinkRun
+{
+	MemoryContext	  life;
+	MemoryContext	  scratch;
+	MemoryContext	  event; /* emptied after each */
+	EsSink			 *sink;
+	EsKafkaClient	 *client;
+	rd_kafka_topic_t *topic;
+	EsDelivery		  delivery;
+
+	EsLeave	   leave;
+	EsSinkHalt halt;
+	int64	   accepted_resumes;
+
+	EsPosition	saved;	 /* as it stands in the table */
+	EsPosition	read_to; /* all up to there is on its way, or need not be */
+	bool		more;	 /* there may be more to read at once */
+	bool		full;	 /* as many as may be are on their way */
+	int			unsaved; /* events read since the last save */
+	TimestampTz oldest;	 /* when the first of them was read; 0 = none */
+
+	/* An event that cannot be published, and up to where they go one at a time to find it. */
+	EsPosition current; /* the one that is being read */
+	EsPosition bad;		/* 0 = none */
+	int		   bad_sqlstate;
+	char	   bad_reason[256];
+	EsPosition single_to;
+
+	/* exactly_once: a transaction of Kafka (sink_transaction.c). */
+	bool			  in_transaction;
+	bool			  closing; /* its position is on its way, too */
+	TimestampTz		  transaction_began;
+	rd_kafka_topic_t *progress_topic;
+	char identity[NAMEDATALEN]; /* transactional.id, and the key of its progress */
+
+	TimestampTz retry_at; /* 0 = the last thing went well */
+	int			retry_ms;
+	bool		pause_first; /* before the next client */
+	bool		progressed;	 /* something was saved since the start */
+
+	bool	   flush_wanted; /* flush(): all that there is now ... */
+	bool	   flush_known;	 /* ... which is up to here */
+	EsPosition flush_to;
+	uint64	   flush_ticket;
+
+	char state[24]; /* as shown */
+} EsSinkRun;
+
+extern void es_sink_set_state(EsSinkRun *run, const char *name, const char *message);
+extern void es_sink_stop_at(EsSinkRun *run, EsSinkHalt reason, const char *message);
+
+/* A transaction with a snapshot, after which the current context is 'scratch'. */
+extern void es_sink_begin(void);
+extern void es_sink_commit(EsSinkRun *run);
+
+/* Something that may pass by itself; 'state' is shown once it lasts. */
+extern void es_sink_retry_later(EsSinkRun *run, const char *state, const char *message);
+
+/* What lies behind the position is to be read again, and nothing is on its way. */
+extern void es_sink_rewind(EsSinkRun *run, EsPosition position);
+
+/* What cannot be published is known to be this event; begins again with it. */
+extern void es_sink_note_bad(EsSinkRun *run, EsPosition position, int sqlstate,
+							 const char *reason);
+
+/* --- sink_progress.c: the tables, each in a transaction of its own --- */
+
+/*
+ * From run->saved to 'position'.  40001 where it does not stand there: another
+ * worker publishes for this sink.  Where the sink is gone, it is to be left.
+ */
+extern void es_sink_save(EsSinkRun *run, EsPosition position);
+
+/* In the caller's transaction; once for a position. */
+extern void es_sink_park(EsSinkRun *run, EsPosition position, int sqlstate,
+						 const char *reason);
+
+/* --- sink_read.c --- */
+
+/* Reads what there is, as far as it may be on its way at one time. */
+extern void es_sink_read(EsSinkRun *run);
+
+/* resume() after a gap: what was dropped is passed over, and noted. */
+extern void es_sink_pass_gap(EsSinkRun *run);
+
+/* --- sink_transaction.c: exactly once --- */
+
+/* Settings of the client, {NULL, NULL} at the end; 'own' has room for them. */
+extern void es_sink_transaction_own(EsSinkRun *run, const char *own[][2]);
+
+/*
+ * Fences whoever was this sink before, and learns how far it has come; false
+ * where that cannot be now, or the client is to be left.
+ */
+extern bool es_sink_transaction_init(EsSinkRun *run);
+
+/* Before an event is put; false where it cannot be now. */
+extern bool es_sink_transaction_begin(EsSinkRun *run);
+
+/* Towards its end, as far as it goes now: call it again until run->in_transaction is false. */
+extern void es_sink_transaction_close(EsSinkRun *run);
+
+/* The client has failed for good: is it fenced, or may the next one go on? */
+extern void es_sink_transaction_fatal(EsSinkRun *run);
+
+/* What is on its way is nothing: all is read again. */
+extern void es_sink_transaction_abort(EsSinkRun *run);
+
+#endif /* ES_KAFKA_SINK_RUN_H */

@@ -1,0 +1,467 @@
+/*
+ * kafka/sink_transaction.c
+ *		Exactly once: events and the position behind them in one transaction of
+ *		Kafka's.
+ *
+ *	1.	At its start the worker initialises its transactional.id, which ends
+ *		whatever a predecessor has left open and refuses him everything more.
+ *	2.	Then it reads the progress topic to its end, as committed: the last record
+ *		of its key says how far the last committed transaction went.  Where that is
+ *		beyond the table's position, the server died between the two commits.
+ *	3.	Each transaction has a range of events and one record with the position
+ *		behind them.  It is committed once all of them are acknowledged; then the
+ *		table follows.
+ *
+ * The order of 1 and 2 matters: what the predecessor commits before he is fenced
+ * is seen, and after it he commits nothing.  The outcome of a commit that is not
+ * known (the connection went) is learnt in the same way, by a new client.
+ *
+ * The progress topic is compacted, has one partition, and is shared by all sinks
+ * that do not name another one.  Its end is the high watermark, not the last
+ * stable offset: another sink's open transaction may lie before our record.  So
+ * we wait for those, which end by transaction.timeout.ms at the latest.
+ *
+ * Kafka also fences a transaction that has taken too long; as long as ours was
+ * open for about that time, it is taken for that, and begun again.  Any other
+ * fence means that somebody else runs as this sink (a copy of this server), and
+ * is a reason to stop.
+ *
+ * Each call into librdkafka ends after CALL_MS, is made again where that was the
+ * only reason, and interrupts are served between.
+ */
+#include "postgres.h"
+
+#include "kafka/connection.h"
+#include "kafka/sink_run.h"
+
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+#include "worker/process.h"
+
+#define CALL_MS	   500
+#define TIMEOUT_MS 60000
+/* An abort that takes longer is left to the next client. */
+#define ABORT_CALLS 10
+
+/* ---------------------------------------------------------------------------
+ * Settings
+ * ------------------------------------------------------------------------- */
+
+void
+es_sink_transaction_own(EsSinkRun *run, const char *own[][2])
+{
+	int n = 0;
+
+	snprintf(run->identity, sizeof(run->identity), "eventstore-" UINT64_FORMAT "-%u-%u",
+			 GetSystemIdentifier(), MyDatabaseId, run->sink->id);
+	while (own[n][0] != NULL)
+		n++;
+	own[n][0] = "transactional.id";
+	own[n++][1] = run->identity;
+	own[n][0] = "transaction.timeout.ms";
+	own[n++][1] = CppAsString2(TIMEOUT_MS);
+	/* no record may take longer than its transaction */
+	own[n][0] = "delivery.timeout.ms";
+	own[n++][1] = CppAsString2(TIMEOUT_MS);
+	own[n][0] = own[n][1] = NULL;
+}
+
+/* ---------------------------------------------------------------------------
+ * Errors
+ * ------------------------------------------------------------------------- */
+
+static bool
+is_fence(int code)
+{
+	return code == RD_KAFKA_RESP_ERR__FENCED ||
+		   code == RD_KAFKA_RESP_ERR_PRODUCER_FENCED ||
+		   code == RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH;
+}
+
+/* The client will do nothing any more. */
+static void
+leave_client(EsSinkRun *run, int code, const char *message)
+{
+	bool too_long =
+		run->in_transaction &&
+		TimestampDifferenceExceeds(run->transaction_began, GetCurrentTimestamp(),
+								   TIMEOUT_MS * 9 / 10);
+
+	if (is_fence(code) && !too_long)
+	{
+		run->leave = ES_LEAVE_NOT;
+		run->in_transaction = run->closing = false;
+		es_sink_stop_at(run, ES_SINK_FENCED, message);
+		return;
+	}
+	es_sink_retry_later(run, "retrying", message);
+	run->leave = ES_LEAVE_AND_RETURN;
+	run->pause_first = true;
+}
+
+/*
+ * What to do after a call: true where it is done.  Else it is to be made again,
+ * unless the client is to be left or the transaction was aborted.
+ */
+static bool
+settle(EsSinkRun *run, rd_kafka_error_t *error)
+{
+	int	 code;
+	char message[256];
+
+	es_kafka_note(run->client);
+	if (error == NULL)
+		return true;
+	code = rd_kafka_error_code(error);
+	strlcpy(message, rd_kafka_error_string(error), sizeof(message));
+	if (rd_kafka_error_is_fatal(error) || is_fence(code))
+	{
+		rd_kafka_error_destroy(error);
+		leave_client(run, code, message);
+	}
+	else if (rd_kafka_error_txn_requires_abort(error))
+	{
+		rd_kafka_error_destroy(error);
+		es_sink_transaction_abort(run);
+		es_sink_retry_later(run, "retrying", message);
+	}
+	else if (rd_kafka_error_is_retriable(error) || code == RD_KAFKA_RESP_ERR__TIMED_OUT)
+		rd_kafka_error_destroy(error);
+	else
+	{
+		rd_kafka_error_destroy(error);
+		leave_client(run, code, message);
+	}
+	return false;
+}
+
+/* ---------------------------------------------------------------------------
+ * The progress topic
+ * ------------------------------------------------------------------------- */
+
+static EsKafkaClient *
+open_reader(EsSinkRun *run)
+{
+	const char *const own[][2] = {
+		{"group.id", run->identity},		   {"enable.auto.commit", "false"},
+		{"enable.auto.offset.store", "false"}, {"auto.offset.reset", "earliest"},
+		{"enable.partition.eof", "true"},	   {"isolation.level", "read_committed"},
+		{"allow.auto.create.topics", "false"}, {NULL, NULL}};
+	EsKafkaClient *reader;
+	List		  *properties;
+
+	es_sink_begin();
+	MemoryContextSwitchTo(run->life);
+	properties = es_kafka_properties(run->sink->server, run->sink->owner, NULL);
+	es_sink_commit(run);
+	reader =
+		es_kafka_open(RD_KAFKA_CONSUMER, run->sink->name, properties, own, NULL, run);
+	reader->owner = run->sink->owner;
+	return reader;
+}
+
+/* What the broker answers to the wish for a topic of one compacted partition. */
+static rd_kafka_resp_err_t
+ask_for_topic(EsKafkaClient *reader, const char *name, char *said, size_t size)
+{
+	rd_kafka_NewTopic_t		*topic = rd_kafka_NewTopic_new(name, 1, -1, said, size);
+	rd_kafka_queue_t		*queue = rd_kafka_queue_new(reader->handle);
+	rd_kafka_AdminOptions_t *options =
+		rd_kafka_AdminOptions_new(reader->handle, RD_KAFKA_ADMIN_OP_CREATETOPICS);
+	rd_kafka_resp_err_t result = RD_KAFKA_RESP_ERR__TIMED_OUT;
+	rd_kafka_event_t   *event;
+
+	(void) rd_kafka_NewTopic_set_config(topic, "cleanup.policy", "compact");
+	(void) rd_kafka_AdminOptions_set_request_timeout(options, 5 * CALL_MS, NULL, 0);
+	rd_kafka_CreateTopics(reader->handle, &topic, 1, options, queue);
+	event = rd_kafka_queue_poll(queue, 6 * CALL_MS);
+	if (event != NULL)
+	{
+		size_t								  n = 0;
+		const rd_kafka_CreateTopics_result_t *answer =
+			rd_kafka_event_CreateTopics_result(event);
+		const rd_kafka_topic_result_t **topics =
+			answer == NULL ? NULL : rd_kafka_CreateTopics_result_topics(answer, &n);
+
+		result = rd_kafka_event_error(event);
+		if (n > 0)
+			result = rd_kafka_topic_result_error(topics[0]);
+		strlcpy(said, rd_kafka_err2str(result), size);
+		rd_kafka_event_destroy(event);
+	}
+	rd_kafka_AdminOptions_destroy(options);
+	rd_kafka_queue_destroy(queue);
+	rd_kafka_NewTopic_destroy(topic);
+	return result;
+}
+
+/* False where it is not there, and cannot be made now. */
+static bool
+find_topic(EsSinkRun *run, EsKafkaClient *reader)
+{
+	const char		   *name = run->sink->progress_topic;
+	rd_kafka_topic_t   *topic = rd_kafka_topic_new(reader->handle, name, NULL);
+	rd_kafka_resp_err_t error;
+	char				said[256] = "";
+
+	(void) es_kafka_count_partitions(reader, topic, CALL_MS, &error);
+	rd_kafka_topic_destroy(topic);
+	if (error == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART)
+	{
+		error = ask_for_topic(reader, name, said, sizeof(said));
+		if (error == RD_KAFKA_RESP_ERR_NO_ERROR ||
+			error == RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS)
+			return true;
+		es_sink_set_state(
+			run, "topic_missing",
+			psprintf("progress topic \"%s\" cannot be made (%s)", name, said));
+		return false;
+	}
+	if (error == RD_KAFKA_RESP_ERR_NO_ERROR)
+		return true;
+	es_sink_set_state(run,
+					  error == RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED ||
+							  reader->trouble == ES_KAFKA_DENIED
+						  ? "denied"
+						  : "disconnected",
+					  reader->message[0] != '\0' ? reader->message
+												 : rd_kafka_err2str(error));
+	return false;
+}
+
+/* A record of ours says a position. */
+static void
+take_progress(EsSinkRun *run, const rd_kafka_message_t *message, EsPosition *position)
+{
+	char  digits[MAXINT8LEN + 1];
+	char *end;
+	int64 found;
+
+	if (message->key_len != strlen(run->identity) ||
+		memcmp(message->key, run->identity, message->key_len) != 0 ||
+		message->payload == NULL || message->len > MAXINT8LEN)
+		return;
+	memcpy(digits, message->payload, message->len);
+	digits[message->len] = '\0';
+	found = strtoll(digits, &end, 10);
+	if (*end == '\0' && end != digits)
+		*position = found;
+}
+
+/*
+ * Reads to the end; false where it is to be left before.  The last stable offset
+ * is passed on the way to the high watermark once others' transactions end.
+ */
+static bool
+read_to_end(EsSinkRun *run, EsKafkaClient *reader, EsPosition *position)
+{
+	const char *name = run->sink->progress_topic;
+	int64		end = -1;
+	int64		at = 0;
+
+	while (end < 0 || at < end)
+	{
+		rd_kafka_message_t *message;
+
+		if (es_process_interrupts())
+		{
+			run->leave = ES_LEAVE_FOR_GOOD;
+			return false;
+		}
+		message = rd_kafka_consumer_poll(reader->handle, 0);
+		es_kafka_note(reader);
+		if (message == NULL)
+		{
+			es_kafka_wait(&reader, 1, CALL_MS);
+			if (es_worker_pending(ES_WAKE_CONFIG) != 0)
+				return false;
+			if (reader->trouble != ES_KAFKA_FINE)
+			{
+				es_sink_set_state(
+					run, reader->trouble == ES_KAFKA_DENIED ? "denied" : "disconnected",
+					reader->message);
+				return false;
+			}
+			continue;
+		}
+		at = message->offset;
+		if (message->err == RD_KAFKA_RESP_ERR_NO_ERROR)
+		{
+			take_progress(run, message, position);
+			at++;
+		}
+		else if (message->err == RD_KAFKA_RESP_ERR__PARTITION_EOF && end < 0)
+		{
+			int64 low;
+
+			(void) rd_kafka_get_watermark_offsets(reader->handle, name, 0, &low, &end);
+		}
+		else if (message->err != RD_KAFKA_RESP_ERR__PARTITION_EOF)
+		{
+			es_sink_set_state(run, "retrying", rd_kafka_message_errstr(message));
+			rd_kafka_message_destroy(message);
+			return false;
+		}
+		rd_kafka_message_destroy(message);
+	}
+	return true;
+}
+
+static bool
+read_progress(EsSinkRun *run, EsKafkaClient *reader, EsPosition *position)
+{
+	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
+	rd_kafka_resp_err_t				 error;
+
+	rd_kafka_topic_partition_list_add(list, run->sink->progress_topic, 0)->offset =
+		RD_KAFKA_OFFSET_BEGINNING;
+	error = rd_kafka_assign(reader->handle, list);
+	rd_kafka_topic_partition_list_destroy(list);
+	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
+	{
+		es_sink_set_state(run, "retrying", rd_kafka_err2str(error));
+		return false;
+	}
+	return read_to_end(run, reader, position);
+}
+
+/* ---------------------------------------------------------------------------
+ * Transactions
+ * ------------------------------------------------------------------------- */
+
+bool
+es_sink_transaction_init(EsSinkRun *run)
+{
+	EsKafkaClient *reader = open_reader(run);
+	EsPosition	   position = 0;
+	bool		   done = false;
+
+	if (find_topic(run, reader))
+	{
+		while (!done && run->leave == ES_LEAVE_NOT && run->halt == ES_SINK_GOES_ON &&
+			   es_worker_pending(ES_WAKE_CONFIG) == 0)
+		{
+			if (es_process_interrupts())
+				run->leave = ES_LEAVE_FOR_GOOD;
+			else
+				done =
+					settle(run, rd_kafka_init_transactions(run->client->handle, CALL_MS));
+			if (!done && run->client->trouble != ES_KAFKA_FINE)
+				es_sink_set_state(
+					run,
+					run->client->trouble == ES_KAFKA_DENIED ? "denied" : "disconnected",
+					run->client->message);
+		}
+		done = done && read_progress(run, reader, &position);
+	}
+	es_kafka_close(reader);
+	if (!done)
+		return false;
+	if (position > run->saved)
+		es_sink_save(run, position);
+	run->read_to = run->saved;
+	if (run->progress_topic == NULL)
+		run->progress_topic =
+			rd_kafka_topic_new(run->client->handle, run->sink->progress_topic, NULL);
+	return true;
+}
+
+bool
+es_sink_transaction_begin(EsSinkRun *run)
+{
+	if (run->in_transaction)
+		return true;
+	if (!settle(run, rd_kafka_begin_transaction(run->client->handle)))
+		return false;
+	run->in_transaction = true;
+	run->closing = false;
+	run->transaction_began = GetCurrentTimestamp();
+	return true;
+}
+
+/* False where it cannot be put now. */
+static bool
+put_progress(EsSinkRun *run)
+{
+	char	 digits[MAXINT8LEN + 1];
+	EsRecord record = {.key = run->identity, .key_length = strlen(run->identity)};
+	rd_kafka_resp_err_t result;
+
+	pg_lltoa(run->read_to, digits);
+	record.value = digits;
+	record.value_length = strlen(digits);
+	result = es_delivery_put(&run->delivery, run->client->handle, run->progress_topic, 0,
+							 &record, 0);
+	run->closing = result == RD_KAFKA_RESP_ERR_NO_ERROR;
+	if (!run->closing && result != RD_KAFKA_RESP_ERR__QUEUE_FULL)
+	{
+		es_sink_transaction_abort(run);
+		es_sink_retry_later(run, "retrying", rd_kafka_err2str(result));
+	}
+	return run->closing;
+}
+
+void
+es_sink_transaction_close(EsSinkRun *run)
+{
+	if ((!run->closing && !put_progress(run)) || !es_delivery_is_empty(&run->delivery) ||
+		!settle(run, rd_kafka_commit_transaction(run->client->handle, CALL_MS)))
+		return;
+	run->in_transaction = run->closing = false;
+	es_kafka_fine(run->client);
+	es_sink_save(run, run->read_to);
+}
+
+void
+es_sink_transaction_fatal(EsSinkRun *run)
+{
+	char message[256] = "";
+	int	 code = rd_kafka_fatal_error(run->client->handle, message, sizeof(message));
+
+	leave_client(run, code, message);
+}
+
+/* True where the transaction is no more; false where the client is to be left. */
+static bool
+abort_transaction(EsSinkRun *run)
+{
+	for (int i = 0; i < ABORT_CALLS && es_worker_pending(ES_WAKE_CONFIG) == 0; i++)
+	{
+		rd_kafka_error_t *error;
+		bool			  again;
+
+		CHECK_FOR_INTERRUPTS();
+		error = rd_kafka_abort_transaction(run->client->handle, CALL_MS);
+		es_kafka_note(run->client);
+		if (error == NULL)
+			return true;
+		again = rd_kafka_error_is_retriable(error) ||
+				rd_kafka_error_code(error) == RD_KAFKA_RESP_ERR__TIMED_OUT;
+		if (rd_kafka_error_is_fatal(error) || is_fence(rd_kafka_error_code(error)))
+		{
+			rd_kafka_error_destroy(error);
+			es_sink_transaction_fatal(run);
+			return true;
+		}
+		rd_kafka_error_destroy(error);
+		if (!again)
+			break;
+	}
+	return false;
+}
+
+void
+es_sink_transaction_abort(EsSinkRun *run)
+{
+	/* Whoever comes next aborts it. */
+	if (run->in_transaction && !abort_transaction(run))
+	{
+		run->leave = ES_LEAVE_AND_RETURN;
+		run->pause_first = true;
+	}
+	run->in_transaction = run->closing = false;
+	es_sink_rewind(run, run->saved);
+}
