@@ -154,6 +154,7 @@ read_source(MemoryContext context)
 	source->key_as_tag = strcmp(es_task_text("key_as", context), "tag") == 0;
 	source->consumer_properties = (Jsonb *) DatumGetPointer(es_task_column("consumer_properties", context));
 	source->changelog_topic = es_task_text("changelog_topic", context);
+	source->changelog_properties = (Jsonb *) DatumGetPointer(es_task_column("changelog_properties", context));
 	source->resync = DatumGetBool(es_task_column("resync", context));
 	source->paused = DatumGetBool(es_task_column("paused", context));
 	source->failure = es_task_text("failure", context);
@@ -324,7 +325,7 @@ set_formats(EsSource *source, const NullableDatum *args)
 {
 	bool		given = !args[ARG_VALUE_FORMAT].isnull;
 
-	source->value_format = ES_STORE_JSON;
+	source->value_format = source->mode == ES_SOURCE_RELAY ? ES_STORE_BYTES : ES_STORE_JSON;
 	if (source->is_store)
 		source->value_format = es_store_get(source->target)->format;
 	if (given && !es_store_format_parse(TextDatumGetCString(args[ARG_VALUE_FORMAT].value),
@@ -404,6 +405,8 @@ check_changelog_topic(EsSource *source, const NullableDatum *args)
 	source->changelog_topic = es_kafka_topic_arg(&args[ARG_CHANGELOG_TOPIC], "changelog_topic");
 	if (strcmp(source->changelog_topic, source->topic) == 0)
 		es_kafka_refuse("changelog_topic", "It is the source's own topic.");
+	if (source->mode == ES_SOURCE_RELAY)
+		return;
 	if (!es_store_exists(source->target, &changelog) || !OidIsValid(changelog))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -440,10 +443,11 @@ check_group(const EsSource *source, const NullableDatum *args)
 static void
 refuse_unbuilt(const NullableDatum *args, const EsSource *source)
 {
-	if (source->mode == ES_SOURCE_RELAY)
+	if (source->mode == ES_SOURCE_RELAY && !args[ARG_GROUP_ID].isnull)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("mode \"%s\" is not supported yet", mode_words[source->mode])));
+				 errmsg("\"%s\" is not supported in mode \"%s\" yet", arg_names[ARG_GROUP_ID],
+						mode_words[source->mode])));
 }
 
 static void
@@ -467,16 +471,20 @@ check_properties(NullableDatum *args)
 static void
 check_arguments(EsSource *source, NullableDatum *args)
 {
+	source->mode = es_kafka_word_arg(&args[ARG_MODE], arg_names[ARG_MODE], mode_words);
 	for (int i = ARG_NAME; i <= ARG_TARGET; i++)
-		es_require_arg(&args[i], arg_names[i]);
+		if (i != ARG_TARGET || source->mode != ES_SOURCE_RELAY)
+			es_require_arg(&args[i], arg_names[i]);
 	source->name = text_to_cstring(es_name_arg(&args[ARG_NAME], "name"));
 	source->server_name = NameStr(*DatumGetName(args[ARG_SERVER].value));
 	source->server = es_kafka_server(source->server_name);
 	(void) es_kafka_properties(source->server, GetUserId(), NULL);
 	source->topic = es_kafka_topic_arg(&args[ARG_TOPIC], arg_names[ARG_TOPIC]);
-	source->mode = es_kafka_word_arg(&args[ARG_MODE], arg_names[ARG_MODE], mode_words);
 	refuse_unbuilt(args, source);
-	set_target(source, DatumGetObjectId(args[ARG_TARGET].value));
+	if (source->mode != ES_SOURCE_RELAY)
+		set_target(source, DatumGetObjectId(args[ARG_TARGET].value));
+	else if (!args[ARG_TARGET].isnull)
+		es_kafka_refuse("target", "In mode \"relay\" records go to the changelog topic, and to no table.");
 	if (!args[ARG_START].isnull &&
 		!es_source_parse_start(source, TextDatumGetCString(args[ARG_START].value)))
 		es_kafka_refuse("start", psprintf("\"%s\" is not \"earliest\", \"latest\", a time, nor offsets like {\"0\": 42}.",
@@ -539,6 +547,7 @@ insert_source(const EsSource *source, const NullableDatum *args)
 	bool		isnull;
 
 	memset(nulls, ' ', lengthof(types));
+	nulls[4] = OidIsValid(source->target) ? ' ' : 'n';
 	nulls[6] = args[ARG_PARTITIONS].isnull ? 'n' : ' ';
 	nulls[9] = source->transform_name == NULL ? 'n' : ' ';
 	nulls[21] = args[ARG_REPLICA_PARTITIONS].isnull ? 'n' : ' ';
@@ -640,12 +649,8 @@ es_drop_source(PG_FUNCTION_ARGS)
 	if (sink != 0)
 		es_sink_drop_internal(sink);
 	es_replica_unset(source->id);
-	execute_for("WITH gone AS (DELETE FROM eventstore.source WHERE id = $1 RETURNING id),"
-				" offsets AS (DELETE FROM eventstore.source_offset o USING gone"
-				" WHERE o.source = gone.id),"
-				" gaps AS (DELETE FROM eventstore.source_gap g USING gone WHERE g.source = gone.id)"
-				" DELETE FROM eventstore.source_dead_letter l USING gone WHERE l.source = gone.id"
-				" AND $2 IS NOT NULL AND $3 IS NOT NULL",
+	execute_for("DELETE FROM eventstore.source"
+				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
 				source->id, SPI_OK_DELETE);
 	es_task_call_at_commit(es_source_key(source->id));
 	PG_RETURN_VOID();

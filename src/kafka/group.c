@@ -54,6 +54,7 @@
 #include "kafka/batch.h"
 #include "kafka/property.h"
 #include "kafka/task.h"
+#include "lib/stringinfo.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -79,6 +80,7 @@ struct EsGroup
 	TimestampTz						 commit_at;
 	rd_kafka_topic_partition_list_t *committed; /* what was committed last */
 	bool							 joined;
+	char							*made_for; /* properties */
 };
 
 /* ---------------------------------------------------------------------------
@@ -135,6 +137,23 @@ configure_member(rd_kafka_conf_t *conf, void *arg)
 	rd_kafka_conf_set_rebalance_cb(conf, hear_rebalance);
 }
 
+/* To compare: a server or mapping may be changed. */
+static char *
+spell(List *properties)
+{
+	StringInfoData text;
+	ListCell	  *cell;
+
+	initStringInfo(&text);
+	foreach (cell, properties)
+	{
+		const EsKafkaProperty *property = lfirst(cell);
+
+		appendStringInfo(&text, "%s\n%s\n", property->name, property->value);
+	}
+	return text.data;
+}
+
 static void
 open_member(EsSourceRun *run, struct EsGroup *group)
 {
@@ -142,16 +161,12 @@ open_member(EsSourceRun *run, struct EsGroup *group)
 		{"group.id", run->source->group_id},   {"enable.auto.commit", "false"},
 		{"enable.auto.offset.store", "false"}, {"auto.offset.reset", "error"},
 		{"allow.auto.create.topics", "false"}, {NULL, NULL}};
-	List *properties;
+	List *properties = list_copy(run->properties);
 
-	es_run_begin();
-	MemoryContextSwitchTo(run->life);
-	properties = es_kafka_properties(run->source->server, run->source->owner,
-									 run->source->consumer_properties);
 	if (es_kafka_get_property(properties, "topic.metadata.refresh.interval.ms") == NULL)
 		properties = es_kafka_set_property(
 			properties, "topic.metadata.refresh.interval.ms", REFRESH_MS);
-	es_run_commit(run);
+	group->made_for = MemoryContextStrdup(TopMemoryContext, spell(run->properties));
 	group->member = es_kafka_open(RD_KAFKA_CONSUMER, run->source->name, properties, own,
 								  configure_member, group);
 	group->member->owner = run->source->owner;
@@ -174,12 +189,23 @@ subscribe(EsSourceRun *run)
 						errdetail_internal("%s", rd_kafka_err2str(error))));
 }
 
+/* A member that has lost all brokers looks their addresses up anew, as the reader does. */
+static bool
+is_good(EsSourceRun *run)
+{
+	const struct EsGroup *group = run->group;
+
+	return group != NULL && group->joined &&
+		   group->member->trouble != ES_KAFKA_DISCONNECTED &&
+		   strcmp(group->made_for, spell(run->properties)) == 0;
+}
+
 void
 es_group_join(EsSourceRun *run)
 {
 	struct EsGroup *group;
 
-	if (run->source->group_id == NULL || (run->group != NULL && run->group->joined))
+	if (run->source->group_id == NULL || is_good(run))
 		return;
 	es_group_leave(run);
 	group = MemoryContextAllocZero(TopMemoryContext, sizeof(struct EsGroup));
@@ -203,6 +229,8 @@ es_group_leave(EsSourceRun *run)
 		es_kafka_close(group->member);
 	rd_kafka_topic_partition_list_destroy(group->owned);
 	rd_kafka_topic_partition_list_destroy(group->committed);
+	if (group->made_for != NULL)
+		pfree(group->made_for);
 	pfree(group);
 	run->group = NULL;
 }
@@ -315,7 +343,7 @@ es_group_serve(EsSourceRun *run)
 	{
 		es_run_set_state(run, "disconnected", group->member->message);
 		es_group_leave(run);
-		run->pause_first = true;
+		run->pause_ms = ES_RUN_PAUSE_MS;
 		run->leave = ES_LEAVE_AND_RETURN;
 		return false;
 	}

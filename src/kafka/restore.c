@@ -42,9 +42,6 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
-#define SOURCE_TOPIC_HEADER		"es-topic"
-#define SOURCE_OFFSET_HEADER	"es-offset"
-
 /* ---------------------------------------------------------------------------
  * Records of a changelog topic
  * ------------------------------------------------------------------------- */
@@ -68,13 +65,13 @@ header_is(const EsHeader *header, const char *value)
 int64
 es_restore_resume_offset(const EsSource *source, const EsRecord *record)
 {
-	const EsHeader *offset = find_header(record, SOURCE_OFFSET_HEADER);
+	const EsHeader *offset = find_header(record, ES_HEADER_OFFSET);
 	char		digits[24];
 	char	   *end;
 	int64		value;
 
 	if (offset == NULL || offset->length >= sizeof(digits) ||
-		!header_is(find_header(record, SOURCE_TOPIC_HEADER), source->topic))
+		!header_is(find_header(record, ES_HEADER_TOPIC), source->topic))
 		return -1;
 	memcpy(digits, offset->value, offset->length);
 	digits[offset->length] = '\0';
@@ -346,7 +343,9 @@ go_on_from(EsSourceRun *run, const int64 *offsets)
 			{
 				loaded[j].next = run->partitions[i].progress.resume;
 				loaded[j].resume = -1;
-				es_progress_advance(run->source, &loaded[j], 1);
+				/* It is that of the record before; which one that is now is not known. */
+				loaded[j].has_time = false;
+				es_run_advance(run, &loaded[j], 1);
 			}
 }
 

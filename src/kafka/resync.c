@@ -366,7 +366,7 @@ es_resync(EsSourceRun *run)
 	if (!assign_all(&resync))
 	{
 		run->leave = ES_LEAVE_AND_RETURN;
-		run->pause_first = true;
+		run->pause_ms = ES_RUN_PAUSE_MS;
 		return false;
 	}
 	done = read_all(&resync) && sweep(&resync);

@@ -25,7 +25,7 @@ CREATE TABLE eventstore.sink (
 	flush_interval interval NOT NULL,
 	progress_topic text COLLATE "C",
 	producer_properties jsonb NOT NULL,
-	changelog_of integer UNIQUE,
+	changelog_of integer UNIQUE REFERENCES eventstore.source ON DELETE CASCADE,
 	paused boolean NOT NULL DEFAULT false,
 	failure text,
 	starts integer NOT NULL DEFAULT 0,
@@ -40,7 +40,7 @@ SELECT pg_catalog.pg_extension_config_dump('eventstore.sink', '');
 
 /* Apart from the sink's row, for it changes all the time (HOT). */
 CREATE TABLE eventstore.sink_position (
-	sink integer PRIMARY KEY,
+	sink integer PRIMARY KEY REFERENCES eventstore.sink ON DELETE CASCADE,
 	position bigint NOT NULL,
 	updated_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.1);
@@ -50,7 +50,7 @@ SELECT pg_catalog.pg_extension_config_dump('eventstore.sink_position', '');
 
 CREATE TABLE eventstore.sink_dead_letter (
 	id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
-	sink integer NOT NULL,
+	sink integer NOT NULL REFERENCES eventstore.sink ON DELETE CASCADE,
 	position bigint NOT NULL,
 	sqlstate text COLLATE "C" NOT NULL,
 	reason text NOT NULL,

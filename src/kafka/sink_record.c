@@ -356,7 +356,7 @@ static bool
 add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 {
 	static const char *const members[][2] = {
-		{"topic", "es-topic"}, {"partition", "es-partition"}, {"offset", "es-offset"}};
+		{"topic", ES_HEADER_TOPIC}, {"partition", ES_HEADER_PARTITION}, {"offset", ES_HEADER_OFFSET}};
 	const char *found[lengthof(members)];
 
 	if (!JB_ROOT_IS_OBJECT(metadata))

@@ -85,6 +85,7 @@ typedef struct EsSource
 	char	   *group_id;		/* NULL: partitions are assigned by hand */
 	bool		key_as_tag;
 	Jsonb	   *consumer_properties;
+	Jsonb	   *changelog_properties;
 	char	   *changelog_topic;
 	bool		resync;			/* asked for, and not done yet */
 	bool		paused;

@@ -58,7 +58,7 @@ SELECT pg_catalog.pg_extension_config_dump('eventstore.source', '');
  * the next versions (HOT).
  */
 CREATE TABLE eventstore.source_offset (
-	source integer NOT NULL,
+	source integer NOT NULL REFERENCES eventstore.source ON DELETE CASCADE,
 	topic text COLLATE "C" NOT NULL,
 	partition integer NOT NULL,
 	next_offset bigint NOT NULL,
@@ -73,7 +73,7 @@ COMMENT ON TABLE eventstore.source_offset IS
 SELECT pg_catalog.pg_extension_config_dump('eventstore.source_offset', '');
 
 CREATE TABLE eventstore.source_gap (
-	source integer NOT NULL,
+	source integer NOT NULL REFERENCES eventstore.source ON DELETE CASCADE,
 	topic text COLLATE "C" NOT NULL,
 	partition integer NOT NULL,
 	first_offset bigint NOT NULL,
@@ -88,7 +88,7 @@ SELECT pg_catalog.pg_extension_config_dump('eventstore.source_gap', '');
 
 CREATE TABLE eventstore.source_dead_letter (
 	id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
-	source integer NOT NULL,
+	source integer NOT NULL REFERENCES eventstore.source ON DELETE CASCADE,
 	topic text COLLATE "C" NOT NULL,
 	partition integer NOT NULL,
 	record_offset bigint NOT NULL,
@@ -138,6 +138,8 @@ server: a foreign server of eventstore_kafka. start: ''earliest'', ''latest'', a
 value_format: json, text or bytes (null: that of the store, or of the transform''s argument; json for a collection). transform: a function of one argument, from the value (jsonb, text or bytea) to what is stored; null passes the record over.
 on_error (a record that cannot be decoded or written) and on_null_key (of a store''s record): park it as a dead letter, skip it, or stop. on_gap (records are gone from the topic): stop, or go on with the earliest or latest that is there; each gap is in the view gaps.
 flush_count, flush_interval: a batch is written when it has so many records, or when its first record has waited so long.
+changelog_topic: every change of the store, by the source or by SQL, is published there after it has committed, for each key in order, in the partition of the source''s number. Partitions that were not read here before are restored from it first, and the source goes on behind what was restored. replica_partitions: partitions of the changelog topic that are followed; keys in these cannot be changed by SQL (55000).
+mode: ''primary''; ''replica'' follows the changelog topic alone (its partitions are those in partitions), and the store takes no other changes; ''relay'' publishes what it reads to the changelog topic (each key''s records in order; twice where the worker dies in between) and has no target (null).
 consumer_properties, producer_properties, changelog_properties: properties of librdkafka beside those of the server and of the user mapping.
 Errors: 42710 the name is taken; 22023 a bad value, with librdkafka''s words; 22004 null; 42704 no such server; 42809 not a server of eventstore_kafka; 42501 no USAGE on the server, no right to write the target or to call the transform; 42804 formats that do not fit; LG006, LG007 the target is neither store nor collection.';
 
@@ -145,7 +147,7 @@ CREATE FUNCTION eventstore.drop_source(name text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_drop_source';
 COMMENT ON FUNCTION eventstore.drop_source(text) IS
-'Drops a source with its offsets, gaps and dead letters; what it has written stays. A batch that is being written is waited for. Nothing is changed in Kafka.
+'Drops a source with its offsets, gaps and dead letters, as DROP TABLE of its target does; what it has written stays. A batch that is being written is waited for. Nothing is changed in Kafka.
 Errors: LG007 no such source; 42501 not the owner; 22004 null.';
 
 CREATE FUNCTION eventstore.pause(name text) RETURNS void
@@ -250,7 +252,8 @@ CREATE VIEW eventstore.source_partitions WITH (security_barrier) AS
 SELECT s.name AS source, o.topic, o.partition, o.next_offset AS position, o.end_offset AS end_position,
 	GREATEST(o.end_offset - o.next_offset, 0) AS lag_records,
 	CASE WHEN o.end_offset <= o.next_offset THEN 0
-		ELSE GREATEST(EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - o.record_time), 0) END::double precision
+		WHEN o.record_time IS NOT NULL
+			THEN GREATEST(EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - o.record_time), 0) END::double precision
 		AS lag_seconds,
 	o.record_time, o.updated_at,
 	s.group_id IS NULL OR o.topic = s.topic AND o.partition = ANY (s.assigned) AS assigned
@@ -258,7 +261,7 @@ FROM eventstore.source_offset o
 	JOIN eventstore.source s ON s.id = o.source
 WHERE eventstore.source_shown(s.owner, s.target);
 COMMENT ON VIEW eventstore.source_partitions IS
-'How far each partition of a source''s topic has been written: position, the offset of the next record; end_position, the end of the partition as last heard of; lag_records, offsets between the two (of compacted records and of transaction markers too); lag_seconds, age of the last record written where there are more, 0 where there are none; record_time, its time; assigned: false for one that belongs to another member of the source''s group, or that was read here only to restore the store.';
+'How far each partition of a source''s topic has been written: position, the offset of the next record; end_position, the end of the partition as last heard of; lag_records, offsets between the two (of compacted records and of transaction markers too); lag_seconds, age of the last record written where there are more, 0 where there are none; record_time, its time (null: not known); assigned: false for one that belongs to another member of the source''s group, or that was read here only to restore the store.';
 GRANT SELECT ON eventstore.source_partitions TO PUBLIC;
 
 CREATE VIEW eventstore.gaps WITH (security_barrier) AS

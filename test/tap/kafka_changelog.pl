@@ -141,6 +141,21 @@ query("SELECT eventstore.create_source('whole', 'k', 'parts', 'whole', changelog
 caught_up('whole');
 is(query("SELECT count(*), sum((value)::int) FROM whole"), '50|51275', 'another node restores all, and goes on');
 
+# ---- relay: one does the work, others have the result --------------------------------------------
+
+$mock->create_topic('raw', 2);
+$mock->create_topic('raw-changelog', 2);
+$mock->produce('raw', [ 'a', '1' ], [ 'b', '2' ], [ 'c', 'bad' ], [ undef, '3' ], [ 'd', '0' ], [ 'a', undef ], [ 'e', '5' ]);
+query("CREATE FUNCTION doubled(text) RETURNS jsonb LANGUAGE sql AS \$\$ SELECT pg_catalog.to_jsonb(2 * \$1::int) WHERE \$1 <> '0' \$\$");
+query("SELECT eventstore.create_source('relay', 'k', 'raw', NULL, mode => 'relay', changelog_topic => 'raw-changelog', transform => 'doubled(text)', $fast)");
+query("SELECT eventstore.create_store('result')");
+query("SELECT eventstore.create_source('result', 'k', 'raw', 'result', mode => 'replica', changelog_topic => 'raw-changelog', $fast)");
+caught_up('relay');
+caught_up('result');
+is(in_store('result'), 'b=4 e=10', 'what was relayed, in a replica');
+is(query("SELECT string_agg(sqlstate, ' ' ORDER BY sqlstate) FROM eventstore.dead_letters WHERE source = 'relay'"), '22004 22P02', 'what could not be is parked');
+is(sqlstate_of($node, "SELECT eventstore.create_source('r2', 'k', 'raw', 'result', mode => 'relay', changelog_topic => 'raw-changelog')"), '22023', 'a relay has no table');
+
 # ---- whose a key is to change ----------------------------------------------------------------------
 
 is(sqlstate_of($node, "SELECT eventstore.put('copy', 'a', '1')"), '55000', 'a replica takes no change by SQL');
