@@ -35,11 +35,13 @@
 #include "kafka/restore.h"
 #include "kafka/task.h"
 
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "kafka/topic.h"
 #include "spi.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
 /* ---------------------------------------------------------------------------
@@ -303,6 +305,82 @@ es_restore_follow(EsSourceRun *run)
 		if (!has_enough(run, source->replicas[i], nlog) ||
 			!add_partition(run, source->replicas[i], loaded, nloaded))
 			return false;
+	return true;
+}
+
+/* ---------------------------------------------------------------------------
+ * After a crash
+ * ------------------------------------------------------------------------- */
+
+/* From its changelog, as the owner would; the offsets are right then. */
+static void
+rebuild_store(EsSourceRun *run)
+{
+	Oid			types[1] = {REGCLASSOID};
+	Datum		values[1] = {ObjectIdGetDatum(run->source->target)};
+	EsRoleSwitch saved;
+
+	es_run_set_state(run, "restoring", "an unlogged store is rebuilt from its changelog");
+	es_run_begin();
+	es_role_assume(es_relation_owner(run->source->target), &saved);
+	SPI_connect();
+	es_spi_execute("SELECT eventstore.rebuild($1)", 1, types, values, NULL, false, SPI_OK_SELECT);
+	SPI_finish();
+	es_role_restore(&saved);
+	es_run_commit(run);
+}
+
+/* Each partition from the first record that it has. */
+static bool
+read_again(EsSourceRun *run)
+{
+	EsProgress *moves = palloc(sizeof(EsProgress) * run->npartitions);
+
+	for (int i = 0; i < run->npartitions; i++)
+	{
+		int64		high;
+
+		moves[i] = run->partitions[i].progress;
+		if (!es_topic_find_ends(run, &run->partitions[i], &moves[i].next, &high))
+			return false;
+	}
+	es_run_begin();
+	es_progress_advance(run->source, moves, run->npartitions);
+	es_run_commit(run);
+	for (int i = 0; i < run->npartitions; i++)
+	{
+		EsPartition *partition = &run->partitions[i];
+
+		partition->progress.written = partition->progress.next = moves[i].next;
+		partition->progress.has_time = false;
+		partition->position = moves[i].next;
+	}
+	ereport(LOG, (errmsg("source \"%s\": an unlogged store is filled again from the topic",
+						 run->source->name)));
+	return true;
+}
+
+bool
+es_restore_refill(EsSourceRun *run)
+{
+	const EsSource *source = run->source;
+	Oid			changelog = InvalidOid;
+	bool		begun = false;
+	bool		unlogged;
+
+	for (int i = 0; i < run->npartitions; i++)
+		begun = begun || run->partitions[i].progress.written > 0;
+	if (!begun || !source->is_store)
+		return true;
+	es_run_begin();
+	unlogged = get_rel_persistence(source->target) == RELPERSISTENCE_UNLOGGED &&
+		es_store_exists(source->target, &changelog);
+	es_run_commit(run);
+	if (!unlogged || !store_is_empty(run))
+		return true;
+	if (!OidIsValid(changelog))
+		return read_again(run);
+	rebuild_store(run);
 	return true;
 }
 

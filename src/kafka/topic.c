@@ -458,7 +458,7 @@ es_topic_load_partitions(EsSourceRun *run, int count)
 	if (!begin_partitions(run, begin, count))
 		return false;
 	add_partitions(run, count);
-	return es_restore_follow(run);
+	return es_restore_refill(run) && es_restore_follow(run);
 }
 
 /*
