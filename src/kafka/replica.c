@@ -14,7 +14,7 @@
  * cost more than it is worth: the documentation says so.
  *
  * The mark is in store_catalog, so that a store that follows nobody pays
- * nothing.  Locks: none of its own.
+ * nothing.  Locks: the store, against writers, while it is marked.
  */
 #include "postgres.h"
 
@@ -25,8 +25,10 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
+#include "kafka/codec.h"
 #include "kafka/source.h"
 #include "spi.h"
+#include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
@@ -66,6 +68,8 @@ mark_stores(const char *sql, uint32 source, Oid store)
 void
 es_replica_set(Oid store, uint32 source)
 {
+	/* Whoever is writing it does not know of the mark. */
+	LockRelationOid(store, ShareRowExclusiveLock);
 	if (mark_stores("UPDATE eventstore.store_catalog SET follower = $1"
 					" WHERE store::oid = $2 AND follower IS NULL RETURNING store::oid",
 					source, store) == 0)
@@ -108,9 +112,10 @@ load_follower(uint32 id)
 
 /* Why the key must not be changed here; NULL: it may. */
 static const char *
-reason_against(const EsSource *source, Datum key)
+reason_against(const EsStore *store, const EsSource *source, Datum key)
 {
-	struct varlena *bytes;
+	const char *bytes;
+	size_t		length;
 	int32		partition;
 
 	if (source->mode == ES_SOURCE_REPLICA)
@@ -119,9 +124,9 @@ reason_against(const EsSource *source, Datum key)
 	if (source->partition_count == 0)
 		return psprintf("How many partitions topic \"%s\" has is not known yet (source \"%s\").",
 						source->topic, source->name);
-	bytes = PG_DETOAST_DATUM_PACKED(key);
-	partition = rd_kafka_msg_partitioner_murmur2(NULL, VARDATA_ANY(bytes), VARSIZE_ANY_EXHDR(bytes),
-												 source->partition_count, NULL, NULL);
+	bytes = es_codec_bytes(store->key_format, key, &length);
+	partition = rd_kafka_msg_partitioner_murmur2(NULL, bytes, length, source->partition_count,
+												 NULL, NULL);
 	for (int i = 0; i < source->nreplicas; i++)
 		if (source->replicas[i] == partition)
 			return psprintf("The key is in partition %d, which is a replica (source \"%s\").",
@@ -133,7 +138,7 @@ void
 es_replica_check(const EsStore *store, Datum key)
 {
 	const EsSource *source = load_follower(store->follower);
-	const char *reason = source != NULL ? reason_against(source, key) : NULL;
+	const char *reason = source != NULL ? reason_against(store, source, key) : NULL;
 
 	if (reason != NULL)
 		ereport(ERROR,
