@@ -218,20 +218,22 @@ static int
 write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 			EsProblem *stopped_by)
 {
-	EsWriter  *writer = es_writer_begin(run->source);
+	EsWriter  *writer;
 	EsProblem *problems = palloc(sizeof(EsProblem) * (to - from));
-	EsDecoded *decoded =
-		es_writer_decode(writer, &run->records[from], to - from, problems);
+	EsDecoded *decoded;
 	EsRoleSwitch saved;
 	EsWritten	 written = {0};
 	int			 parked = 0;
 	int			 skipped = 0;
 	int			 end;
 
+	es_restore_hold(run);
+	writer = es_writer_begin(run->source);
+	decoded = es_writer_decode(writer, &run->records[from], to - from, problems);
 	if (known != NULL && problems[0].sqlstate == 0)
 		problems[0] = *known;
 	if (run->guarded)
-		es_restore_guard(run->source, &run->records[from], to - from, problems);
+		es_restore_guard(run, &run->records[from], to - from, problems);
 	end = apply_policies(run, from, to, problems, &parked, &skipped);
 	if (end < to)
 		*stopped_by = problems[end - from];
@@ -242,6 +244,7 @@ write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 		es_writer_write(writer, &run->records[from], decoded, end - from, problems, &written);
 		es_role_restore(&saved);
 	}
+	es_restore_note_written(run);
 	advance_to(run, from, end);
 
 	es_worker_count(ES_WORKER_RECORDS, end - from);
@@ -364,6 +367,9 @@ write_step(EsSourceRun *run)
 		/* It was this one: once more, to be dealt with as a record that is bad. */
 		to = run->nwritten + 1;
 		outcome = try_range(run, run->nwritten, &to, &problem);
+		/* It cannot even be parked. */
+		if (outcome == OUTCOME_BAD_RECORD)
+			outcome = OUTCOME_RETRY;
 	}
 	switch (outcome)
 	{

@@ -631,7 +631,7 @@ es_source_main(Datum arg)
 	run->scratch = AllocSetContextCreate(TopMemoryContext, "eventstore source round",
 										 ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(run->scratch);
-	es_store_following = true;
+	es_store_following = key.object;
 	es_worker_set_running();
 
 	while (run->leave != ES_LEAVE_FOR_GOOD)
@@ -639,7 +639,8 @@ es_source_main(Datum arg)
 		MemoryContextReset(run->scratch);
 		MemoryContextReset(run->life);
 		run->source = NULL;
-		(void) es_worker_take(ES_WAKE_CONFIG);
+		/* One that is left standing would have an absent worker started again and again. */
+		(void) es_worker_take(ES_WAKE_CONFIG | ES_WAKE_ERRAND);
 		run->source = load_if_wanted(run, key.object, first);
 		first = false;
 		if (run->source == NULL)

@@ -29,6 +29,11 @@ fix_settings(void)
 		{"lock_timeout", ES_WORKER_LOCK_TIMEOUT},
 		{"statement_timeout", "0"},
 		{"idle_in_transaction_session_timeout", "0"},
+#if PG_VERSION_NUM >= 170000
+		{"transaction_timeout", "0"},
+#endif
+		/* as a store's keys of bytes are spelt in its changelog */
+		{"bytea_output", "hex"},
 		{"default_transaction_isolation", "read committed"},
 		{"default_transaction_read_only", "off"},
 		{"default_transaction_deferrable", "off"},
