@@ -50,9 +50,9 @@ PG_FUNCTION_INFO_V1(es_kafka_workers);
 /* So many starts in a row without any progress, and it has failed. */
 #define STARTS_MAX 10
 
-/* Objects of our locks: the row of an id, the name of a hash. */
-#define LOCK_ROW  0
-#define LOCK_NAME 1
+/* Advisory locks of SQL have 1 and 2 in field 4; poll.c has 0xE5. */
+#define OWN_LOCK  0xE6
+#define NAME_LOCK 0xE7
 
 static List *to_call = NIL; /* of EsWorkerKey *, in TopMemoryContext */
 
@@ -129,18 +129,16 @@ es_task_lives(EsWorkerKey key)
 				   SPI_OK_UPDATE, NULL);
 }
 
-static void
-set_tag(LOCKTAG *tag, uint32 object, uint16 what)
-{
-	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, es_extension_relation("source"), object, what);
-}
-
+/*
+ * An advisory lock: of a session's locks only those end with the process, when
+ * it exits outside of a transaction.
+ */
 void
 es_task_own(EsWorkerKey key)
 {
 	LOCKTAG tag;
 
-	set_tag(&tag, key.object, LOCK_ROW);
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, 0, key.object, OWN_LOCK);
 	if (LockAcquire(&tag, ExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
 		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 						errmsg("another process runs Kafka %s %u", es_task_noun(key.kind),
@@ -263,7 +261,9 @@ es_task_reserve_name(const char *name)
 	EsTask *other;
 	LOCKTAG tag;
 
-	set_tag(&tag, hash_bytes((const unsigned char *) name, strlen(name)), LOCK_NAME);
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, 0,
+						 hash_bytes((const unsigned char *) name, strlen(name)),
+						 NAME_LOCK);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 	other = find_named(name);
 	if (other != NULL)
