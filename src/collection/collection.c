@@ -552,7 +552,7 @@ highest_key(Oid segment)
 	if (OidIsValid(pk))
 	{
 		Relation	index = index_open(pk, AccessShareLock);
-		IndexScanDesc scan = index_beginscan(rel, index, SnapshotAny, 0, 0);
+		IndexScanDesc scan = es_index_beginscan(rel, index, SnapshotAny, 0);
 
 		scan->xs_want_itup = true;
 		index_rescan(scan, NULL, 0, NULL, 0);
@@ -724,7 +724,7 @@ newest_safe_head(Oid segment, Snapshot snapshot)
 	{
 		Relation	index = index_open(pk, AccessShareLock);
 		TupleTableSlot *slot = table_slot_create(rel, NULL);
-		IndexScanDesc scan = index_beginscan(rel, index, snapshot, 0, 0);
+		IndexScanDesc scan = es_index_beginscan(rel, index, snapshot, 0);
 
 		index_rescan(scan, NULL, 0, NULL, 0);
 		while (safe < 0 && index_getnext_slot(scan, BackwardScanDirection, slot))

@@ -11,8 +11,8 @@
  *
  *	on_drop		however the collection went (DROP TABLE, DROP SCHEMA CASCADE,
  *				DROP OWNED, ...) its heads table, its rows in our tables (its
- *				subscriptions too) and its shared entry go too.  The counter is owned by a column and
- *				went with it.
+ *				subscriptions and sources too) and its shared entry go too.
+ *				The counter is owned by a column and went with it.
  *	on_alter	OWNER TO and SET SCHEMA reach segments and heads table, which
  *				PostgreSQL would leave as they are (a changelog
  *				follows its store by a trigger in store/); who attaches a segment takes
@@ -570,6 +570,15 @@ delete_dropped_subscriptions(void)
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
 }
 
+/* The Kafka sources that feed them; a worker finds out by itself. */
+static void
+delete_dropped_sources(void)
+{
+	es_spi_execute("DELETE FROM eventstore.source s"
+				   " USING" DROPPED_TABLES " AND d.objid = s.target::pg_catalog.oid",
+				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
+}
+
 /* What records its changes in a collection, and where that is noted. */
 typedef struct Recorder
 {
@@ -687,6 +696,7 @@ es_on_drop(PG_FUNCTION_ARGS)
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
 	delete_dropped_subscriptions();
+	delete_dropped_sources();
 	delete_dropped_recorders();
 	delete_dropped_rows();
 	n = SPI_processed;

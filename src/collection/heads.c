@@ -247,7 +247,7 @@ find_row(Relation rel, Relation index, const text *stream, Snapshot snapshot,
 
 	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_TEXTEQ, PointerGetDatum(stream));
 	key.sk_collation = index->rd_indcollation[0];
-	scan = index_beginscan(rel, index, snapshot, 1, 0);
+	scan = es_index_beginscan(rel, index, snapshot, 1);
 	index_rescan(scan, &key, 1, NULL, 0);
 	found = index_getnext_slot(scan, ForwardScanDirection, slot);
 	index_endscan(scan);

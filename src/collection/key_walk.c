@@ -6,7 +6,10 @@
  * passing over an entry of a leaf costs a twentieth of that.  So where the keys
  * lie close together one scan walks from each to the next, and only for a key
  * that does not come soon is there another descent.  Where they do not, each is
- * a search for that one key, as the executor would do it.
+ * a search for that one key, as the executor would do it; until one is not there.
+ * Then the next is walked to as well, since keys that are not there come in
+ * droves, and a walk knows by the entry that it has reached that there is none
+ * of the keys below it.
  *
  * Several entries may have one key: versions of the row, of which the snapshot
  * sees one at most.
@@ -30,15 +33,17 @@
 /* Keys for each page of the index from which on it pays to walk. */
 #define DENSE_KEYS_PER_PAGE		8
 
-/* Entries that are passed over before the next descent. */
-#define STRIDE_MAX				64
+/* Entries that are passed over before the next descent, where keys are dense or not. */
+#define STRIDE_DENSE			64
+#define STRIDE_SPARSE			8
 
 struct EsKeyWalk
 {
 	Relation	index;
 	IndexScanDesc scan;
 	bool		dense;
-	bool		started;		/* dense: the scan stands on an entry, unless at its end */
+	bool		walking;		/* always where dense */
+	bool		started;		/* walking: the scan stands on an entry, unless at its end */
 	bool		at_end;
 };
 
@@ -50,7 +55,8 @@ es_key_walk_begin(Relation rel, Relation index, Snapshot snapshot, int nkeys)
 	walk->index = index;
 	walk->dense = nkeys / DENSE_KEYS_PER_PAGE >= RelationGetNumberOfBlocks(index);
 	walk->scan = es_index_beginscan(rel, index, snapshot, 1);
-	walk->scan->xs_want_itup = walk->dense;
+	walk->scan->xs_want_itup = true;
+	walk->walking = walk->dense;
 	return walk;
 }
 
@@ -106,9 +112,10 @@ compare_entry(EsKeyWalk *walk, const struct varlena *key)
 static int
 walk_to(EsKeyWalk *walk, struct varlena *key)
 {
+	int			stride = walk->dense ? STRIDE_DENSE : STRIDE_SPARSE;
 	int			order = 1;
 
-	for (int passed = 0; walk->started && !walk->at_end && passed < STRIDE_MAX; passed++)
+	for (int passed = 0; walk->started && !walk->at_end && passed < stride; passed++)
 	{
 		order = compare_entry(walk, key);
 		if (order >= 0)
@@ -123,21 +130,31 @@ walk_to(EsKeyWalk *walk, struct varlena *key)
 	return walk->at_end ? 1 : compare_entry(walk, key);
 }
 
+static bool
+search(EsKeyWalk *walk, struct varlena *key, TupleTableSlot *slot)
+{
+	descend(walk, key, BTEqualStrategyNumber);
+	walk->walking = !index_getnext_slot(walk->scan, ForwardScanDirection, slot);
+	walk->started = false;
+	walk->at_end = false;
+	return !walk->walking;
+}
+
 bool
 es_key_walk_find(EsKeyWalk *walk, struct varlena *key, TupleTableSlot *slot)
 {
 	int			order;
 
-	if (!walk->dense)
-	{
-		descend(walk, key, BTEqualStrategyNumber);
-		return index_getnext_slot(walk->scan, ForwardScanDirection, slot);
-	}
+	if (!walk->walking)
+		return search(walk, key, slot);
 	order = walk_to(walk, key);
 	while (order == 0)
 	{
 		if (index_fetch_heap(walk->scan, slot))
+		{
+			walk->walking = walk->dense;
 			return true;
+		}
 		advance(walk);
 		order = walk->at_end ? 1 : compare_entry(walk, key);
 	}

@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "kafka/batch.h"
+#include "kafka/relay.h"
 #include "kafka/restore.h"
 #include "kafka/task.h"
 #include "kafka/writer.h"
@@ -97,6 +98,7 @@ es_batch_add(EsSourceRun *run, rd_kafka_message_t *message)
 	if (partition == NULL || message->offset < partition->position)
 		return false;
 	partition->position = message->offset + 1;
+	partition->answered = true;
 	memset(record, 0, sizeof(*record));
 	record->topic = partition->progress.topic;
 	record->from_changelog = partition->from_changelog;
@@ -133,6 +135,12 @@ policy_for(EsSourceRun *run, const EsRecord *record)
 	return record->key == NULL ? run->source->on_null_key : run->source->on_error;
 }
 
+bool
+es_batch_stops_at(EsSourceRun *run, const EsRecord *record)
+{
+	return policy_for(run, record) == ES_POLICY_STOP;
+}
+
 /* Offsets behind the records from..to; the table's row is where 'written' says. */
 static void
 advance_to(EsSourceRun *run, int from, int to)
@@ -167,7 +175,7 @@ advance_to(EsSourceRun *run, int from, int to)
 			progress->end = -1;
 		moves[n++] = *progress;
 	}
-	es_progress_advance(run->source, moves, n);
+	es_run_advance(run, moves, n);
 }
 
 /* The transaction has committed. */
@@ -215,7 +223,7 @@ write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 	EsDecoded *decoded =
 		es_writer_decode(writer, &run->records[from], to - from, problems);
 	EsRoleSwitch saved;
-	EsWritten	 written;
+	EsWritten	 written = {0};
 	int			 parked = 0;
 	int			 skipped = 0;
 	int			 end;
@@ -228,9 +236,12 @@ write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 	if (end < to)
 		*stopped_by = problems[end - from];
 
-	es_role_assume(run->source->owner, &saved);
-	es_writer_write(writer, &run->records[from], decoded, end - from, problems, &written);
-	es_role_restore(&saved);
+	if (run->source->mode != ES_SOURCE_RELAY)
+	{
+		es_role_assume(run->source->owner, &saved);
+		es_writer_write(writer, &run->records[from], decoded, end - from, problems, &written);
+		es_role_restore(&saved);
+	}
 	advance_to(run, from, end);
 
 	es_worker_count(ES_WORKER_RECORDS, end - from);
@@ -285,19 +296,25 @@ try_range(EsSourceRun *run, int from, int *to, EsProblem *problem)
 	volatile Outcome outcome = OUTCOME_WRITTEN;
 	EsProblem		 stopped_by = {0};
 	volatile int	 end = from;
+	const EsProblem *known = problem->sqlstate != 0 ? problem : NULL;
 
 	PG_TRY();
 	{
-		es_run_begin();
-		if (!es_task_hold(es_source_key(run->source->id)))
-			outcome = OUTCOME_LEAVE;
+		if (run->source->mode == ES_SOURCE_RELAY &&
+			!es_relay_publish(run, from, *to, known, problem))
+			outcome = OUTCOME_RETRY;
 		else
-			end = write_range(run, from, *to, problem->sqlstate != 0 ? problem : NULL,
-							  &stopped_by);
-		if (end < *to && outcome == OUTCOME_WRITTEN)
-			stopped_by.reason = MemoryContextStrdup(run->scratch, stopped_by.reason);
-		es_run_commit(run);
-		es_run_note_advanced(run);
+		{
+			es_run_begin();
+			if (!es_task_hold(es_source_key(run->source->id)))
+				outcome = OUTCOME_LEAVE;
+			else
+				end = write_range(run, from, *to, known, &stopped_by);
+			if (end < *to && outcome == OUTCOME_WRITTEN)
+				stopped_by.reason = MemoryContextStrdup(run->scratch, stopped_by.reason);
+			es_run_commit(run);
+			es_run_note_advanced(run);
+		}
 	}
 	PG_CATCH();
 	{
@@ -352,7 +369,6 @@ write_step(EsSourceRun *run)
 	{
 		case OUTCOME_WRITTEN:
 			run->nwritten = to;
-			run->progressed = true;
 			run->width = Min(run->width * 2, run->source->flush_count);
 			run->retry_at = 0;
 			run->retry_ms = 0;

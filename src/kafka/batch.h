@@ -12,6 +12,9 @@
 /* Takes the message; false where it was taken before, or is of a partition that is not ours. */
 extern bool es_batch_add(EsSourceRun *run, rd_kafka_message_t *message);
 
+/* Is it one that must not be passed over, where it has a problem? */
+extern bool es_batch_stops_at(EsSourceRun *run, const EsRecord *record);
+
 /* May it grow?  Is it to be written now? */
 extern bool es_batch_has_room(EsSourceRun *run);
 extern bool es_batch_is_due(EsSourceRun *run, TimestampTz now);

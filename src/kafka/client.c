@@ -49,6 +49,9 @@
 /* How long a consumer may take to leave its group. */
 #define LEAVE_MS 1000
 
+/* Free memory that a worker keeps for its next batch (at most 32 MB: malloc's limit). */
+#define KEPT_BYTES (32 * 1024 * 1024)
+
 /* Lines that wait to be noted; more are counted. */
 #define HEARD_LINES 64
 
@@ -481,6 +484,9 @@ prepare_process(void)
 		return;
 #ifdef __GLIBC__
 	(void) mallopt(M_ARENA_MAX, 2);
+	/* A batch's memory is taken and given back again and again: not to the kernel. */
+	(void) mallopt(M_MMAP_THRESHOLD, KEPT_BYTES);
+	(void) mallopt(M_TRIM_THRESHOLD, KEPT_BYTES);
 #endif
 	before_shmem_exit(close_all, (Datum) 0);
 	prepared = true;
@@ -589,8 +595,12 @@ leave_group(EsKafkaClient *client)
 		{
 			rd_kafka_event_t *event = rd_kafka_queue_poll(queue, 50);
 
-			if (event != NULL)
-				rd_kafka_event_destroy(event);
+			if (event == NULL)
+				continue;
+			/* What it has to give back; the group waits for the answer. */
+			if (rd_kafka_event_type(event) == RD_KAFKA_EVENT_REBALANCE)
+				(void) rd_kafka_assign(client->handle, NULL);
+			rd_kafka_event_destroy(event);
 		}
 	}
 	rd_kafka_queue_destroy(queue);

@@ -11,6 +11,11 @@
 #include "store/store.h"
 #include "utils/jsonb.h"
 
+/* Headers of a changelog topic's record: which record of the source it came from. */
+#define ES_HEADER_TOPIC		"es-topic"
+#define ES_HEADER_PARTITION	"es-partition"
+#define ES_HEADER_OFFSET	"es-offset"
+
 typedef struct EsHeader
 {
 	const char *name;

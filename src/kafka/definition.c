@@ -41,6 +41,10 @@
 
 PG_FUNCTION_INFO_V1(es_create_source);
 PG_FUNCTION_INFO_V1(es_drop_source);
+PG_FUNCTION_INFO_V1(es_resync_source);
+
+/* More than any name in use; Kafka itself takes 32767. */
+#define GROUP_MAX_BYTES 1000
 
 /* create_source's arguments, by position. */
 enum
@@ -150,6 +154,8 @@ read_source(MemoryContext context)
 	source->key_as_tag = strcmp(es_task_text("key_as", context), "tag") == 0;
 	source->consumer_properties = (Jsonb *) DatumGetPointer(es_task_column("consumer_properties", context));
 	source->changelog_topic = es_task_text("changelog_topic", context);
+	source->changelog_properties = (Jsonb *) DatumGetPointer(es_task_column("changelog_properties", context));
+	source->resync = DatumGetBool(es_task_column("resync", context));
 	source->paused = DatumGetBool(es_task_column("paused", context));
 	source->failure = es_task_text("failure", context);
 	source->resumes = DatumGetInt64(es_task_column("resumes", context));
@@ -319,7 +325,7 @@ set_formats(EsSource *source, const NullableDatum *args)
 {
 	bool		given = !args[ARG_VALUE_FORMAT].isnull;
 
-	source->value_format = ES_STORE_JSON;
+	source->value_format = source->mode == ES_SOURCE_RELAY ? ES_STORE_BYTES : ES_STORE_JSON;
 	if (source->is_store)
 		source->value_format = es_store_get(source->target)->format;
 	if (given && !es_store_format_parse(TextDatumGetCString(args[ARG_VALUE_FORMAT].value),
@@ -399,6 +405,8 @@ check_changelog_topic(EsSource *source, const NullableDatum *args)
 	source->changelog_topic = es_kafka_topic_arg(&args[ARG_CHANGELOG_TOPIC], "changelog_topic");
 	if (strcmp(source->changelog_topic, source->topic) == 0)
 		es_kafka_refuse("changelog_topic", "It is the source's own topic.");
+	if (source->mode == ES_SOURCE_RELAY)
+		return;
 	if (!es_store_exists(source->target, &changelog) || !OidIsValid(changelog))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -412,17 +420,34 @@ check_changelog_topic(EsSource *source, const NullableDatum *args)
 		es_kafka_refuse("mode", "In mode \"replica\" there is neither a transform nor replica_partitions: all is read from the changelog topic, as it is stored.");
 }
 
+/* The group says which partitions, and all of them. */
+static void
+check_group(const EsSource *source, const NullableDatum *args)
+{
+	const char *group;
+
+	if (args[ARG_GROUP_ID].isnull)
+		return;
+	group = TextDatumGetCString(args[ARG_GROUP_ID].value);
+	if (group[0] == '\0' || strlen(group) > GROUP_MAX_BYTES)
+		es_kafka_refuse("group_id", psprintf("It is 1 to %d bytes long.", GROUP_MAX_BYTES));
+	for (const char *c = group; *c != '\0'; c++)
+		if ((unsigned char) *c < ' ' || *c == 0x7f)
+			es_kafka_refuse("group_id", "It has a control character.");
+	if (!args[ARG_PARTITIONS].isnull)
+		es_kafka_refuse("group_id", "Either the group says which partitions are read, or \"partitions\" does.");
+	if (!args[ARG_REPLICA_PARTITIONS].isnull || source->mode == ES_SOURCE_REPLICA)
+		es_kafka_refuse("group_id", "A replica follows the partitions that it names, or all; it has no group.");
+}
+
 static void
 refuse_unbuilt(const NullableDatum *args, const EsSource *source)
 {
-	if (!args[ARG_GROUP_ID].isnull)
+	if (source->mode == ES_SOURCE_RELAY && !args[ARG_GROUP_ID].isnull)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("\"%s\" is not supported yet", arg_names[ARG_GROUP_ID])));
-	if (source->mode == ES_SOURCE_RELAY)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("mode \"%s\" is not supported yet", mode_words[source->mode])));
+				 errmsg("\"%s\" is not supported in mode \"%s\" yet", arg_names[ARG_GROUP_ID],
+						mode_words[source->mode])));
 }
 
 static void
@@ -446,16 +471,20 @@ check_properties(NullableDatum *args)
 static void
 check_arguments(EsSource *source, NullableDatum *args)
 {
+	source->mode = es_kafka_word_arg(&args[ARG_MODE], arg_names[ARG_MODE], mode_words);
 	for (int i = ARG_NAME; i <= ARG_TARGET; i++)
-		es_require_arg(&args[i], arg_names[i]);
+		if (i != ARG_TARGET || source->mode != ES_SOURCE_RELAY)
+			es_require_arg(&args[i], arg_names[i]);
 	source->name = text_to_cstring(es_name_arg(&args[ARG_NAME], "name"));
 	source->server_name = NameStr(*DatumGetName(args[ARG_SERVER].value));
 	source->server = es_kafka_server(source->server_name);
 	(void) es_kafka_properties(source->server, GetUserId(), NULL);
 	source->topic = es_kafka_topic_arg(&args[ARG_TOPIC], arg_names[ARG_TOPIC]);
-	source->mode = es_kafka_word_arg(&args[ARG_MODE], arg_names[ARG_MODE], mode_words);
 	refuse_unbuilt(args, source);
-	set_target(source, DatumGetObjectId(args[ARG_TARGET].value));
+	if (source->mode != ES_SOURCE_RELAY)
+		set_target(source, DatumGetObjectId(args[ARG_TARGET].value));
+	else if (!args[ARG_TARGET].isnull)
+		es_kafka_refuse("target", "In mode \"relay\" records go to the changelog topic, and to no table.");
 	if (!args[ARG_START].isnull &&
 		!es_source_parse_start(source, TextDatumGetCString(args[ARG_START].value)))
 		es_kafka_refuse("start", psprintf("\"%s\" is not \"earliest\", \"latest\", a time, nor offsets like {\"0\": 42}.",
@@ -466,6 +495,7 @@ check_arguments(EsSource *source, NullableDatum *args)
 	if (OidIsValid(source->transform))
 		source->transform_name = format_procedure_qualified(source->transform);
 	set_formats(source, args);
+	check_group(source, args);
 	check_changelog_topic(source, args);
 	source->on_error = es_kafka_word_arg(&args[ARG_ON_ERROR], arg_names[ARG_ON_ERROR], policy_words);
 	source->on_null_key = es_kafka_word_arg(&args[ARG_ON_NULL_KEY], arg_names[ARG_ON_NULL_KEY], policy_words);
@@ -488,12 +518,12 @@ insert_source(const EsSource *source, const NullableDatum *args)
 	"INSERT INTO eventstore.source (name, server, owner, topic, target, start, partitions,"
 	" mode, value_format, transform, on_error, on_null_key, on_gap, flush_count, flush_interval,"
 	" consumer_properties, producer_properties, changelog_properties, key_as,"
-	" system_identifier, database_oid, replica_partitions, changelog_topic)"
+	" system_identifier, database_oid, replica_partitions, changelog_topic, group_id)"
 	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,"
-	" $19, $20, $21, $22, $23) RETURNING id";
+	" $19, $20, $21, $22, $23, $24) RETURNING id";
 	Oid			types[] = {TEXTOID, NAMEOID, REGROLEOID, TEXTOID, REGCLASSOID, TEXTOID, INT4ARRAYOID,
 		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INTERVALOID,
-		JSONBOID, JSONBOID, JSONBOID, TEXTOID, INT8OID, OIDOID, INT4ARRAYOID, TEXTOID};
+		JSONBOID, JSONBOID, JSONBOID, TEXTOID, INT8OID, OIDOID, INT4ARRAYOID, TEXTOID, TEXTOID};
 	Datum		values[] = {
 		CStringGetTextDatum(source->name), args[ARG_SERVER].value, ObjectIdGetDatum(GetUserId()),
 		CStringGetTextDatum(source->topic), ObjectIdGetDatum(source->target),
@@ -508,7 +538,8 @@ insert_source(const EsSource *source, const NullableDatum *args)
 		args[ARG_PRODUCER_PROPERTIES].value, args[ARG_CHANGELOG_PROPERTIES].value,
 		CStringGetTextDatum(key_as_words[source->key_as_tag ? 1 : 0]),
 		Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId),
-		args[ARG_REPLICA_PARTITIONS].value, args[ARG_CHANGELOG_TOPIC].value
+		args[ARG_REPLICA_PARTITIONS].value, args[ARG_CHANGELOG_TOPIC].value,
+		args[ARG_GROUP_ID].value
 	};
 	char		nulls[lengthof(types) + 1];
 	EsRoleSwitch saved;
@@ -516,10 +547,12 @@ insert_source(const EsSource *source, const NullableDatum *args)
 	bool		isnull;
 
 	memset(nulls, ' ', lengthof(types));
+	nulls[4] = OidIsValid(source->target) ? ' ' : 'n';
 	nulls[6] = args[ARG_PARTITIONS].isnull ? 'n' : ' ';
 	nulls[9] = source->transform_name == NULL ? 'n' : ' ';
 	nulls[21] = args[ARG_REPLICA_PARTITIONS].isnull ? 'n' : ' ';
 	nulls[22] = args[ARG_CHANGELOG_TOPIC].isnull ? 'n' : ' ';
+	nulls[23] = args[ARG_GROUP_ID].isnull ? 'n' : ' ';
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
 	es_spi_execute(sql, lengthof(types), types, values, nulls, false, SPI_OK_INSERT_RETURNING);
@@ -616,13 +649,29 @@ es_drop_source(PG_FUNCTION_ARGS)
 	if (sink != 0)
 		es_sink_drop_internal(sink);
 	es_replica_unset(source->id);
-	execute_for("WITH gone AS (DELETE FROM eventstore.source WHERE id = $1 RETURNING id),"
-				" offsets AS (DELETE FROM eventstore.source_offset o USING gone"
-				" WHERE o.source = gone.id),"
-				" gaps AS (DELETE FROM eventstore.source_gap g USING gone WHERE g.source = gone.id)"
-				" DELETE FROM eventstore.source_dead_letter l USING gone WHERE l.source = gone.id"
-				" AND $2 IS NOT NULL AND $3 IS NOT NULL",
+	execute_for("DELETE FROM eventstore.source"
+				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
 				source->id, SPI_OK_DELETE);
+	es_task_call_at_commit(es_source_key(source->id));
+	PG_RETURN_VOID();
+}
+
+Datum
+es_resync_source(PG_FUNCTION_ARGS)
+{
+	EsSource   *source;
+
+	es_require_preloaded();
+	es_require_arg(&fcinfo->args[0], "name");
+	source = es_source_require_own(&fcinfo->args[0]);
+	if (!source->is_store || source->mode != ES_SOURCE_PRIMARY || source->group_id != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("source \"%s\" cannot be resynchronised", source->name),
+				 errdetail("Only a source that feeds a store from its own partitions can.")));
+	execute_for("UPDATE eventstore.source SET resync = true"
+				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
+				source->id, SPI_OK_UPDATE);
 	es_task_call_at_commit(es_source_key(source->id));
 	PG_RETURN_VOID();
 }

@@ -66,6 +66,21 @@ es_delivery_configure(rd_kafka_conf_t *conf, void *arg)
 	rd_kafka_conf_set_dr_msg_cb(conf, hear_report);
 }
 
+List *
+es_delivery_properties(Oid server, Oid owner, Jsonb *given)
+{
+	List *properties = es_kafka_properties(server, owner, given);
+
+	/* As Java's producers do, so that a key lies where they would put it. */
+	if (es_kafka_get_property(properties, "partitioner") == NULL)
+		properties = es_kafka_set_property(properties, "partitioner", "murmur2_random");
+	/* A record is given up by its sink, not by the clock. */
+	if (es_kafka_get_property(properties, "delivery.timeout.ms") == NULL &&
+		es_kafka_get_property(properties, "message.timeout.ms") == NULL)
+		properties = es_kafka_set_property(properties, "delivery.timeout.ms", "0");
+	return properties;
+}
+
 static rd_kafka_headers_t *
 make_headers(const EsRecord *record)
 {

@@ -32,6 +32,9 @@ typedef struct EsDelivery
 	uint64				failed;	 /* its number */
 } EsDelivery;
 
+/* es_kafka_properties for a producer, with our defaults. */
+extern List *es_delivery_properties(Oid server, Oid owner, Jsonb *given);
+
 /* Allocates the ring; nothing is on its way. */
 extern void es_delivery_init(EsDelivery *delivery);
 extern void es_delivery_reset(EsDelivery *delivery);

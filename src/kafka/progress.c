@@ -68,7 +68,8 @@ es_progress_load(const EsSource *source, const char *topic, EsProgress **partiti
 	int			n;
 
 	begin_statement(&saved);
-	es_spi_execute("SELECT o.partition, o.next_offset, o.resume_offset FROM eventstore.source_offset o"
+	es_spi_execute("SELECT o.partition, o.next_offset, o.resume_offset, o.record_time"
+				   " FROM eventstore.source_offset o"
 				   " WHERE o.source = $1 AND o.topic = $2 ORDER BY 1",
 				   2, types, values, NULL, true, SPI_OK_SELECT);
 	n = (int) SPI_processed;
@@ -82,6 +83,8 @@ es_progress_load(const EsSource *source, const char *topic, EsProgress **partiti
 		progress->topic = topic;
 		progress->partition = DatumGetInt32(SPI_getbinval(row, SPI_tuptable->tupdesc, 1, &isnull));
 		progress->written = DatumGetInt64(SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &isnull));
+		progress->time = DatumGetTimestampTz(SPI_getbinval(row, SPI_tuptable->tupdesc, 4, &isnull));
+		progress->has_time = !isnull;
 		progress->next = progress->written;
 		progress->end = -1;
 		progress->resume = DatumGetInt64(SPI_getbinval(row, SPI_tuptable->tupdesc, 3, &isnull));
@@ -124,7 +127,7 @@ make_array(Datum *elements, bool *nulls, int n, Oid type)
 											  by_value, align));
 }
 
-void
+bool
 es_progress_advance(const EsSource *source, const EsProgress *partitions, int n)
 {
 	static const Oid elements[MOVE_COLUMNS] = {
@@ -137,7 +140,7 @@ es_progress_advance(const EsSource *source, const EsProgress *partitions, int n)
 	Datum		values[1 + MOVE_COLUMNS] = {Int32GetDatum((int32) source->id)};
 
 	if (n == 0)
-		return;
+		return true;
 	for (int c = 0; c < MOVE_COLUMNS; c++)
 	{
 		columns[c] = palloc(sizeof(Datum) * n);
@@ -160,19 +163,16 @@ es_progress_advance(const EsSource *source, const EsProgress *partitions, int n)
 	for (int c = 0; c < MOVE_COLUMNS; c++)
 		values[1 + c] = make_array(columns[c], nulls[c], n, elements[c]);
 
-	if (run_statement("UPDATE eventstore.source_offset o"
+	return run_statement("UPDATE eventstore.source_offset o"
 					  " SET next_offset = m.next, end_offset = m.\"end\","
 					  " resume_offset = COALESCE(m.resume, o.resume_offset),"
-					  " record_time = COALESCE(m.at, o.record_time),"
+					  " record_time = m.at,"
 					  " updated_at = pg_catalog.clock_timestamp()"
 					  " FROM unnest($2, $3, $4, $5, $6, $7, $8)"
 					  " m (topic, partition, written, next, \"end\", resume, at)"
 					  " WHERE o.source = $1 AND o.topic = m.topic AND o.partition = m.partition"
 					  " AND o.next_offset = m.written",
-					  lengthof(types), types, values, NULL, SPI_OK_UPDATE) != n)
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("offsets of source \"%s\" were moved by somebody else", source->name)));
+					  lengthof(types), types, values, NULL, SPI_OK_UPDATE) == n;
 }
 
 void
@@ -187,6 +187,30 @@ es_progress_note_count(const EsSource *source, int count)
 }
 
 void
+es_progress_note_assigned(const EsSource *source, const int32 *partitions, int n)
+{
+	Oid			types[2] = {INT4OID, INT4ARRAYOID};
+	Datum	   *elements = palloc(sizeof(Datum) * Max(n, 1));
+	Datum		values[2] = {Int32GetDatum((int32) source->id)};
+
+	for (int i = 0; i < n; i++)
+		elements[i] = Int32GetDatum(partitions[i]);
+	values[1] = PointerGetDatum(construct_array(elements, n, INT4OID, 4, true, TYPALIGN_INT));
+	run_statement("UPDATE eventstore.source SET assigned = $2 WHERE id = $1",
+				  2, types, values, NULL, SPI_OK_UPDATE);
+}
+
+void
+es_progress_resynced(const EsSource *source)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		values[1] = {Int32GetDatum((int32) source->id)};
+
+	run_statement("UPDATE eventstore.source SET resync = false WHERE id = $1",
+				  1, types, values, NULL, SPI_OK_UPDATE);
+}
+
+bool
 es_progress_jump(const EsSource *source, const EsProgress *from, int64 to, const char *reason)
 {
 	EsProgress	move = *from;
@@ -195,12 +219,36 @@ es_progress_jump(const EsSource *source, const EsProgress *from, int64 to, const
 		Int32GetDatum(from->partition), Int64GetDatum(from->written), Int64GetDatum(to),
 	CStringGetTextDatum(reason)};
 
+	/* The time is that of the record before the offset: that is another one now. */
+	move.has_time = false;
 	move.next = to;
-	es_progress_advance(source, &move, 1);
+	if (!es_progress_advance(source, &move, 1))
+		return false;
 	run_statement("INSERT INTO eventstore.source_gap"
 				  " (source, topic, partition, first_offset, next_offset, reason)"
 				  " VALUES ($1, $2, $3, $4, $5, $6)",
 				  6, types, values, NULL, SPI_OK_INSERT);
+	return true;
+}
+
+void
+es_progress_restart(const EsSource *source, const char *topic, const char *reason)
+{
+	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
+	Datum		values[3] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(topic),
+	CStringGetTextDatum(reason)};
+
+	run_statement("WITH old AS MATERIALIZED (SELECT o.* FROM eventstore.source_offset o"
+				  " WHERE o.source = $1 AND o.topic = $2 FOR UPDATE),"
+				  " gap AS (INSERT INTO eventstore.source_gap"
+				  " (source, topic, partition, first_offset, next_offset, reason)"
+				  " SELECT old.source, old.topic, old.partition, old.next_offset, 0, $3"
+				  " FROM old WHERE old.next_offset > 0)"
+				  " UPDATE eventstore.source_offset o SET next_offset = 0, end_offset = NULL,"
+				  " record_time = NULL, updated_at = pg_catalog.clock_timestamp() FROM old"
+				  " WHERE o.source = old.source AND o.topic = old.topic"
+				  " AND o.partition = old.partition",
+				  3, types, values, NULL, SPI_OK_UPDATE);
 }
 
 /* ---------------------------------------------------------------------------

@@ -34,17 +34,27 @@ extern void es_progress_begin(const EsSource *source, const char *topic, int32 p
 							  int64 next);
 
 /*
- * From 'written' to 'next'.  Raises 40001 where one does not stand where we
- * left it: another worker writes for this source.
+ * From 'written' to 'next'; false where one does not stand where we left it:
+ * another worker writes for this source.  The transaction is to be aborted then.
  */
-extern void es_progress_advance(const EsSource *source, const EsProgress *partitions, int n);
+extern bool es_progress_advance(const EsSource *source, const EsProgress *partitions, int n);
 
 /* How many partitions the topic has: who changes the store by SQL goes by it. */
 extern void es_progress_note_count(const EsSource *source, int count);
 
-/* Sets a partition to an offset, back or forth; the records between are gone where 'reason' says so. */
-extern void es_progress_jump(const EsSource *source, const EsProgress *from, int64 to,
+/* Which partitions its group has given to it, for the view. */
+extern void es_progress_note_assigned(const EsSource *source, const int32 *partitions, int n);
+
+/* resync() was asked for, and is done. */
+extern void es_progress_resynced(const EsSource *source);
+
+/* The same, where the records between are gone, for that reason: a row of the view gaps. */
+extern bool es_progress_jump(const EsSource *source, const EsProgress *from, int64 to,
 							 const char *reason);
+
+/* All partitions of the topic from offset 0 on, each a row of the view gaps: it is another one. */
+extern void es_progress_restart(const EsSource *source, const char *topic,
+								const char *reason);
 
 extern void es_progress_park(const EsSource *source, const EsRecord *record,
 							 const EsProblem *problem);

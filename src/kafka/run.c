@@ -30,8 +30,8 @@ es_run_set_state(EsSourceRun *run, const char *name, const char *message)
 void
 es_run_show_connection(EsSourceRun *run)
 {
-	const char *const names[] = {run->restoring ? "restoring" : "running", "disconnected", "denied",
-										"disconnected"};
+	const char *const names[] = {run->restoring ? "restoring" : "running", "disconnected",
+								 "denied", "disconnected"};
 
 	if (run->halt != ES_HALT_NONE || run->topic_missing || run->fetch_denied ||
 		run->retry_at != 0)
@@ -43,7 +43,7 @@ es_run_show_connection(EsSourceRun *run)
 	if (run->client->trouble == ES_KAFKA_FATAL)
 	{
 		run->leave = ES_LEAVE_AND_RETURN;
-		run->pause_first = true;
+		run->pause_ms = ES_RUN_PAUSE_MS;
 	}
 }
 
@@ -92,6 +92,47 @@ es_run_partition(EsSourceRun *run, const char *topic, int32 number)
 			strcmp(run->partitions[i].progress.topic, topic) == 0)
 			return &run->partitions[i];
 	return NULL;
+}
+
+EsPartition *
+es_run_partition_of(EsSourceRun *run, const rd_kafka_message_t *message)
+{
+	return message->rkt == NULL ? NULL
+								: es_run_partition(run, rd_kafka_topic_name(message->rkt),
+												   message->partition);
+}
+
+bool
+es_run_all_answered(const EsSourceRun *run)
+{
+	for (int i = 0; i < run->npartitions; i++)
+		if (!run->partitions[i].answered)
+			return false;
+	return true;
+}
+
+bool
+es_run_all_ended(const EsSourceRun *run)
+{
+	for (int i = 0; i < run->npartitions; i++)
+		if (!run->partitions[i].ended)
+			return false;
+	return true;
+}
+
+void
+es_run_advance(EsSourceRun *run, const EsProgress *moves, int n)
+{
+	if (es_progress_advance(run->source, moves, n))
+		return;
+	run->leave = ES_LEAVE_AND_RETURN;
+	run->pause_ms = ES_RUN_PAUSE_MS;
+	ereport(LOG, (errmsg("offsets of source \"%s\" were moved by somebody else",
+						 run->source->name),
+				  errdetail("They are read again.")));
+	ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					errmsg("offsets of source \"%s\" were moved by somebody else",
+						   run->source->name)));
 }
 
 void

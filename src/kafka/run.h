@@ -18,6 +18,9 @@
 /* How long a call into librdkafka may keep us from serving interrupts. */
 #define ES_RUN_CALL_MS 1000
 
+/* Before a new client, where the last one came to a bad end. */
+#define ES_RUN_PAUSE_MS 1000
+
 /* What a source has stopped at, until resume(). */
 typedef enum EsHalt
 {
@@ -43,18 +46,25 @@ typedef struct EsPartition
 	int64	   position; /* of the next record to be taken: lower ones are dropped */
 	int64	   seen_end; /* the end, when it was reached; 0 = not yet */
 	int64	   wanted;	 /* wait_for_source(): up to here; 0 = nobody waits */
+	bool	   probing;	 /* the record before 'position' is awaited (topic.c) */
+	bool	   answered; /* since the client began: it gave a record, or its end */
+	bool	   ended;	 /* since the client began: its end was reached */
 } EsPartition;
+
+struct EsGroup; /* group.c */
 
 typedef struct EsSourceRun
 {
-	MemoryContext	  life;
-	MemoryContext	  scratch;
-	EsSource		 *source;
-	EsKafkaClient	 *client;
-	EsPartition		 *partitions;
-	int				  npartitions;
-	bool			  restoring; /* all of them are of the changelog topic, see restore.c */
-	bool			  guarded;	 /* what the store has may be newer than that */
+	MemoryContext  life;
+	MemoryContext  scratch;
+	EsSource	  *source;
+	EsKafkaClient *client;
+	struct EsGroup *group; /* NULL: partitions are assigned by hand; outlives clients */
+	List		  *properties; /* of EsKafkaProperty: the client's */
+	EsPartition	  *partitions;
+	int			   npartitions;
+	bool		   restoring; /* all of them are of the changelog topic, see restore.c */
+	bool		   guarded;	  /* what the store has may be newer than that */
 
 	/* The batch (batch.c): messages, and the same as records. */
 	rd_kafka_message_t **messages;
@@ -67,16 +77,19 @@ typedef struct EsSourceRun
 
 	EsLeave		leave;
 	EsHalt		halt;
-	int			halted_partition; /* an index: ES_HALT_GAP, ES_HALT_RECREATED */
+	const char *halted_topic; /* ES_HALT_GAP, ES_HALT_RECREATED */
+	const char *suspicion;	  /* why the topic is not the one that was read; NULL */
+	bool		unprobed;	  /* the next client is not to probe */
+	bool		accept_gap;	  /* resume() was called in a gap */
 	int64		accepted_resumes;
 	TimestampTz retry_at; /* 0 = the last transaction went well */
 	int			retry_ms;
-	TimestampTz look_at; /* at the topic */
-	bool		topic_missing;
-	bool		fetch_denied; /* the topic may be seen, and not read */
-	bool		pause_first;  /* before the next client */
-	bool		drained;	  /* the queue was empty: it will wake us for what comes */
-	bool		progressed;	  /* a batch was written since the start */
+	TimestampTz look_at;	   /* at the topic */
+	bool		topic_missing; /* outlives a client */
+	bool		fetch_denied;  /* the topic may be seen, and not read */
+	bool		drained;	   /* the queue was empty: it will wake us for what comes */
+	bool		lives;		   /* it is not failing at its start */
+	int			pause_ms;	   /* before the next client */
 
 	bool   flush_wanted;
 	uint64 flush_ticket;
@@ -104,6 +117,18 @@ extern TimestampTz es_run_ms_from_now(int ms);
 
 /* NULL where it is not ours. */
 extern EsPartition *es_run_partition(EsSourceRun *run, const char *topic, int32 number);
+extern EsPartition *es_run_partition_of(EsSourceRun				 *run,
+										const rd_kafka_message_t *message);
+
+/* Have all partitions given something, or all reached their end? */
+extern bool es_run_all_answered(const EsSourceRun *run);
+extern bool es_run_all_ended(const EsSourceRun *run);
+
+/*
+ * Moves the offsets in the table; 40001 where they are not where we left them:
+ * another process writes for this source.  Then they are read again.
+ */
+extern void es_run_advance(EsSourceRun *run, const EsProgress *moves, int n);
 
 /* The transaction that moved the offsets has committed. */
 extern void es_run_note_advanced(EsSourceRun *run);

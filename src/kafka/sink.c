@@ -505,22 +505,6 @@ release_topics(EsKafkaClient *closing)
 	run->topic = run->progress_topic = NULL;
 }
 
-static List *
-make_properties(EsSinkRun *run)
-{
-	List *properties = es_kafka_properties(run->sink->server, run->sink->owner,
-										   run->sink->producer_properties);
-
-	/* As Java's producers do, so that a key lies where they would put it. */
-	if (es_kafka_get_property(properties, "partitioner") == NULL)
-		properties = es_kafka_set_property(properties, "partitioner", "murmur2_random");
-	/* A record is given up by its sink, not by the clock. */
-	if (es_kafka_get_property(properties, "delivery.timeout.ms") == NULL &&
-		es_kafka_get_property(properties, "message.timeout.ms") == NULL)
-		properties = es_kafka_set_property(properties, "delivery.timeout.ms", "0");
-	return properties;
-}
-
 static void
 open_client(EsSinkRun *run)
 {
@@ -533,7 +517,8 @@ open_client(EsSinkRun *run)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 						errmsg("server \"%s\" does not exist", run->sink->server_name)));
 	MemoryContextSwitchTo(run->life);
-	properties = make_properties(run);
+	properties = es_delivery_properties(run->sink->server, run->sink->owner,
+										run->sink->producer_properties);
 	es_sink_commit(run);
 	if (run->sink->exactly_once)
 		es_sink_transaction_own(run, own);

@@ -25,7 +25,7 @@ CREATE TABLE eventstore.sink (
 	flush_interval interval NOT NULL,
 	progress_topic text COLLATE "C",
 	producer_properties jsonb NOT NULL,
-	changelog_of integer UNIQUE,
+	changelog_of integer UNIQUE REFERENCES eventstore.source ON DELETE CASCADE,
 	paused boolean NOT NULL DEFAULT false,
 	failure text,
 	starts integer NOT NULL DEFAULT 0,
@@ -40,7 +40,7 @@ SELECT pg_catalog.pg_extension_config_dump('eventstore.sink', '');
 
 /* Apart from the sink's row, for it changes all the time (HOT). */
 CREATE TABLE eventstore.sink_position (
-	sink integer PRIMARY KEY,
+	sink integer PRIMARY KEY REFERENCES eventstore.sink ON DELETE CASCADE,
 	position bigint NOT NULL,
 	updated_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.1);
@@ -50,7 +50,7 @@ SELECT pg_catalog.pg_extension_config_dump('eventstore.sink_position', '');
 
 CREATE TABLE eventstore.sink_dead_letter (
 	id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
-	sink integer NOT NULL,
+	sink integer NOT NULL REFERENCES eventstore.sink ON DELETE CASCADE,
 	position bigint NOT NULL,
 	sqlstate text COLLATE "C" NOT NULL,
 	reason text NOT NULL,
@@ -94,63 +94,3 @@ AS 'MODULE_PATHNAME', 'es_drop_sink';
 COMMENT ON FUNCTION eventstore.drop_sink(text) IS
 'Drops a sink with its position and dead letters. What it has produced stays; what is on its way may still come. Nothing else is changed in Kafka.
 Errors: LG007 no such sink; 42501 not the owner; 22004 null.';
-
-CREATE VIEW eventstore.sinks WITH (security_barrier) AS
-SELECT s.name, s.server, s.topic, s.collection, s.owner, s.paused,
-	CASE WHEN s.failure IS NOT NULL THEN 'failed'
-		WHEN s.paused THEN 'paused'
-		WHEN s.system_identifier <> (SELECT c.system_identifier FROM pg_catalog.pg_control_system() c) OR
-			s.database_oid <> (SELECT d.oid FROM pg_catalog.pg_database d
-				WHERE d.datname = pg_catalog.current_database()) THEN 'cloned'
-		WHEN w.process = 'running' THEN COALESCE(NULLIF(w.state, ''), 'starting')
-		WHEN w.process = 'no free process slot' THEN 'waiting_for_slot'
-		WHEN w.process = 'failed' THEN 'restarting'
-		ELSE 'starting' END AS state,
-	w.since,
-	COALESCE(s.failure, NULLIF(w.message, '')) AS message,
-	w.pid,
-	p.position,
-	CASE WHEN h.head > p.position THEN h.head - p.position
-		WHEN h.head IS NOT NULL THEN 0 END AS lag_events,
-	p.updated_at,
-	s.query, s.key, s.exactly_once, s.on_error, s.flush_count, s.flush_interval, s.progress_topic,
-	w.records, w.batches, w.parked, w.skipped,
-	s.created_at
-FROM eventstore.sink s
-	JOIN eventstore.sink_position p ON p.sink = s.id
-	CROSS JOIN LATERAL (SELECT eventstore.collection_head(s.collection) AS head) h
-	LEFT JOIN eventstore.kafka_workers('sink') w ON w.id = s.id
-WHERE s.name IS NOT NULL AND eventstore.source_shown(s.owner, s.collection);
-COMMENT ON VIEW eventstore.sinks IS
-'The Kafka sinks that the caller owns, or whose collection he may SELECT from. state: running; paused; starting; disconnected (no broker answers; it goes on trying); denied (a password or an ACL); topic_missing (tried again); retrying (another error, tried again); stopped (an event that cannot be published: on_error), gap (events were dropped before they were published) and fenced (another server publishes as this sink) wait for resume(); cloned (in a copy of the server or database, waits for resume()); waiting_for_slot (max_worker_processes); restarting (the worker ended by an error); failed (it ended so several times at its start, waits for resume()). message: why. position: all events up to there are acknowledged by Kafka; lag_events: positions from there to the head; updated_at: when it last moved. records, batches, parked (dead letters) and skipped count since the worker''s start.';
-GRANT SELECT ON eventstore.sinks TO PUBLIC;
-
-CREATE VIEW eventstore.dead_letters WITH (security_barrier) AS
-SELECT d.subscription, d.source, d.collection, d.position, d.reason, d.attempts, d.created_at,
-	d.id, NULL::text AS topic, NULL::integer AS partition, NULL::bigint AS record_offset,
-	NULL::timestamptz AS record_time, NULL::bytea AS key, NULL::bytea AS value,
-	NULL::jsonb AS headers, NULL::text AS sqlstate, NULL::text AS sink
-FROM eventstore.dead_letter d
-WHERE eventstore.collection_shown(d.collection)
-UNION ALL
-SELECT NULL, s.name, s.target, NULL, d.reason, d.attempts, d.created_at,
-	d.id, d.topic, d.partition, d.record_offset,
-	d.record_time, d.key, d.value,
-	d.headers, d.sqlstate, NULL
-FROM eventstore.source_dead_letter d
-	JOIN eventstore.source s ON s.id = d.source
-WHERE eventstore.source_shown(s.owner, s.target)
-UNION ALL
-SELECT NULL, NULL, s.collection, d.position, d.reason, 1, d.created_at,
-	d.id, s.topic, NULL, NULL,
-	NULL, NULL, NULL,
-	NULL, d.sqlstate, s.name
-FROM eventstore.sink_dead_letter d
-	JOIN eventstore.sink s ON s.id = d.sink
-WHERE eventstore.source_shown(s.owner, s.collection);
-COMMENT ON VIEW eventstore.dead_letters IS
-'Events that a subscription gave up after the last attempt, of collections that the caller may SELECT from or owns; records that a source has parked, and events that a sink has, of those that he may see.
-Of a subscription: source is "subscription"; reason: "nack" or "lease expired", of the last attempt. The event itself is in the collection at that position, for as long as it is retained. A row stays until unsubscribe(); where seek() goes back, the event comes again, and may be given up again.
-Of a source: source is its name, collection its target; the record as it was, with its headers ([name, value] in their order); reason and sqlstate of the last attempt. A row stays until retry_dead_letters() has written it, or drop_source().
-Of a sink: sink is its name; the event is in the collection at that position. One whose reason says that events are no longer retained stands for all of them. A row stays until drop_sink().';
-GRANT SELECT ON eventstore.dead_letters TO PUBLIC;

@@ -81,8 +81,9 @@ put_event(EsSinkRun *run, EsSinkWriter *writer, TupleTableSlot *slot, size_t *by
 		return true;
 	if (run->sink->exactly_once && !es_sink_transaction_begin(run))
 		return false;
+	StaticAssertStmt(ES_SINK_ANY_PARTITION == RD_KAFKA_PARTITION_UA, "one meaning");
 	result = es_delivery_put(&run->delivery, run->client->handle, run->topic,
-							 RD_KAFKA_PARTITION_UA, &record, run->current);
+							 record.partition, &record, run->current);
 	*bytes += record.key_length + record.value_length;
 	switch (result)
 	{

@@ -358,7 +358,7 @@ static bool
 add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 {
 	static const char *const members[][2] = {
-		{"topic", "es-topic"}, {"partition", "es-partition"}, {"offset", "es-offset"}};
+		{"topic", ES_HEADER_TOPIC}, {"partition", ES_HEADER_PARTITION}, {"offset", ES_HEADER_OFFSET}};
 	const char *found[lengthof(members)];
 
 	if (!JB_ROOT_IS_OBJECT(metadata))
@@ -373,6 +373,8 @@ add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 		return false;
 	for (int i = 0; i < lengthof(members); i++)
 		add_header(writer, record, members[i][1], found[i], strlen(found[i]));
+	/* Who restores a partition of the source looks into the one of that number. */
+	record->partition = pg_strtoint32(found[1]);
 	return true;
 }
 
@@ -396,6 +398,7 @@ es_sink_record_make(EsSinkWriter *writer, TupleTableSlot *slot, EsRecord *record
 
 	slot_getsomeattrs(slot, ES_EVENT_NATTS);
 	memset(record, 0, sizeof(*record));
+	record->partition = ES_SINK_ANY_PARTITION;
 	record->headers = writer->headers;
 	make_headers(writer, slot, record);
 	if (!slot->tts_isnull[ES_ATT_METADATA - 1] &&

@@ -12,6 +12,9 @@
 #include "kafka/codec.h"
 #include "kafka/sink.h"
 
+/* The partition of a record that the partitioner chooses one for. */
+#define ES_SINK_ANY_PARTITION (-1)
+
 typedef struct EsSinkWriter EsSinkWriter;
 
 /*
@@ -21,7 +24,7 @@ typedef struct EsSinkWriter EsSinkWriter;
 extern EsSinkWriter *es_sink_record_begin(const EsSink *sink, const EsCollection *coll);
 
 /*
- * The record of the event in the slot, which it points into; the rest is in the
+ * The record of the event in the slot, with its partition, which it points into; the rest is in the
  * current memory context, and the headers are good until the next call.  False
  * where the event is not to be published.  Errors: those of the key's function.
  */

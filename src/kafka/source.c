@@ -20,7 +20,11 @@
  * since librdkafka may hand out one twice after a reconnect.
  *
  * Whatever stops the source waits for resume() (EsHalt); a trouble that may pass
- * by itself is tried again, and is the state that the view sources shows.
+ * by itself is tried again, and is the state that the view sources shows.  That
+ * goes for errors, too (a server that was dropped, a right that was revoked): the
+ * client is closed, and another one opened after a pause.  So a process that ends
+ * before its time has crashed or was ended, and one that does so again and again
+ * at its start has failed (es_task_note_start).
  *
  * Locks: the source (a session lock), then those of batch.c, for the time of a
  * transaction.  A crash: see above.
@@ -28,8 +32,11 @@
 #include "postgres.h"
 
 #include "kafka/batch.h"
-#include "kafka/restore.h"
 #include "kafka/connection.h"
+#include "kafka/group.h"
+#include "kafka/relay.h"
+#include "kafka/restore.h"
+#include "kafka/resync.h"
 #include "kafka/task.h"
 #include "kafka/topic.h"
 
@@ -51,13 +58,17 @@
 #define TAKE_MAX 1000
 /* Where the topic or the broker is not there, until they are asked again. */
 #define AGAIN_MS 1000
+/* The pause after an error doubles from ES_RUN_PAUSE_MS to this. */
+#define PAUSE_LAST_MS (10 * 1000)
+/* A client that has found no broker for so long looks their addresses up anew. */
+#define LOST_MS (2 * 60 * 1000)
 /* With nothing to do. */
 #define IDLE_MS (60 * 1000)
 /* A worker that has lived so long is not failing at its start. */
 #define STABLE_MS (60 * 1000)
 
-/* The server or the mapping was changed: set by an invalidation. */
-static bool reconnect = false;
+/* The server or the mapping may have been changed: set by an invalidation. */
+static bool recheck_server = false;
 
 /* ---------------------------------------------------------------------------
  * Taking
@@ -67,14 +78,16 @@ static bool reconnect = false;
 static void
 note_message_error(EsSourceRun *run, const rd_kafka_message_t *message)
 {
-	EsPartition *partition = message->rkt == NULL ? NULL :
-		es_run_partition(run, rd_kafka_topic_name(message->rkt), message->partition);
+	EsPartition *partition = es_run_partition_of(run, message);
 
 	switch (message->err)
 	{
 		case RD_KAFKA_RESP_ERR__PARTITION_EOF:
 			if (partition != NULL)
+			{
 				partition->seen_end = message->offset;
+				partition->answered = partition->ended = true;
+			}
 			run->fetch_denied = false;
 			es_kafka_fine(run->client);
 			break;
@@ -86,7 +99,9 @@ note_message_error(EsSourceRun *run, const rd_kafka_message_t *message)
 		case RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART:
 		case RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC:
 		case RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION:
-			run->look_at = 0;
+			/* It may be there again already, as another one: the next client finds out. */
+			es_batch_write(run);
+			run->leave = ES_LEAVE_AND_RETURN;
 			break;
 		case RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED:
 			run->fetch_denied = true;
@@ -117,6 +132,7 @@ collect(EsSourceRun *run)
 			break;
 		for (ssize_t i = 0; i < n; i++)
 		{
+			es_topic_recognise(run, taken[i]);
 			if (taken[i]->err == RD_KAFKA_RESP_ERR_NO_ERROR &&
 				run->leave == ES_LEAVE_NOT && es_batch_add(run, taken[i]))
 				continue;
@@ -150,6 +166,51 @@ release_messages(EsKafkaClient *closing)
 	run->nrecords = run->nwritten = 0;
 }
 
+/* In life.  42704 where there is no such server any more, 42501 without USAGE. */
+static List *
+read_properties(EsSourceRun *run)
+{
+	List *properties;
+
+	es_run_begin();
+	MemoryContextSwitchTo(run->life);
+	properties =
+		es_kafka_properties(es_kafka_server(run->source->server_name), run->source->owner,
+							run->source->consumer_properties);
+	es_run_commit(run);
+	return properties;
+}
+
+static bool
+equal_properties(List *a, List *b)
+{
+	ListCell *cell;
+	ListCell *other;
+
+	if (list_length(a) != list_length(b))
+		return false;
+	forboth (cell, a, other, b)
+	{
+		EsKafkaProperty *one = lfirst(cell);
+		EsKafkaProperty *two = lfirst(other);
+
+		if (strcmp(one->name, two->name) != 0 || strcmp(one->value, two->value) != 0)
+			return false;
+	}
+	return true;
+}
+
+/* Another client, where this one was not made for what the server says now. */
+static void
+check_server(EsSourceRun *run)
+{
+	if (!recheck_server)
+		return;
+	recheck_server = false;
+	if (!equal_properties(run->properties, read_properties(run)))
+		run->leave = ES_LEAVE_AND_RETURN;
+}
+
 static void
 open_client(EsSourceRun *run)
 {
@@ -163,19 +224,10 @@ open_client(EsSourceRun *run)
 								  {"isolation.level", "read_committed"},
 								  {"allow.auto.create.topics", "false"},
 								  {NULL, NULL}};
-	List			 *properties;
 
-	es_run_begin();
-	if (!OidIsValid(run->source->server))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("server \"%s\" does not exist", run->source->server_name)));
-	MemoryContextSwitchTo(run->life);
-	properties = es_kafka_properties(run->source->server, run->source->owner,
-									 run->source->consumer_properties);
-	es_run_commit(run);
-	run->client =
-		es_kafka_open(RD_KAFKA_CONSUMER, run->source->name, properties, own, NULL, run);
+	run->properties = read_properties(run);
+	run->client = es_kafka_open(RD_KAFKA_CONSUMER, run->source->name, run->properties,
+								own, NULL, run);
 	run->client->owner = run->source->owner;
 	run->client->release = release_messages;
 }
@@ -183,6 +235,7 @@ open_client(EsSourceRun *run)
 static void
 close_client(EsSourceRun *run)
 {
+	es_relay_close();
 	if (run->client != NULL)
 		es_kafka_close(run->client);
 	run->client = NULL;
@@ -192,15 +245,16 @@ close_client(EsSourceRun *run)
  * What is asked of the worker
  * ------------------------------------------------------------------------- */
 
-/* The row may have changed: pause, resume, drop. */
+/* The row may have changed: pause, resume, drop; or gone with the target or the extension. */
 static void
 reload(EsSourceRun *run)
 {
 	EsSource *now;
 
 	es_run_begin();
-	now = es_source_load(run->source->id);
-	if (now == NULL || now->paused || now->failure != NULL || !now->at_home)
+	now = OidIsValid(es_extension_schema()) ? es_source_load(run->source->id) : NULL;
+	if (now == NULL || now->paused || now->failure != NULL || !now->at_home ||
+		now->transform != run->source->transform || (now->resync && !run->source->resync))
 		run->leave = ES_LEAVE_AND_RETURN;
 	else if (now->resumes > run->accepted_resumes)
 	{
@@ -241,7 +295,7 @@ take_errands(EsSourceRun *run)
 		run->flush_ticket = flush;
 	}
 	/* Those who asked after the ends were noted have to wait for their own. */
-	if (catch_up > run->catch_up_ticket && !run->catch_up_wanted &&
+	if (catch_up > run->catch_up_ticket && !run->catch_up_wanted && !run->restoring &&
 		run->halt == ES_HALT_NONE && note_wanted_ends(run))
 	{
 		run->catch_up_wanted = true;
@@ -252,7 +306,7 @@ take_errands(EsSourceRun *run)
 static void
 settle_errands(EsSourceRun *run)
 {
-	if (run->halt != ES_HALT_NONE || run->nrecords > 0)
+	if (run->halt != ES_HALT_NONE || run->leave != ES_LEAVE_NOT || run->nrecords > 0)
 		return;
 	if (run->flush_wanted)
 	{
@@ -289,7 +343,16 @@ static void
 sleep_in(EsSourceRun *run, long timeout_ms)
 {
 	if (timeout_ms > 0)
-		es_kafka_wait(&run->client, 1, timeout_ms);
+		es_group_wait(run, timeout_ms);
+}
+
+/* Librdkafka looks no address up again that it has learned from a broker. */
+static bool
+is_lost(EsSourceRun *run)
+{
+	return run->client->trouble == ES_KAFKA_DISCONNECTED &&
+		   TimestampDifferenceExceeds(run->client->trouble_since, GetCurrentTimestamp(),
+									  LOST_MS);
 }
 
 /* One round; what it does not get done now it does in the next. */
@@ -304,9 +367,12 @@ round_of_loop(EsSourceRun *run)
 		run->leave = ES_LEAVE_FOR_GOOD;
 		return;
 	}
-	if (es_worker_take(ES_WAKE_CONFIG) != 0)
+	if (es_worker_take(ES_WAKE_CONFIG) != 0 || GetCurrentTimestamp() >= run->look_at)
 		reload(run);
-	if (reconnect)
+	check_server(run);
+	if (is_lost(run))
+		run->leave = ES_LEAVE_AND_RETURN;
+	if (es_group_serve(run) && run->leave == ES_LEAVE_NOT)
 		run->leave = ES_LEAVE_AND_RETURN;
 	if (run->leave != ES_LEAVE_NOT)
 		return;
@@ -333,30 +399,50 @@ may_rest(EsSourceRun *run)
 		   (run->halt != ES_HALT_NONE || run->retry_at != 0 || run->drained);
 }
 
+/*
+ * A process that has come through all that there is, or has lived for a while, is
+ * not failing at its start.
+ */
+static void
+note_life(EsSourceRun *run, TimestampTz stable)
+{
+	if (es_run_all_answered(run))
+		run->accept_gap = false;
+	if (run->lives || (!es_run_all_ended(run) && GetCurrentTimestamp() < stable))
+		return;
+	es_run_begin();
+	es_task_lives(es_source_key(run->source->id));
+	es_run_commit(run);
+	run->lives = true;
+}
+
 /* The partitions are known and assigned: reads and writes until it is to leave. */
 static void
 run_loop(EsSourceRun *run)
 {
 	TimestampTz stable = es_run_ms_from_now(STABLE_MS);
-	bool		lives = false;
 
 	while (run->leave == ES_LEAVE_NOT)
 	{
 		round_of_loop(run);
-		if (!lives && run->leave == ES_LEAVE_NOT &&
-			(run->progressed || GetCurrentTimestamp() > stable))
-		{
-			es_run_begin();
-			es_task_lives(es_source_key(run->source->id));
-			es_run_commit(run);
-			lives = true;
-		}
+		if (run->leave != ES_LEAVE_NOT)
+			return;
+		note_life(run, stable);
+		pgstat_report_stat(false);
 		if (may_rest(run))
-		{
-			pgstat_report_stat(false);
 			sleep_in(run, time_to_wait(run, GetCurrentTimestamp()));
-		}
 	}
+}
+
+/* Errors and logs: there is nothing else as long as nothing is assigned. */
+static void
+serve_events(EsSourceRun *run)
+{
+	rd_kafka_message_t *message;
+
+	while (rd_kafka_consume_batch_queue(run->client->queue, 0, &message, 1) > 0)
+		rd_kafka_message_destroy(message);
+	es_kafka_note(run->client);
 }
 
 /* Waits for the topic and the broker. */
@@ -367,79 +453,133 @@ find_topic(EsSourceRun *run)
 	{
 		int count;
 
-		if (es_process_interrupts())
-		{
-			run->leave = ES_LEAVE_FOR_GOOD;
-			return false;
-		}
-		if (es_worker_take(ES_WAKE_CONFIG) != 0)
-			reload(run);
-		if (run->leave != ES_LEAVE_NOT || reconnect)
-			return false;
-		count = es_topic_count_partitions(run, es_topic_followed(run->source));
-		if (count > 0 && es_topic_load_partitions(run, count))
-			break;
-		sleep_in(run, AGAIN_MS);
 		MemoryContextReset(run->scratch);
+		if (es_process_interrupts())
+			run->leave = ES_LEAVE_FOR_GOOD;
+		else
+		{
+			(void) es_worker_take(ES_WAKE_CONFIG);
+			reload(run);
+			check_server(run);
+			if (is_lost(run))
+				run->leave = ES_LEAVE_AND_RETURN;
+		}
+		if (run->leave != ES_LEAVE_NOT)
+			return false;
+		(void) es_group_serve(run);
+		if (run->leave != ES_LEAVE_NOT)
+			return false;
+		serve_events(run);
+		count = es_topic_count_partitions(run, es_topic_followed(run->source));
+		if (count > 0 && !es_group_awaits(run) && es_topic_load_partitions(run, count))
+			return true;
+		sleep_in(run, AGAIN_MS);
 	}
-	return true;
+}
+
+/* What a client begins with. */
+static void
+reset_run(EsSourceRun *run)
+{
+	MemoryContextSwitchTo(run->life);
+	run->leave = ES_LEAVE_NOT;
+	run->halt = ES_HALT_NONE;
+	run->suspicion = NULL;
+	run->npartitions = 0;
+	recheck_server = false;
+	run->retry_at = 0;
+	run->retry_ms = 0;
+	run->pause_ms = 0;
+	run->accepted_resumes = run->source->resumes;
+	/* What was asked of the last client and not done is asked of this one. */
+	run->flush_wanted = run->catch_up_wanted = false;
+	run->flush_ticket = run->catch_up_ticket = 0;
+	run->messages = palloc(sizeof(*run->messages) * run->source->flush_count);
+	run->records = palloc(sizeof(*run->records) * run->source->flush_count);
+	MemoryContextSwitchTo(run->scratch);
+	es_batch_drop(run);
+	/* A trouble is shown until it is known to be over. */
+	if (run->state[0] == '\0' || strcmp(run->state, "running") == 0)
+		es_run_set_state(run, "starting", "");
 }
 
 /* With one client, until it is to be closed. */
 static void
 run_client(EsSourceRun *run)
 {
-	if (run->pause_first)
-		es_kafka_wait(NULL, 0, AGAIN_MS);
-	run->pause_first = false;
-	MemoryContextSwitchTo(run->life);
-	run->leave = ES_LEAVE_NOT;
-	run->halt = ES_HALT_NONE;
-	reconnect = false;
-	run->retry_at = 0;
-	run->retry_ms = 0;
-	run->accepted_resumes = run->source->resumes;
-	run->flush_wanted = run->catch_up_wanted = false;
-	run->catch_up_ticket = 0;
-	run->messages = palloc(sizeof(*run->messages) * run->source->flush_count);
-	run->records = palloc(sizeof(*run->records) * run->source->flush_count);
-	MemoryContextSwitchTo(run->scratch);
-	es_batch_drop(run);
-	es_run_set_state(run, "starting", "");
+	reset_run(run);
 	open_client(run);
-	if (find_topic(run))
+	es_group_join(run);
+	if (find_topic(run) && (run->restoring || run->suspicion != NULL || es_resync(run)))
 	{
 		es_topic_assign(run);
-		es_run_set_state(run, run->restoring ? "restoring" : "running", "");
 		run_loop(run);
 	}
 	close_client(run);
 }
 
-/* An error ends the process; the view tells it until the next one starts. */
+/* What is wrong with a right is wrong for long. */
+static void
+show_error(EsSourceRun *run)
+{
+	ErrorData *error;
+
+	MemoryContextSwitchTo(run->scratch);
+	error = CopyErrorData();
+	FlushErrorState();
+	es_run_abort(run);
+	es_run_set_state(
+		run, error->sqlerrcode == ERRCODE_INSUFFICIENT_PRIVILEGE ? "denied" : "retrying",
+		error->message);
+}
+
 static void
 run_client_reporting(EsSourceRun *run)
 {
+	static int pause_ms = 0;
+
 	PG_TRY();
 	{
 		run_client(run);
+		pause_ms = 0;
 	}
 	PG_CATCH();
 	{
-		ErrorData *error;
-
-		MemoryContextSwitchTo(run->scratch);
-		error = CopyErrorData();
-		es_worker_report(run->source->name, "restarting", error->message);
-		PG_RE_THROW();
+		show_error(run);
+		close_client(run);
+		run->leave = ES_LEAVE_AND_RETURN;
+		pause_ms = pause_ms == 0 ? ES_RUN_PAUSE_MS : Min(pause_ms * 2, PAUSE_LAST_MS);
+		run->pause_ms = pause_ms;
 	}
 	PG_END_TRY();
+}
+
+/* Before the next client; less where something changes. */
+static void
+pause_run(EsSourceRun *run)
+{
+	TimestampTz until = es_run_ms_from_now(run->pause_ms);
+
+	while (run->leave != ES_LEAVE_FOR_GOOD && run->pause_ms > 0 && !recheck_server &&
+		   es_worker_pending(ES_WAKE_CONFIG) == 0)
+	{
+		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+
+		if (left == 0)
+			break;
+		es_kafka_wait(NULL, 0, Min(left, AGAIN_MS));
+		if (es_process_interrupts())
+			run->leave = ES_LEAVE_FOR_GOOD;
+		/* A transaction: it hears of changes to the server. */
+		else if (!es_process_has_extension())
+			break;
+	}
 }
 
 static void
 note_server_change(Datum arg, int cacheid, uint32 hash)
 {
-	reconnect = true;
+	recheck_server = true;
 }
 
 /* The source, where it is to be run now; else NULL, and the state says why. */
@@ -508,6 +648,7 @@ es_source_main(Datum arg)
 			break;
 		}
 		run_client_reporting(run);
+		pause_run(run);
 	}
 	proc_exit(0);
 }

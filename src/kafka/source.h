@@ -7,9 +7,9 @@
  * librdkafka handle in a worker · codec.c bytes to values · writer.c records
  * into a store or a collection · progress.c offsets, gaps and dead letters ·
  * source.c the worker: its loop · run.c what its parts have in common · batch.c
- * its batches · topic.c the topic and its partitions · dead_letter.c dead letters
- * tried again.  Only property.c, client.c and what runs in a worker include
- * librdkafka.
+ * its batches · group.c a consumer group · topic.c the topic and its partitions ·
+ * dead_letter.c dead letters tried again.  Only property.c, client.c and what runs
+ * in a worker include librdkafka.
  */
 #ifndef ES_KAFKA_SOURCE_H
 #define ES_KAFKA_SOURCE_H
@@ -85,7 +85,9 @@ typedef struct EsSource
 	char	   *group_id;		/* NULL: partitions are assigned by hand */
 	bool		key_as_tag;
 	Jsonb	   *consumer_properties;
+	Jsonb	   *changelog_properties;
 	char	   *changelog_topic;
+	bool		resync;			/* asked for, and not done yet */
 	bool		paused;
 	char	   *failure;		/* NULL: none */
 	int64		resumes;		/* grows with each resume() */

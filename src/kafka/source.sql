@@ -42,6 +42,8 @@ CREATE TABLE eventstore.source (
 	starts integer NOT NULL DEFAULT 0,
 	resumes bigint NOT NULL DEFAULT 0,
 	partition_count integer,
+	assigned integer[],
+	resync boolean NOT NULL DEFAULT false,
 	system_identifier bigint NOT NULL,
 	database_oid oid NOT NULL,
 	created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
@@ -56,7 +58,7 @@ SELECT pg_catalog.pg_extension_config_dump('eventstore.source', '');
  * the next versions (HOT).
  */
 CREATE TABLE eventstore.source_offset (
-	source integer NOT NULL,
+	source integer NOT NULL REFERENCES eventstore.source ON DELETE CASCADE,
 	topic text COLLATE "C" NOT NULL,
 	partition integer NOT NULL,
 	next_offset bigint NOT NULL,
@@ -71,7 +73,7 @@ COMMENT ON TABLE eventstore.source_offset IS
 SELECT pg_catalog.pg_extension_config_dump('eventstore.source_offset', '');
 
 CREATE TABLE eventstore.source_gap (
-	source integer NOT NULL,
+	source integer NOT NULL REFERENCES eventstore.source ON DELETE CASCADE,
 	topic text COLLATE "C" NOT NULL,
 	partition integer NOT NULL,
 	first_offset bigint NOT NULL,
@@ -86,7 +88,7 @@ SELECT pg_catalog.pg_extension_config_dump('eventstore.source_gap', '');
 
 CREATE TABLE eventstore.source_dead_letter (
 	id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
-	source integer NOT NULL,
+	source integer NOT NULL REFERENCES eventstore.source ON DELETE CASCADE,
 	topic text COLLATE "C" NOT NULL,
 	partition integer NOT NULL,
 	record_offset bigint NOT NULL,
@@ -132,10 +134,12 @@ AS 'MODULE_PATHNAME', 'es_create_source';
 COMMENT ON FUNCTION eventstore.create_source(text, name, text, regclass, text, integer[], text, integer[], text, text, regprocedure, text, text, text, integer, interval, text, jsonb, jsonb, jsonb, text) IS
 'Feeds a store or a collection from a Kafka topic, exactly once: records, offsets and dead letters are written in one transaction by a background worker, which acts as the caller (the source''s owner) in a security-restricted operation.
 A store keeps the last record of each key; a null value deletes, an empty one does not. A collection gets one event for each record: type = the topic, the key as stream (key_as ''stream'') or as tag "key:..." (''tag''), topic, partition, offset, time and headers in metadata.
-server: a foreign server of eventstore_kafka. start: ''earliest'', ''latest'', a time, or offsets like {"0": 42, "1": 7}; for partitions that the source has not read yet. partitions: those to read (null: all, later ones too). group_id: instead, let a consumer group share the partitions out.
+server: a foreign server of eventstore_kafka. start: ''earliest'', ''latest'', a time, or offsets like {"0": 42, "1": 7}; for partitions that the source has not read yet. partitions: those to read (null: all, later ones too). group_id: instead, several servers share the partitions out among themselves as a consumer group. Each reads the records of the partitions that it has, once; one that is new to a server is restored from changelog_topic, else read from start. Keys of partitions that a server has no more stay in its store as they were. One that stops or is paused leaves at once; one that died, after session.timeout.ms (45 s). The properties partition.assignment.strategy ("cooperative-sticky" among others) and group.instance.id apply.
 value_format: json, text or bytes (null: that of the store, or of the transform''s argument; json for a collection). transform: a function of one argument, from the value (jsonb, text or bytea) to what is stored; null passes the record over.
 on_error (a record that cannot be decoded or written) and on_null_key (of a store''s record): park it as a dead letter, skip it, or stop. on_gap (records are gone from the topic): stop, or go on with the earliest or latest that is there; each gap is in the view gaps.
 flush_count, flush_interval: a batch is written when it has so many records, or when its first record has waited so long.
+changelog_topic: every change of the store, by the source or by SQL, is published there after it has committed, for each key in order, in the partition of the source''s number. Partitions that were not read here before are restored from it first, and the source goes on behind what was restored. replica_partitions: partitions of the changelog topic that are followed; keys in these cannot be changed by SQL (55000).
+mode: ''primary''; ''replica'' follows the changelog topic alone (its partitions are those in partitions), and the store takes no other changes; ''relay'' publishes what it reads to the changelog topic (each key''s records in order; twice where the worker dies in between) and has no target (null).
 consumer_properties, producer_properties, changelog_properties: properties of librdkafka beside those of the server and of the user mapping.
 Errors: 42710 the name is taken; 22023 a bad value, with librdkafka''s words; 22004 null; 42704 no such server; 42809 not a server of eventstore_kafka; 42501 no USAGE on the server, no right to write the target or to call the transform; 42804 formats that do not fit; LG006, LG007 the target is neither store nor collection.';
 
@@ -143,7 +147,7 @@ CREATE FUNCTION eventstore.drop_source(name text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_drop_source';
 COMMENT ON FUNCTION eventstore.drop_source(text) IS
-'Drops a source with its offsets, gaps and dead letters; what it has written stays. A batch that is being written is waited for. Nothing is changed in Kafka.
+'Drops a source with its offsets, gaps and dead letters, as DROP TABLE of its target does; what it has written stays. A batch that is being written is waited for. Nothing is changed in Kafka.
 Errors: LG007 no such source; 42501 not the owner; 22004 null.';
 
 CREATE FUNCTION eventstore.pause(name text) RETURNS void
@@ -173,6 +177,13 @@ AS 'MODULE_PATHNAME', 'es_wait_for_source';
 COMMENT ON FUNCTION eventstore.wait_for_source(text, interval) IS
 'Waits until a source has written all that the topic held when this was called: true; false at the timeout. What is produced before the call can then be read by the next statement (at READ COMMITTED).
 Errors: as flush().';
+
+CREATE FUNCTION eventstore.resync(name text) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'es_resync_source';
+COMMENT ON FUNCTION eventstore.resync(text) IS
+'Has a source of a store look for keys that its topic has no more, and remove them: a compacted topic forgets deleted keys, and a source that did not run meanwhile does not hear of it. Returns at once; the state in view sources is "resyncing" until the topic has been read once (nothing new is written meanwhile) and the store gone through. Keys that SQL changed last stay; in a store without a changelog, which cannot tell, they go, too. Needs about 50 bytes of memory for each key.
+Errors: LG007 no such source; 42501 not the owner; 55000 the source feeds no store, follows a changelog topic, or has a group_id; 22004 null.';
 
 CREATE FUNCTION eventstore.retry_dead_letters(
 	name text,
@@ -210,52 +221,3 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION eventstore.source_shown(oid, oid) IS
 'May the caller see a source of this owner with this target?';
-
-CREATE VIEW eventstore.sources WITH (security_barrier) AS
-SELECT s.name, s.server, s.topic, s.target, s.owner, s.mode, s.paused,
-	CASE WHEN s.failure IS NOT NULL THEN 'failed'
-		WHEN s.paused THEN 'paused'
-		WHEN s.system_identifier <> (SELECT c.system_identifier FROM pg_catalog.pg_control_system() c) OR
-			s.database_oid <> (SELECT d.oid FROM pg_catalog.pg_database d
-				WHERE d.datname = pg_catalog.current_database()) THEN 'cloned'
-		WHEN w.process = 'running' THEN COALESCE(NULLIF(w.state, ''), 'starting')
-		WHEN w.process = 'no free process slot' THEN 'waiting_for_slot'
-		WHEN w.process = 'failed' THEN 'restarting'
-		ELSE 'starting' END AS state,
-	w.since,
-	COALESCE(s.failure, NULLIF(w.message, '')) AS message,
-	w.pid,
-	s.value_format, s.transform, s.on_error, s.on_null_key, s.on_gap,
-	s.flush_count, s.flush_interval, s.start, s.partitions, s.group_id, s.replica_partitions,
-	s.changelog_topic,
-	w.records, w.batches, w.parked, w.skipped,
-	s.created_at
-FROM eventstore.source s
-	LEFT JOIN eventstore.kafka_workers('source') w ON w.id = s.id
-WHERE eventstore.source_shown(s.owner, s.target);
-COMMENT ON VIEW eventstore.sources IS
-'The Kafka sources that the caller owns, or whose target he may SELECT from. state: running; paused; starting; restoring; disconnected (no broker answers; it goes on trying); denied (a password or an ACL); topic_missing; topic_recreated, gap and stopped (a record that cannot be written: on_error) wait for resume(); retrying (an error of the database, tried again); cloned (in a copy of the server or database, waits for resume()); waiting_for_slot (max_worker_processes); restarting (the worker ended by an error); failed (it ended so several times at its start, waits for resume()). message: why. records, batches, parked (dead letters) and skipped count since the worker''s start.';
-GRANT SELECT ON eventstore.sources TO PUBLIC;
-
-CREATE VIEW eventstore.source_partitions WITH (security_barrier) AS
-SELECT s.name AS source, o.topic, o.partition, o.next_offset AS position, o.end_offset AS end_position,
-	GREATEST(o.end_offset - o.next_offset, 0) AS lag_records,
-	CASE WHEN o.end_offset <= o.next_offset THEN 0
-		ELSE GREATEST(EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - o.record_time), 0) END::double precision
-		AS lag_seconds,
-	o.record_time, o.updated_at
-FROM eventstore.source_offset o
-	JOIN eventstore.source s ON s.id = o.source
-WHERE eventstore.source_shown(s.owner, s.target);
-COMMENT ON VIEW eventstore.source_partitions IS
-'How far each partition of a source''s topic has been written: position, the offset of the next record; end_position, the end of the partition as last heard of; lag_records, offsets between the two (of compacted records and of transaction markers too); lag_seconds, age of the last record written where there are more, 0 where there are none; record_time, its time.';
-GRANT SELECT ON eventstore.source_partitions TO PUBLIC;
-
-CREATE VIEW eventstore.gaps WITH (security_barrier) AS
-SELECT s.name AS source, g.topic, g.partition, g.first_offset, g.next_offset, g.reason, g.created_at
-FROM eventstore.source_gap g
-	JOIN eventstore.source s ON s.id = g.source
-WHERE eventstore.source_shown(s.owner, s.target);
-COMMENT ON VIEW eventstore.gaps IS
-'Records that were gone from a topic before they could be read: from first_offset to next_offset (exclusive), why, and since when that is known.';
-GRANT SELECT ON eventstore.gaps TO PUBLIC;

@@ -50,9 +50,12 @@ PG_FUNCTION_INFO_V1(es_kafka_workers);
 /* So many starts in a row without any progress, and it has failed. */
 #define STARTS_MAX 10
 
-/* Advisory locks of SQL have 1 and 2 in field 4; poll.c has 0xE5. */
-#define OWN_LOCK  0xE6
-#define NAME_LOCK 0xE7
+/*
+ * Classes of our locks, which are advisory ones (SQL has 1 and 2): others that are
+ * held for a session end with its first aborted transaction.
+ */
+#define OWNER_LOCK 0xE6
+#define NAME_LOCK  0xE7
 
 static List *to_call = NIL; /* of EsWorkerKey *, in TopMemoryContext */
 
@@ -129,16 +132,12 @@ es_task_lives(EsWorkerKey key)
 				   SPI_OK_UPDATE, NULL);
 }
 
-/*
- * An advisory lock: of a session's locks only those end with the process, when
- * it exits outside of a transaction.
- */
 void
 es_task_own(EsWorkerKey key)
 {
 	LOCKTAG tag;
 
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, 0, key.object, OWN_LOCK);
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, key.object, 0, OWNER_LOCK);
 	if (LockAcquire(&tag, ExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
 		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 						errmsg("another process runs Kafka %s %u", es_task_noun(key.kind),
@@ -261,8 +260,8 @@ es_task_reserve_name(const char *name)
 	EsTask *other;
 	LOCKTAG tag;
 
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, 0,
-						 hash_bytes((const unsigned char *) name, strlen(name)),
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId,
+						 hash_bytes((const unsigned char *) name, strlen(name)), 0,
 						 NAME_LOCK);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 	other = find_named(name);

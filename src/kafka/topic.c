@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "kafka/batch.h"
+#include "kafka/group.h"
 #include "kafka/restore.h"
 #include "kafka/task.h"
 #include "kafka/topic.h"
@@ -26,7 +27,6 @@
 #include "utils/memutils.h"
 #include "utils/numeric.h"
 #include "utils/timestamp.h"
-#include "worker/process.h"
 
 /* How often the topic itself is looked at; where it is gone. */
 #define LOOK_MS		  5000
@@ -64,7 +64,7 @@ es_topic_pass_holes(EsSourceRun *run)
 			if (progress->next > progress->written)
 				moves[n++] = *progress;
 		}
-		es_progress_advance(run->source, moves, n);
+		es_run_advance(run, moves, n);
 	}
 	else
 		run->leave = ES_LEAVE_AND_RETURN;
@@ -83,7 +83,7 @@ jump(EsSourceRun *run, EsPartition *partition, int64 to, const char *reason)
 {
 	es_run_begin();
 	if (es_task_hold(es_source_key(run->source->id)))
-		es_progress_jump(run->source, &partition->progress, to, reason);
+		(void) es_progress_jump(run->source, &partition->progress, to, reason);
 	es_run_commit(run);
 	run->leave = ES_LEAVE_AND_RETURN;
 }
@@ -93,7 +93,8 @@ bool
 es_topic_find_ends(EsSourceRun *run, const EsPartition *partition, int64 *low,
 				   int64 *high)
 {
-	return rd_kafka_query_watermark_offsets(run->client->handle, partition->progress.topic,
+	return rd_kafka_query_watermark_offsets(run->client->handle,
+											partition->progress.topic,
 											partition->progress.partition, low, high,
 											ES_RUN_CALL_MS) == RD_KAFKA_RESP_ERR_NO_ERROR;
 }
@@ -102,12 +103,14 @@ es_topic_find_ends(EsSourceRun *run, const EsPartition *partition, int64 *low,
 void
 es_topic_out_of_range(EsSourceRun *run, EsPartition *partition)
 {
-	int64		 wanted;
-	int64		 low;
-	int64		 high;
+	int64 wanted;
+	int64 low;
+	int64 high;
 
 	es_batch_write(run);
 	wanted = partition->progress.written;
+	/* It may have been the record before that was asked for, and is gone. */
+	run->unprobed = partition->probing;
 	if (run->halt != ES_HALT_NONE || run->leave != ES_LEAVE_NOT || run->nrecords > 0 ||
 		!es_topic_find_ends(run, partition, &low, &high) ||
 		(wanted >= low && wanted <= high))
@@ -115,14 +118,14 @@ es_topic_out_of_range(EsSourceRun *run, EsPartition *partition)
 		run->leave = ES_LEAVE_AND_RETURN; /* and ask again */
 		return;
 	}
-	run->halted_partition = partition - run->partitions;
+	run->halted_topic = partition->progress.topic;
 	if (wanted > high)
 		es_run_stop_at(
 			run, ES_HALT_RECREATED,
 			psprintf("partition %d ends at offset " INT64_FORMAT ", and " INT64_FORMAT
 					 " was to be read next: the topic was truncated or made anew",
 					 partition->progress.partition, high, wanted));
-	else if (run->source->on_gap == ES_GAP_STOP)
+	else if (run->source->on_gap == ES_GAP_STOP && !run->accept_gap)
 		es_run_stop_at(run, ES_HALT_GAP,
 					   psprintf("partition %d begins at offset " INT64_FORMAT
 								", and " INT64_FORMAT " was to be read next",
@@ -132,24 +135,28 @@ es_topic_out_of_range(EsSourceRun *run, EsPartition *partition)
 			 "retention");
 }
 
-/* resume() was called. */
+/* In a topic made anew all partitions begin anew. */
+static void
+restart(EsSourceRun *run)
+{
+	es_run_begin();
+	if (es_task_hold(es_source_key(run->source->id)))
+		es_progress_restart(run->source, run->halted_topic, "the topic was made anew");
+	es_run_commit(run);
+}
+
+/* What was accepted counts until all partitions have answered: there may be more gaps. */
 void
 es_topic_accept_halt(EsSourceRun *run)
 {
-	EsHalt		 reason = run->halt;
-	EsPartition *partition = &run->partitions[run->halted_partition];
-	int64		 low;
-	int64		 high;
-
+	if (run->halt == ES_HALT_RECREATED)
+		restart(run);
+	run->accept_gap = run->halt == ES_HALT_GAP;
+	/* A record is tried again as it is; else the client begins anew. */
+	if (run->halt != ES_HALT_RECORD)
+		run->leave = ES_LEAVE_AND_RETURN;
 	run->halt = ES_HALT_NONE;
 	es_run_set_state(run, "running", "");
-	if (reason == ES_HALT_GAP || reason == ES_HALT_RECREATED)
-	{
-		run->leave = ES_LEAVE_AND_RETURN;
-		if (es_topic_find_ends(run, partition, &low, &high))
-			jump(run, partition, low,
-				 reason == ES_HALT_GAP ? "retention" : "topic made anew");
-	}
 }
 
 /* ---------------------------------------------------------------------------
@@ -159,10 +166,34 @@ es_topic_accept_halt(EsSourceRun *run)
 static bool
 is_wanted_partition(EsSourceRun *run, int32 number)
 {
+	if (run->group != NULL)
+		return es_group_has(run, number);
 	if (run->source->npartitions == 0)
 		return true;
 	for (int i = 0; i < run->source->npartitions; i++)
 		if (run->source->partitions[i] == number)
+			return true;
+	return false;
+}
+
+/* The broker does not answer; once the source runs a slow one is no news. */
+static void
+show_silence(EsSourceRun *run, const char *error)
+{
+	EsKafkaTrouble trouble = run->client->trouble;
+
+	if (trouble == ES_KAFKA_FINE && run->npartitions > 0)
+		return;
+	es_run_set_state(run, trouble == ES_KAFKA_DENIED ? "denied" : "disconnected",
+					 run->client->message[0] != '\0' ? run->client->message : error);
+}
+
+/* Was something of the topic read already? */
+static bool
+has_read(const EsProgress *loaded, int n)
+{
+	for (int i = 0; i < n; i++)
+		if (loaded[i].written > 0)
 			return true;
 	return false;
 }
@@ -174,7 +205,7 @@ is_wanted_partition(EsSourceRun *run, int32 number)
 int
 es_topic_count_partitions(EsSourceRun *run, const char *name)
 {
-	rd_kafka_topic_t				*topic;
+	rd_kafka_topic_t			   *topic;
 	const struct rd_kafka_metadata *metadata;
 	rd_kafka_resp_err_t				error;
 	int								count = 0;
@@ -184,11 +215,7 @@ es_topic_count_partitions(EsSourceRun *run, const char *name)
 	rd_kafka_topic_destroy(topic);
 	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
 	{
-		es_kafka_note(run->client);
-		es_run_set_state(
-			run, run->client->trouble == ES_KAFKA_DENIED ? "denied" : "disconnected",
-			run->client->message[0] != '\0' ? run->client->message
-											: rd_kafka_err2str(error));
+		show_silence(run, rd_kafka_err2str(error));
 		return 0;
 	}
 	es_kafka_fine(run->client);
@@ -202,7 +229,7 @@ es_topic_count_partitions(EsSourceRun *run, const char *name)
 		es_run_set_state(run, "denied", rd_kafka_err2str(error));
 	else if (error == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART)
 	{
-		run->topic_missing = true;
+		run->topic_missing |= strcmp(name, es_topic_followed(run->source)) == 0;
 		es_run_set_state(run, "topic_missing",
 						 psprintf("there is no topic \"%s\"", name));
 	}
@@ -212,8 +239,7 @@ es_topic_count_partitions(EsSourceRun *run, const char *name)
 }
 
 /*
- * While the source runs: has the topic gone, come again, or grown?  And are we
- * wanted still?  (A transaction: it also hears of changes to the server.)
+ * While the source runs: has the topic gone, come again, or grown?
  */
 void
 es_topic_look(EsSourceRun *run)
@@ -222,27 +248,27 @@ es_topic_look(EsSourceRun *run)
 	int	 count;
 	int	 wanted = 0;
 
-	if (!es_process_has_extension())
-		run->leave = ES_LEAVE_AND_RETURN;
 	run->look_at = es_run_ms_from_now(LOOK_MS);
-	if (run->leave != ES_LEAVE_NOT || run->halt != ES_HALT_NONE)
+	if (run->halt != ES_HALT_NONE)
 		return;
 	count = es_topic_count_partitions(run, es_topic_followed(run->source));
-	run->look_at = es_run_ms_from_now(count == 0 ? LOOK_AGAIN_MS : LOOK_MS);
 	if (count == 0)
+	{
+		run->look_at = es_run_ms_from_now(LOOK_AGAIN_MS);
 		return;
-	run->topic_missing = false;
+	}
 	if (was_missing)
 	{
-		run->halted_partition = 0;
-		es_run_stop_at(run, ES_HALT_RECREATED, "the topic was deleted and made anew");
+		/* The next client finds out whether that matters. */
+		es_batch_write(run);
+		run->leave = ES_LEAVE_AND_RETURN;
 		return;
 	}
 	for (int32 i = 0; i < count; i++)
 		if (is_wanted_partition(run, i))
 			wanted++;
 	if (!run->restoring && wanted > run->npartitions - run->source->nreplicas &&
-		run->source->group_id == NULL)
+		run->group == NULL)
 		run->leave = ES_LEAVE_AND_RETURN;
 	else
 		es_run_show_connection(run);
@@ -280,8 +306,8 @@ find_time(EsSourceRun *run, int32 partition, int64 *offset)
 	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
 	rd_kafka_resp_err_t				 error;
 
-	rd_kafka_topic_partition_list_add(list, es_topic_followed(run->source), partition)->offset =
-		es_codec_kafka_time(run->source->start_time);
+	rd_kafka_topic_partition_list_add(list, es_topic_followed(run->source), partition)
+		->offset = es_codec_kafka_time(run->source->start_time);
 	error = rd_kafka_offsets_for_times(run->client->handle, list, ES_RUN_CALL_MS);
 	if (error == RD_KAFKA_RESP_ERR_NO_ERROR)
 		error = list->elems[0].err;
@@ -297,9 +323,9 @@ find_start(EsSourceRun *run, int32 partition, EsStart start, int64 *offset)
 	int64 low;
 	int64 high;
 
-	if (rd_kafka_query_watermark_offsets(run->client->handle,
-										 es_topic_followed(run->source), partition, &low, &high,
-										 ES_RUN_CALL_MS) != RD_KAFKA_RESP_ERR_NO_ERROR)
+	if (rd_kafka_query_watermark_offsets(
+			run->client->handle, es_topic_followed(run->source), partition, &low, &high,
+			ES_RUN_CALL_MS) != RD_KAFKA_RESP_ERR_NO_ERROR)
 		return false;
 	*offset = low;
 	if (start == ES_START_LATEST)
@@ -344,10 +370,19 @@ bool
 es_topic_find_start(EsSourceRun *run, int32 partition, int64 *offset)
 {
 	EsProgress *loaded;
+	int			n = load_progress(run, &loaded);
 	EsStart		start =
-		load_progress(run, &loaded) == 0 ? run->source->start : ES_START_EARLIEST;
+		n == 0 || run->group != NULL ? run->source->start : ES_START_EARLIEST;
+	bool known = true;
 
-	if (find_start(run, partition, start, offset))
+	*offset = -1;
+	if (start == ES_START_LATEST && run->group != NULL)
+	{
+		known = es_group_find_committed(run, partition, offset);
+		if (n > 0)
+			start = ES_START_EARLIEST;
+	}
+	if (known && (*offset >= 0 || find_start(run, partition, start, offset)))
 		return true;
 	es_run_set_state(run, "disconnected", "the broker does not tell the topic's offsets");
 	return false;
@@ -381,10 +416,14 @@ add_partitions(EsSourceRun *run, int count)
 	EsProgress *loaded;
 	int			n = load_progress(run, &loaded);
 
+	if (run->topic_missing && has_read(loaded, n))
+		run->suspicion = "the topic was deleted and made anew";
 	run->partitions = MemoryContextAllocZero(run->life, sizeof(EsPartition) * Max(n, 1));
 	run->npartitions = 0;
 	for (int i = 0; i < n; i++)
-		if (is_wanted_partition(run, loaded[i].partition) && loaded[i].partition < count)
+		if (loaded[i].partition >= count && loaded[i].written > 0)
+			run->suspicion = "the topic has fewer partitions than it had";
+		else if (is_wanted_partition(run, loaded[i].partition))
 		{
 			EsPartition *partition = &run->partitions[run->npartitions++];
 
@@ -409,27 +448,51 @@ es_topic_load_partitions(EsSourceRun *run, int count)
 
 	run->restoring = run->guarded = false;
 	for (int32 i = 0; i < count; i++)
-		begin[i] = is_wanted_partition(run, i) && !has_progress(loaded, n, i);
+		begin[i] = is_wanted_partition(run, i) &&
+				   (run->group != NULL && source->changelog_topic != NULL
+						? !es_group_is_restored(run, i)
+						: !has_progress(loaded, n, i));
 	if (source->mode == ES_SOURCE_PRIMARY && source->changelog_topic != NULL &&
 		es_restore_begin(run, begin, count, &ready))
 		return ready;
 	if (!begin_partitions(run, begin, count))
 		return false;
 	add_partitions(run, count);
-	return es_restore_follow(run);
+	return es_restore_refill(run) && es_restore_follow(run);
+}
+
+/*
+ * Where to read from: one record before the one that is wanted, if its time is
+ * known (es_topic_recognise).
+ */
+static int64
+first_offset(EsSourceRun *run, EsPartition *partition)
+{
+	partition->probing =
+		!run->unprobed && partition->progress.has_time && partition->position > 0;
+	return partition->position - (partition->probing ? 1 : 0);
 }
 
 void
 es_topic_assign(EsSourceRun *run)
 {
-	rd_kafka_topic_partition_list_t *list =
-		rd_kafka_topic_partition_list_new(run->npartitions);
-	rd_kafka_resp_err_t error;
+	rd_kafka_topic_partition_list_t *list;
+	rd_kafka_resp_err_t				 error;
 
+	run->topic_missing = run->fetch_denied = false;
+	run->look_at = es_run_ms_from_now(LOOK_MS);
+	if (run->suspicion != NULL)
+	{
+		run->halted_topic = es_topic_followed(run->source);
+		es_run_stop_at(run, ES_HALT_RECREATED, run->suspicion);
+		return;
+	}
+	list = rd_kafka_topic_partition_list_new(run->npartitions);
 	for (int i = 0; i < run->npartitions; i++)
 		rd_kafka_topic_partition_list_add(list, run->partitions[i].progress.topic,
 										  run->partitions[i].progress.partition)
-			->offset = run->partitions[i].position;
+			->offset = first_offset(run, &run->partitions[i]);
+	run->unprobed = false;
 	error = rd_kafka_assign(run->client->handle, list);
 	rd_kafka_topic_partition_list_destroy(list);
 	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
@@ -437,6 +500,30 @@ es_topic_assign(EsSourceRun *run)
 						errmsg("source \"%s\" cannot read topic \"%s\"",
 							   run->source->name, run->source->topic),
 						errdetail_internal("%s", rd_kafka_err2str(error))));
-	run->topic_missing = run->fetch_denied = false;
-	run->look_at = es_run_ms_from_now(LOOK_MS);
+	es_run_set_state(run, run->restoring ? "restoring" : "running", "");
+}
+
+void
+es_topic_recognise(EsSourceRun *run, const rd_kafka_message_t *message)
+{
+	EsPartition				 *partition = es_run_partition_of(run, message);
+	rd_kafka_timestamp_type_t type;
+	TimestampTz				  time;
+
+	if (partition == NULL || !partition->probing ||
+		(message->err != RD_KAFKA_RESP_ERR_NO_ERROR &&
+		 message->err != RD_KAFKA_RESP_ERR__PARTITION_EOF))
+		return;
+	partition->probing = false;
+	if (message->offset >= partition->position)
+		return;
+	if (message->err == RD_KAFKA_RESP_ERR_NO_ERROR &&
+		es_codec_time(rd_kafka_message_timestamp(message, &type), &time) &&
+		time == partition->progress.time)
+		return;
+	run->halted_topic = partition->progress.topic;
+	es_run_stop_at(run, ES_HALT_RECREATED,
+				   psprintf("partition %d, offset " INT64_FORMAT
+							" is not the record that was read: the topic was made anew",
+							message->partition, message->offset));
 }

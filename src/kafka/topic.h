@@ -30,7 +30,7 @@ extern const char *es_topic_followed(const EsSource *source);
 /* Where to begin with a partition of it that was not begun; false: not now. */
 extern bool es_topic_find_start(EsSourceRun *run, int32 partition, int64 *offset);
 
-/* Has the client read them. */
+/* Has the client read them, unless the topic seems to be another one. */
 extern void es_topic_assign(EsSourceRun *run);
 
 /* While the source runs: has the topic gone, come again, or grown? */
@@ -45,6 +45,13 @@ extern bool es_topic_find_ends(EsSourceRun *run, const EsPartition *partition, i
 
 /* The broker does not have the offset that this partition wants. */
 extern void es_topic_out_of_range(EsSourceRun *run, EsPartition *partition);
+
+/*
+ * Is the record before the first one that is wanted the one that was read, by its
+ * time?  If it is not, or is not there though the end is, the topic is another
+ * one.  For each message, before it is taken.
+ */
+extern void es_topic_recognise(EsSourceRun *run, const rd_kafka_message_t *message);
 
 /* resume() was called for a source that has halted. */
 extern void es_topic_accept_halt(EsSourceRun *run);

@@ -24,6 +24,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/syscache.h"
 
 struct EsDecoded
 {
@@ -40,7 +41,7 @@ es_writer_begin(const EsSource *source)
 	EsWriter   *writer = palloc0(sizeof(EsWriter));
 
 	writer->source = source;
-	writer->key_format = ES_STORE_TEXT;
+	writer->key_format = source->mode == ES_SOURCE_RELAY ? ES_STORE_BYTES : ES_STORE_TEXT;
 	writer->stored_format = source->value_format;
 	if (source->is_store)
 	{
@@ -52,7 +53,7 @@ es_writer_begin(const EsSource *source)
 	writer->event_type = cstring_to_text(source->topic);
 	if (source->transform_name != NULL)
 	{
-		if (!OidIsValid(source->transform))
+		if (!SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(source->transform)))
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_FUNCTION),
 					 errmsg("function %s does not exist", source->transform_name),
@@ -79,7 +80,7 @@ decode_record(const EsWriter *writer, const EsRecord *record, EsDecoded *decoded
 	decoded->has_key = record->key != NULL;
 	decoded->has_value = record->value != NULL;
 	decoded->dropped = false;
-	if (!decoded->has_key && source->is_store)
+	if (!decoded->has_key && (source->is_store || source->mode == ES_SOURCE_RELAY))
 	{
 		problem->sqlstate = ERRCODE_NULL_VALUE_NOT_ALLOWED;
 		problem->reason = "the record has no key";
@@ -126,6 +127,28 @@ apply_transform(EsWriter *writer, EsDecoded *decoded, EsWritten *written)
 	}
 	else
 		decoded->value = PointerGetDatum(PG_DETOAST_DATUM(decoded->value));
+}
+
+bool
+es_writer_value(EsWriter *writer, EsDecoded *decoded, int number, EsRecord *record)
+{
+	EsWritten	written = {0};
+	struct varlena *value;
+
+	if (!OidIsValid(writer->source->transform) || !decoded[number].has_value)
+		return true;
+	apply_transform(writer, &decoded[number], &written);
+	if (decoded[number].dropped)
+		return false;
+	value = (struct varlena *) DatumGetPointer(decoded[number].value);
+	record->value = VARDATA_ANY(value);
+	record->value_length = VARSIZE_ANY_EXHDR(value);
+	if (writer->result_type == JSONBOID)
+	{
+		record->value = JsonbToCString(NULL, &((Jsonb *) value)->root, VARSIZE(value));
+		record->value_length = strlen(record->value);
+	}
+	return true;
 }
 
 static void

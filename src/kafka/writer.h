@@ -41,6 +41,12 @@ extern EsDecoded *es_writer_decode(const EsWriter *writer, const EsRecord *recor
 								   EsProblem *problems);
 
 /*
+ * Into the record, what the transform makes of its value; false where that is
+ * nothing.  As the current user; in the current context.
+ */
+extern bool es_writer_value(EsWriter *writer, EsDecoded *decoded, int number, EsRecord *record);
+
+/*
  * Writes those of the records that have no problem, as the current user.
  * Errors: whatever the target's constraints, triggers and the transform raise.
  */

@@ -26,7 +26,6 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
-#include "catalog/pg_trigger.h"
 #include "collection/collection.h"
 #include "collection/heads.h"
 #include "commands/trigger.h"

@@ -56,45 +56,139 @@ is(query("SELECT topic, partition, position FROM eventstore.source_partitions OR
 is(query("SELECT metadata->>'topic' FROM eventstore.peek('kv_changelog', 'a')"), 'in-changelog', 'what was restored says where it came from');
 is_clean($node, 'kv_changelog');
 
+# ---- published: what the store has, wherever it came from -----------------------------------
+
+query("SELECT eventstore.put('kv', 'by SQL', '1')");
+query("DELETE FROM kv WHERE key = 'a'");
+$mock->produce('in', [ 'p1-0', undef, [], { partition => 1 } ]);
+
+sub published
+{
+	my ($topic) = @_;
+	my %values;
+
+	$values{ $_->{key} } = $_->{value} foreach $mock->consume($topic);
+	return join ' ', map { "$_=$values{$_}" } sort grep { defined $values{$_} } keys %values;
+}
+
+sub in_store
+{
+	my ($store) = @_;
+	return query("SELECT string_agg(key || '=' || value, ' ' ORDER BY key) FROM $store");
+}
+
+caught_up('in');
+$mock->await('all of the store is in the changelog topic', sub { published('in-changelog') eq in_store('kv') });
+pass('the changelog topic has what the store has');
+is(query("SELECT changelog_state FROM eventstore.sources WHERE name = 'in'"), 'running', 'and the view says so');
+await_true($node, "SELECT changelog_lag = 0 FROM eventstore.sources WHERE name = 'in'");
+my ($made) = grep { $_->{key} eq 'p0-11' } $mock->consume('in-changelog');
+my %headers = @{ $made->{headers} };
+is_deeply([ @headers{qw(es-topic es-partition es-offset)}, $made->{partition} ], [ 'in', 0, 11, 0 ], 'where it came from, in the partition of the same number');
+is(scalar(grep { $_->{key} eq 'c' } $mock->consume('in-changelog')), 1, 'what was restored is not published again');
+
 # ---- a store that has something newer ------------------------------------------------------
 
-query("SELECT eventstore.drop_source('in')");
-query("SELECT eventstore.put('kv', 'd', '\"by SQL\"')");
-$mock->produce('in-changelog', [ 'p0-9', '"old"', made_by('in', 0, 2), { partition => 0 } ], [ 'p0-10', '"newer"', made_by('in', 0, 12), { partition => 0 } ]);
-$mock->produce('in', [ 'z', '"skipped: the changelog topic has come past it"', [], { partition => 0 } ], [ 'y', '1', [], { partition => 0 } ]);
-query("SELECT eventstore.create_source('in', 'k', 'in', 'kv', changelog_topic => 'in-changelog', $fast)");
-caught_up('in');
-is(query("SELECT string_agg(key || '=' || value, ' ' ORDER BY key) FROM kv WHERE key IN ('a', 'd', 'p0-9', 'p0-10', 'y', 'z')"),
-	'a="new" d="by SQL" p0-10="newer" p0-9=9 y=1', 'keeps it; the rest is restored');
+$mock->create_topic('new', 1);
+$mock->create_topic('new-changelog', 1);
+$mock->produce('new', map { [ "k$_", $_ ] } 0 .. 5);
+query("SELECT eventstore.create_store('newer')");
+query("SELECT eventstore.create_source('newer', 'k', 'new', 'newer', $fast)");
+caught_up('newer');
+query("SELECT eventstore.drop_source('newer'), eventstore.put('newer', 'k0', '\"by SQL\"')");
+$mock->produce('new-changelog',
+	[ 'k0', '"old"',   made_by('new', 0, 0) ],
+	[ 'k1', '"old"',   made_by('new', 0, 0) ],
+	[ 'k2', '"newer"', made_by('new', 0, 6) ]);
+$mock->produce('new', [ 'k6', '"the changelog topic has come past it"' ], [ 'k7', 7 ]);
+query("SELECT eventstore.create_source('newer', 'k', 'new', 'newer', changelog_topic => 'new-changelog', $fast)");
+caught_up('newer');
+is(in_store('newer'), 'k0="by SQL" k1=1 k2="newer" k3=3 k4=4 k5=5 k7=7', 'keeps it; the rest is restored');
 
 # ---- a replica -------------------------------------------------------------------------------
 
 query("SELECT eventstore.create_store('copy')");
 query("SELECT eventstore.create_source('copy', 'k', 'in', 'copy', mode => 'replica', changelog_topic => 'in-changelog', $fast)");
 caught_up('copy');
-is(query("SELECT string_agg(key || '=' || value, ' ' ORDER BY key) FROM copy"), 'a="new" c=1 d={"x": 1} p0-10="newer" p0-9="old"', 'a replica has what the changelog topic has');
-$mock->produce('in-changelog', [ 'e', '1', [], { partition => 1 } ], [ 'd', undef, [], { partition => 1 } ]);
-caught_up('copy');
-is(query("SELECT string_agg(key, ' ' ORDER BY key) FROM copy"), 'a c e p0-10 p0-9', 'and follows it');
+is(in_store('copy'), in_store('kv'), 'a replica has what the store has');
+query("SELECT eventstore.put('kv', 'later', '1'), eventstore.delete('kv', 'd')");
+$mock->await('the replica follows', sub { in_store('copy') eq in_store('kv') });
+pass('and follows it');
 
 # ---- partitions shared out ---------------------------------------------------------------------
 
-query("SELECT eventstore.create_store('half')");
-query("SELECT eventstore.create_source('half', 'k', 'in', 'half', partitions => '{0}', replica_partitions => '{1}', changelog_topic => 'in-changelog', $fast)");
-caught_up('half');
-is(query("SELECT string_agg(key, ' ' ORDER BY key) FROM half"), 'a c e p0-10 p0-9 y', 'its own partitions restored and read, the others followed');
-is(query("SELECT topic, partition FROM eventstore.source_partitions WHERE source = 'half' ORDER BY 1, 2"),
-	"in|0\nin-changelog|0\nin-changelog|1", 'of both topics');
+$mock->create_topic('parts', 2);
+$mock->create_topic('parts-changelog', 2);
+$mock->produce('parts', map { [ "k$_", $_ ] } 1 .. 50);
+foreach my $own (0, 1)
+{
+	my $other = 1 - $own;
+	query("SELECT eventstore.create_store('half$own')");
+	query("SELECT eventstore.create_source('half$own', 'k', 'parts', 'half$own', partitions => '{$own}', replica_partitions => '{$other}', changelog_topic => 'parts-changelog', $fast)");
+}
+foreach my $own (0, 1)
+{
+	my $other = 1 - $own;
+	$mock->await("half$own has all keys", sub { query("SELECT count(*) FROM half$own") == 50 });
+	is(query("SELECT string_agg(topic || ' ' || partition, ', ' ORDER BY topic) FROM (SELECT topic, partition FROM eventstore.source_partitions WHERE source = 'half$own' AND (topic = 'parts' OR partition <> $own)) p"),
+		"parts $own, parts-changelog $other", "half$own: its own partition, and the other one followed");
+}
+is(in_store('half0'), in_store('half1'), 'both have the same');
+
+# The other's partition is taken over: restored to its end, then read from where the other was.
+query("SELECT eventstore.drop_source('half0'), eventstore.drop_source('half1')");
+$mock->produce('parts', map { [ "k$_", 1000 + $_ ] } 1 .. 50);
+query("SELECT eventstore.create_store('whole')");
+query("SELECT eventstore.create_source('whole', 'k', 'parts', 'whole', changelog_topic => 'parts-changelog', $fast)");
+caught_up('whole');
+is(query("SELECT count(*), sum((value)::int) FROM whole"), '50|51275', 'another node restores all, and goes on');
+
+# ---- relay: one does the work, others have the result --------------------------------------------
+
+$mock->create_topic('raw', 2);
+$mock->create_topic('raw-changelog', 2);
+$mock->produce('raw', [ 'a', '1' ], [ 'b', '2' ], [ 'c', 'bad' ], [ undef, '3' ], [ 'd', '0' ], [ 'a', undef ], [ 'e', '5' ]);
+query("CREATE FUNCTION doubled(text) RETURNS jsonb LANGUAGE sql AS \$\$ SELECT pg_catalog.to_jsonb(2 * \$1::int) WHERE \$1 <> '0' \$\$");
+query("SELECT eventstore.create_source('relay', 'k', 'raw', NULL, mode => 'relay', changelog_topic => 'raw-changelog', transform => 'doubled(text)', $fast)");
+query("SELECT eventstore.create_store('result')");
+query("SELECT eventstore.create_source('result', 'k', 'raw', 'result', mode => 'replica', changelog_topic => 'raw-changelog', $fast)");
+caught_up('relay');
+caught_up('result');
+is(in_store('result'), 'b=4 e=10', 'what was relayed, in a replica');
+is(query("SELECT string_agg(sqlstate, ' ' ORDER BY sqlstate) FROM eventstore.dead_letters WHERE source = 'relay'"), '22004 22P02', 'what could not be is parked');
+is(sqlstate_of($node, "SELECT eventstore.create_source('r2', 'k', 'raw', 'result', mode => 'relay', changelog_topic => 'raw-changelog')"), '22023', 'a relay has no table');
 
 # ---- whose a key is to change ----------------------------------------------------------------------
 
 is(sqlstate_of($node, "SELECT eventstore.put('copy', 'a', '1')"), '55000', 'a replica takes no change by SQL');
 is(sqlstate_of($node, 'DELETE FROM copy'), '55000', 'of no kind');
+query("SELECT eventstore.create_store('half')");
+query("SELECT eventstore.create_source('half', 'k', 'parts', 'half', partitions => '{0}', replica_partitions => '{1}', changelog_topic => 'parts-changelog', $fast)");
+caught_up('half');
 my %states = map { my $key = "own-$_"; sqlstate_of($node, "SELECT eventstore.put('half', '$key', '1')") => $key } 1 .. 20;
 is(join(' ', sort keys %states), '00000 55000', 'one with replica partitions takes those of its own keys');
 query("SELECT eventstore.drop_source('copy')");
 query("SELECT eventstore.put('copy', 'a', '1')");
 pass('a store that follows no more takes all');
+is_clean($node, $_ . '_changelog') foreach 'kv', 'newer', 'copy', 'whole';
+
+# ---- a crash empties an unlogged store ----------------------------------------------------------------
+
+$mock->create_topic('fast', 1);
+$mock->produce('fast', [ 'a', '1' ], [ 'b', '2' ], [ 'a', '3' ]);
+foreach my $changelog ('true', 'false')
+{
+	query("SELECT eventstore.create_store('unlogged_$changelog', unlogged => true, changelog => $changelog)");
+	query("SELECT eventstore.create_source('unlogged_$changelog', 'k', 'fast', 'unlogged_$changelog', $fast)");
+	caught_up("unlogged_$changelog");
+}
+query("SELECT eventstore.put('unlogged_true', 'c', '4')");
+$node->stop('immediate');
+$node->start;
+await_true($node, "SELECT string_agg(key || value, ' ' ORDER BY key) = 'a3 b2 c4' FROM unlogged_true");
+pass('it is rebuilt from its changelog');
+await_true($node, "SELECT string_agg(key || value, ' ' ORDER BY key) = 'a3 b2' FROM unlogged_false");
+pass('or filled again from the topic');
 
 $node->stop;
 no_crash($node);
