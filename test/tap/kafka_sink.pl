@@ -239,6 +239,11 @@ query(q(SELECT eventstore.append('c', 'denied')));
 flushed('all');
 is(header((records('all'))[-1], 'es-position'), query("SELECT eventstore.head('c')"), 'an error of the broker is tried again');
 
+query('REVOKE USAGE ON FOREIGN SERVER k FROM app');
+await_state('rls', 'denied');
+query('GRANT USAGE ON FOREIGN SERVER k TO app');
+await_state('rls', 'running');
+
 # ---- what is retained ---------------------------------------------------------------------------
 
 query("SELECT eventstore.create_collection('short', segment_size => 1000)");
