@@ -31,6 +31,7 @@
 #include "miscadmin.h"
 #include "shmem.h"
 #include "spi.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -619,7 +620,11 @@ es_create_source(PG_FUNCTION_ARGS)
 		publish_changelog(&source, args);
 	}
 	if (source.mode == ES_SOURCE_REPLICA || !args[ARG_REPLICA_PARTITIONS].isnull)
+	{
+		/* Whoever is writing it does not know of the mark. */
+		LockRelationOid(source.target, ShareRowExclusiveLock);
 		es_publish_mark(source.target, "follower", source.id);
+	}
 	es_task_call_at_commit(es_source_key(source.id));
 	PG_RETURN_VOID();
 }

@@ -15,7 +15,7 @@
  * {"progress": {"topic": ..., "partitions": 4, "0": 17, "2": 5}}: the next offset of
  * each partition that has been begun.
  *
- * Locks: those of a reader; the store, against writers, while it is marked.
+ * Locks: those of a reader.
  */
 #include "postgres.h"
 
@@ -25,7 +25,6 @@
 
 #include "catalog/pg_type.h"
 #include "spi.h"
-#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/inval.h"
@@ -69,8 +68,6 @@ mark_stores(const char *sql, uint32 source, Oid store)
 void
 es_publish_mark(Oid store, const char *column, uint32 source)
 {
-	/* Whoever is writing it does not know of the mark. */
-	LockRelationOid(store, ShareRowExclusiveLock);
 	if (mark_stores(psprintf("UPDATE eventstore.store_catalog SET %s = $1"
 							 " WHERE store::oid = $2 AND %s IS NULL RETURNING store::oid",
 							 column, column),
