@@ -330,7 +330,7 @@ es_store_record_rows(const EsStore *store, Relation rel, EsRowChange *changes,
 	EsAppend	append = {0};
 
 	es_require_preloaded();
-	if (store->follower != 0 && !es_store_following)
+	if (store->follower != 0 && store->follower != es_store_following)
 		for (int i = 0; i < nchanges; i++)
 			check_following(store, &changes[i]);
 	recording.put = cstring_to_text("put");

@@ -45,7 +45,7 @@
 #include "utils/syscache.h"
 
 EsStoreFollowHook es_store_follow_hook = NULL;
-bool		es_store_following = false;
+uint32		es_store_following = 0;
 
 static HTAB *stores = NULL;
 
