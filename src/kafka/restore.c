@@ -31,6 +31,7 @@
  */
 #include "postgres.h"
 
+#include "kafka/group.h"
 #include "kafka/restore.h"
 #include "kafka/task.h"
 
@@ -415,10 +416,38 @@ show_progress(EsSourceRun *run)
 							  left, run->source->changelog_topic));
 }
 
+/*
+ * The source's partitions that were restored go on from these offsets, or from
+ * where they were, if that is later.
+ */
+static void
+go_on_from(EsSourceRun *run, const int64 *offsets)
+{
+	const char *topic = run->source->topic;
+	EsProgress *loaded;
+	int			n;
+
+	for (int i = 0; i < run->npartitions; i++)
+		es_progress_begin(run->source, topic, run->partitions[i].progress.partition, offsets[i]);
+	n = es_progress_load(run->source, topic, &loaded);
+	for (int i = 0; i < run->npartitions; i++)
+		for (int j = 0; j < n; j++)
+			if (loaded[j].partition == run->partitions[i].progress.partition &&
+				loaded[j].written < run->partitions[i].progress.resume)
+			{
+				loaded[j].next = run->partitions[i].progress.resume;
+				loaded[j].resume = -1;
+				/* It is that of the record before; which one that is now is not known. */
+				loaded[j].has_time = false;
+				es_run_advance(run, &loaded[j], 1);
+			}
+}
+
 void
 es_restore_look(EsSourceRun *run)
 {
 	int64	   *offsets = palloc(sizeof(int64) * run->npartitions);
+	bool		held;
 
 	if (run->nrecords > 0 || run->halt != ES_HALT_NONE || run->retry_at != 0)
 		return;
@@ -438,10 +467,11 @@ es_restore_look(EsSourceRun *run)
 			return;
 	}
 	es_run_begin();
-	if (es_task_hold(es_source_key(run->source->id)))
-		for (int i = 0; i < run->npartitions; i++)
-			es_progress_begin(run->source, run->source->topic,
-							  run->partitions[i].progress.partition, offsets[i]);
+	held = es_task_hold(es_source_key(run->source->id));
+	if (held)
+		go_on_from(run, offsets);
 	es_run_commit(run);
+	for (int i = 0; held && run->group != NULL && i < run->npartitions; i++)
+		es_group_note_restored(run, run->partitions[i].progress.partition);
 	run->leave = ES_LEAVE_AND_RETURN;
 }

@@ -6,7 +6,7 @@
  * neither, so that the delete of a store's changelog is what deletes a key in a
  * compacted topic.  Time: created_at.  Everything else is in headers, as text in
  * UTF-8, their names beginning with "es-": position, id, type, tags (a JSON
- * array), stream and version, metadata (JSON).
+ * array), stream (unless it is the key) and version, metadata (JSON).
  *
  * In the changelog of a store whose keys are bytes the stream is those bytes
  * spelt out; the record's key is the bytes.
@@ -20,6 +20,7 @@
  */
 #include "postgres.h"
 
+#include "kafka/publish.h"
 #include "kafka/sink_record.h"
 
 #include "catalog/pg_collation.h"
@@ -347,7 +348,9 @@ make_headers(EsSinkWriter *writer, TupleTableSlot *slot, EsRecord *record)
 	add_tags(writer, record, DatumGetArrayTypeP(values[ES_ATT_TAGS - 1]));
 	if (slot->tts_isnull[ES_ATT_STREAM - 1])
 		return;
-	add_text(writer, record, "es-stream", values[ES_ATT_STREAM - 1]);
+	/* Each header costs as much as the rest of a small record. */
+	if (writer->sink->key != ES_SINK_KEY_STREAM)
+		add_text(writer, record, "es-stream", values[ES_ATT_STREAM - 1]);
 	pg_lltoa(DatumGetInt64(values[ES_ATT_VERSION - 1]), writer->version);
 	add_header(writer, record, "es-version", writer->version, strlen(writer->version));
 }
@@ -370,28 +373,55 @@ metadata_text(Jsonb *metadata, const char *key)
 	return NULL;
 }
 
+static void
+add_text_header(EsSinkWriter *writer, EsRecord *record, const char *name, const char *value)
+{
+	add_header(writer, record, name, value, strlen(value));
+}
+
+/* Of a change by SQL: the record of the source that it came after (publish.c). */
+static void
+add_progress(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
+{
+	const char *topic;
+	int32		partition;
+	int64		offset;
+
+	if (!es_publish_progress(metadata, record, &topic, &partition, &offset))
+		return;
+	record->partition = partition;
+	if (offset < 0)
+		return;
+	add_text_header(writer, record, ES_HEADER_TOPIC, topic);
+	add_text_header(writer, record, ES_HEADER_PARTITION, psprintf("%d", partition));
+	add_text_header(writer, record, ES_HEADER_OFFSET, psprintf(INT64_FORMAT, offset));
+}
+
 /* False where the change came from the topic itself. */
 static bool
 add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 {
-	static const char *const members[][2] = {
-		{"topic", ES_HEADER_TOPIC}, {"partition", ES_HEADER_PARTITION}, {"offset", ES_HEADER_OFFSET}};
-	const char *found[lengthof(members)];
+	const char *topic;
+	const char *partition;
+	const char *offset;
 
 	if (!JB_ROOT_IS_OBJECT(metadata))
 		return true;
-	for (int i = 0; i < lengthof(members); i++)
+	topic = metadata_text(metadata, "topic");
+	partition = metadata_text(metadata, "partition");
+	offset = metadata_text(metadata, "offset");
+	if (topic == NULL || partition == NULL || offset == NULL)
 	{
-		found[i] = metadata_text(metadata, members[i][0]);
-		if (found[i] == NULL)
-			return true;
+		add_progress(writer, record, metadata);
+		return true;
 	}
-	if (strcmp(found[0], writer->sink->topic) == 0)
+	if (strcmp(topic, writer->sink->topic) == 0)
 		return false;
-	for (int i = 0; i < lengthof(members); i++)
-		add_header(writer, record, members[i][1], found[i], strlen(found[i]));
+	add_text_header(writer, record, ES_HEADER_TOPIC, topic);
+	add_text_header(writer, record, ES_HEADER_PARTITION, partition);
+	add_text_header(writer, record, ES_HEADER_OFFSET, offset);
 	/* Who restores a partition of the source looks into the one of that number. */
-	record->partition = pg_strtoint32(found[1]);
+	record->partition = pg_strtoint32(partition);
 	return true;
 }
 
@@ -418,10 +448,10 @@ es_sink_record_make(EsSinkWriter *writer, TupleTableSlot *slot, EsRecord *record
 	record->partition = ES_SINK_ANY_PARTITION;
 	record->headers = writer->headers;
 	make_headers(writer, slot, record);
+	make_key(writer, slot, record);
 	if (!slot->tts_isnull[ES_ATT_METADATA - 1] &&
 		!add_metadata(writer, record, slot->tts_values[ES_ATT_METADATA - 1]))
 		return false;
-	make_key(writer, slot, record);
 	make_value(writer, slot, record);
 	created_at = DatumGetTimestampTz(slot->tts_values[ES_ATT_CREATED_AT - 1]);
 	/* Kafka has no times before 1970, nor infinite ones. */
