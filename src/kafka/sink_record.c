@@ -37,7 +37,6 @@
 #include "utils/fmgrprotos.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
-#include "utils/syscache.h"
 #include "utils/typcache.h"
 #include "utils/uuid.h"
 
@@ -61,26 +60,28 @@ struct EsSinkWriter
 	StringInfoData tags;
 };
 
-/* Whoever may make a function anew under its name may give it other types. */
+/*
+ * By its name, each time: whoever may make a function anew may give it other
+ * types.
+ */
 static void
 find_key_function(EsSinkWriter *writer)
 {
 	const EsSink *sink = writer->sink;
 	Oid			  event = get_rel_type_id(es_extension_relation("event"));
+	Oid			  function;
 	Oid			  argument;
 
-	if (!SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(sink->key_function)))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_FUNCTION),
-						errmsg("function %s does not exist", sink->key_text),
-						errdetail("It is the key of sink \"%s\".", sink->name)));
-	es_kafka_check_execute(sink->key_function, sink->owner);
-	if (!es_kafka_function_types(sink->key_function, &argument, &writer->key_type) ||
+	function = DatumGetObjectId(
+		DirectFunctionCall1(regprocedurein, CStringGetDatum(sink->key_text)));
+	es_kafka_check_execute(function, sink->owner);
+	if (!es_kafka_function_types(function, &argument, &writer->key_type) ||
 		argument != event || (writer->key_type != TEXTOID && writer->key_type != BYTEAOID))
 		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
 						errmsg("function %s returns neither text nor bytea any more",
 							   sink->key_text),
 						errdetail("It is the key of sink \"%s\".", sink->name)));
-	fmgr_info(sink->key_function, &writer->function);
+	fmgr_info(function, &writer->function);
 	writer->event_desc = lookup_rowtype_tupdesc_copy(event, -1);
 }
 
