@@ -12,7 +12,7 @@
  * spelt out; the record's key is the bytes.
  *
  * A changelog's own sink says, instead of the metadata, from which record of
- * which topic the change came (es-topic, es-partition, es-offset), and leaves
+ * which topic the change came (es-topic, es-partition, es-offset, es-since), and leaves
  * out what came from the topic that it writes: that was restored from there.
  *
  * This runs for each event, hundreds of thousands a second, so nothing is
@@ -44,6 +44,8 @@
 struct EsSinkWriter
 {
 	const EsSink *sink;
+	const EsShare *share;  /* of a changelog's sink; NULL: all */
+	EsPosition	   current;
 	const EsStore
 			 *byte_keys; /* the store whose changelog this is, if its keys are bytes */
 	bool	  text_body; /* the body is text, in the database's encoding */
@@ -58,11 +60,12 @@ struct EsSinkWriter
 };
 
 EsSinkWriter *
-es_sink_record_begin(const EsSink *sink, const EsCollection *coll)
+es_sink_record_begin(const EsSink *sink, const EsCollection *coll, const EsShare *share)
 {
 	EsSinkWriter *writer = palloc0(sizeof(EsSinkWriter));
 
 	writer->sink = sink;
+	writer->share = share;
 	writer->utf8 = GetDatabaseEncoding() == PG_UTF8;
 	initStringInfo(&writer->tags);
 	if (OidIsValid(coll->store))
@@ -351,13 +354,14 @@ metadata_text(Jsonb *metadata, const char *key)
 	return NULL;
 }
 
-/* False where the change came from the topic itself. */
+/* False where the change came from the topic itself, or is not ours to publish. */
 static bool
 add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 {
 	static const char *const members[][2] = {
 		{"topic", ES_HEADER_TOPIC}, {"partition", ES_HEADER_PARTITION}, {"offset", ES_HEADER_OFFSET}};
 	const char *found[lengthof(members)];
+	const char *since;
 
 	if (!JB_ROOT_IS_OBJECT(metadata))
 		return true;
@@ -369,8 +373,14 @@ add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 	}
 	if (strcmp(found[0], writer->sink->topic) == 0)
 		return false;
+	if (!es_share_has(writer->share, writer->current, found[0], pg_strtoint32(found[1]),
+					  pg_strtoint64(found[2])))
+		return false;
 	for (int i = 0; i < lengthof(members); i++)
 		add_header(writer, record, members[i][1], found[i], strlen(found[i]));
+	since = metadata_text(metadata, "since");
+	if (since != NULL)
+		add_header(writer, record, ES_HEADER_SINCE, since, strlen(since));
 	/* Who restores a partition of the source looks into the one of that number. */
 	record->partition = pg_strtoint32(found[1]);
 	return true;
@@ -397,6 +407,7 @@ es_sink_record_make(EsSinkWriter *writer, TupleTableSlot *slot, EsRecord *record
 	slot_getsomeattrs(slot, ES_EVENT_NATTS);
 	memset(record, 0, sizeof(*record));
 	record->partition = ES_SINK_ANY_PARTITION;
+	writer->current = DatumGetInt64(slot->tts_values[ES_ATT_POSITION - 1]);
 	record->headers = writer->headers;
 	make_headers(writer, slot, record);
 	if (!slot->tts_isnull[ES_ATT_METADATA - 1] &&
