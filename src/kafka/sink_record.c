@@ -6,7 +6,7 @@
  * neither, so that the delete of a store's changelog is what deletes a key in a
  * compacted topic.  Time: created_at.  Everything else is in headers, as text in
  * UTF-8, their names beginning with "es-": position, id, type, tags (a JSON
- * array), stream and version, metadata (JSON).
+ * array), stream (unless it is the key) and version, metadata (JSON).
  *
  * In the changelog of a store whose keys are bytes the stream is those bytes
  * spelt out; the record's key is the bytes.
@@ -331,7 +331,9 @@ make_headers(EsSinkWriter *writer, TupleTableSlot *slot, EsRecord *record)
 	add_tags(writer, record, DatumGetArrayTypeP(values[ES_ATT_TAGS - 1]));
 	if (slot->tts_isnull[ES_ATT_STREAM - 1])
 		return;
-	add_text(writer, record, "es-stream", values[ES_ATT_STREAM - 1]);
+	/* Each header costs as much as the rest of a small record. */
+	if (writer->sink->key != ES_SINK_KEY_STREAM)
+		add_text(writer, record, "es-stream", values[ES_ATT_STREAM - 1]);
 	pg_lltoa(DatumGetInt64(values[ES_ATT_VERSION - 1]), writer->version);
 	add_header(writer, record, "es-version", writer->version, strlen(writer->version));
 }
