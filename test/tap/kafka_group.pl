@@ -206,9 +206,10 @@ start_again('a');
 await_assigned($_, 'kv', 2) foreach 'a', 'b';
 foreach my $name ('a', 'b')
 {
+	caught_up($name, 'kv');
 	await_true($servers{$name}, "SELECT changelog_lag = 0 FROM eventstore.sources WHERE name = 'kv'");
 }
-is(last_values('kv-changelog'), last_values('kv'), 'back again, it publishes nothing that is out of date');
+ok(last_values('kv-changelog') eq last_values('kv'), 'back again, it publishes nothing that is out of date');
 produce('kv', 1000);
 caught_up($_, 'kv') foreach 'a', 'b';
 $servers{b}->stop;
