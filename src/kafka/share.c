@@ -15,8 +15,9 @@
  * the changelog publishes nothing meanwhile.  Then it leaves out
  *
  *	-	what came from partitions that are another's now;
- *	-	of what was recorded before the last restore (assigned_after), what came
- *		from offsets that the changelog topic has gone past (resume_offset).
+ *	-	of what was recorded before the last restore (assigned_after), changes of
+ *		keys for which the topic had something newer: the key's last change
+ *		is one that was restored.
  *
  * What it leaves out for good is in the topic already, or the next owner's to
  * publish.  What the worker said last may be of a worker that has died: it counts
@@ -49,7 +50,8 @@ struct EsShare
 	char	  *topic;
 	int		   n;
 	int32	  *partitions; /* ours */
-	int64	  *resumes;	   /* of each: the changelog topic has what came from before */
+	char	  *changelog_topic;
+	Oid		   changelog;
 };
 
 /* ---------------------------------------------------------------------------
@@ -147,16 +149,16 @@ read_share(uint32 source, MemoryContext context)
 			worker_of(source);
 	share->after = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], desc, 4, &isnull));
 	share->partitions = MemoryContextAlloc(context, sizeof(int32) * SPI_processed);
-	share->resumes = MemoryContextAlloc(context, sizeof(int64) * SPI_processed);
+	share->changelog_topic =
+		MemoryContextStrdup(context, SPI_getvalue(SPI_tuptable->vals[0], desc, 6));
+	share->changelog =
+		DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], desc, 7, &isnull));
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		Datum partition = SPI_getbinval(SPI_tuptable->vals[i], desc, 5, &isnull);
 
-		if (isnull)
-			continue;
-		share->partitions[share->n] = DatumGetInt32(partition);
-		share->resumes[share->n++] =
-			DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], desc, 6, &isnull));
+		if (!isnull)
+			share->partitions[share->n++] = DatumGetInt32(partition);
 	}
 	return share;
 }
@@ -194,14 +196,36 @@ es_share_is_settled(const EsShare *share)
 	return share == NULL || share->settled;
 }
 
+/* Is there a later change of that key, and is the last one from the changelog topic? */
+static bool
+is_overtaken(const EsShare *share, EsPosition position, Datum stream)
+{
+	Oid			 types[4] = {OIDOID, TEXTOID, TEXTOID, INT8OID};
+	Datum		 values[4] = {ObjectIdGetDatum(share->changelog), stream,
+							  CStringGetTextDatum(share->changelog_topic),
+							  Int64GetDatum(position)};
+	EsRoleSwitch saved;
+	bool		 overtaken;
+
+	es_role_assume(es_extension_owner(), &saved);
+	SPI_connect();
+	es_spi_execute("SELECT FROM eventstore.peek($1::pg_catalog.regclass, $2) e"
+				   " WHERE e.position > $4 AND e.metadata->>'topic' = $3",
+				   4, types, values, NULL, true, SPI_OK_SELECT);
+	overtaken = SPI_processed > 0;
+	SPI_finish();
+	es_role_restore(&saved);
+	return overtaken;
+}
+
 bool
 es_share_has(const EsShare *share, EsPosition position, const char *topic,
-			 int32 partition, int64 offset)
+			 int32 partition, Datum stream)
 {
 	if (share == NULL || strcmp(share->topic, topic) != 0)
 		return true;
 	for (int i = 0; i < share->n; i++)
 		if (share->partitions[i] == partition)
-			return position > share->after || offset >= share->resumes[i];
+			return position > share->after || !is_overtaken(share, position, stream);
 	return false;
 }

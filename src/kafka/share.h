@@ -21,9 +21,9 @@ extern EsShare *es_share_load(uint32 source);
 /* Is it known which partitions are ours?  Else nothing is to be published now. */
 extern bool es_share_is_settled(const EsShare *share);
 
-/* May this change be published, which a record of that topic has made? */
+/* May this change of a key be published, which a record of that topic has made? */
 extern bool es_share_has(const EsShare *share, EsPosition position, const char *topic,
-						 int32 partition, int64 offset);
+						 int32 partition, Datum stream);
 
 /*
  * For the source's worker, in a transaction of its own: these partitions are ours,

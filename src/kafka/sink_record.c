@@ -45,7 +45,8 @@ struct EsSinkWriter
 {
 	const EsSink *sink;
 	const EsShare *share;  /* of a changelog's sink; NULL: all */
-	EsPosition	   current;
+	EsPosition	   current; /* of the event that is being made */
+	Datum		   stream;	/* its own */
 	const EsStore
 			 *byte_keys; /* the store whose changelog this is, if its keys are bytes */
 	bool	  text_body; /* the body is text, in the database's encoding */
@@ -376,7 +377,7 @@ add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 	if (strcmp(found[0], writer->sink->topic) == 0)
 		return false;
 	if (!es_share_has(writer->share, writer->current, found[0], pg_strtoint32(found[1]),
-					  pg_strtoint64(found[2])))
+					  writer->stream))
 		return false;
 	for (int i = 0; i < lengthof(members); i++)
 		add_header(writer, record, members[i][1], found[i], strlen(found[i]));
@@ -410,6 +411,7 @@ es_sink_record_make(EsSinkWriter *writer, TupleTableSlot *slot, EsRecord *record
 	memset(record, 0, sizeof(*record));
 	record->partition = ES_SINK_ANY_PARTITION;
 	writer->current = DatumGetInt64(slot->tts_values[ES_ATT_POSITION - 1]);
+	writer->stream = slot->tts_values[ES_ATT_STREAM - 1];
 	record->headers = writer->headers;
 	make_headers(writer, slot, record);
 	if (!slot->tts_isnull[ES_ATT_METADATA - 1] &&
