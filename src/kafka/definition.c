@@ -24,7 +24,7 @@
 #include "foreign/foreign.h"
 #include "kafka/argument.h"
 #include "kafka/connection.h"
-#include "kafka/replica.h"
+#include "kafka/publish.h"
 #include "kafka/sink.h"
 #include "kafka/source.h"
 #include "kafka/task.h"
@@ -614,9 +614,12 @@ es_create_source(PG_FUNCTION_ARGS)
 	es_task_reserve_name(source.name);
 	source.id = insert_source(&source, args);
 	if (source.changelog_topic != NULL && source.mode == ES_SOURCE_PRIMARY)
+	{
+		es_publish_mark(source.target, "publisher", source.id);
 		publish_changelog(&source, args);
+	}
 	if (source.mode == ES_SOURCE_REPLICA || !args[ARG_REPLICA_PARTITIONS].isnull)
-		es_replica_set(source.target, source.id);
+		es_publish_mark(source.target, "follower", source.id);
 	es_task_call_at_commit(es_source_key(source.id));
 	PG_RETURN_VOID();
 }
@@ -648,7 +651,7 @@ es_drop_source(PG_FUNCTION_ARGS)
 	sink = changelog_sink(source);
 	if (sink != 0)
 		es_sink_drop_internal(sink);
-	es_replica_unset(source->id);
+	es_publish_unmark(source->id);
 	execute_for("DELETE FROM eventstore.source"
 				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
 				source->id, SPI_OK_DELETE);

@@ -26,61 +26,10 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "kafka/source.h"
-#include "spi.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
-#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-
-/* ---------------------------------------------------------------------------
- * The mark
- * ------------------------------------------------------------------------- */
-
-/* Runs the statement; all stores that it returns are looked up anew. */
-static uint64
-mark_stores(const char *sql, uint32 source, Oid store)
-{
-	Oid			types[2] = {INT4OID, OIDOID};
-	Datum		values[2] = {Int32GetDatum((int32) source), ObjectIdGetDatum(store)};
-	EsRoleSwitch saved;
-	uint64		n;
-
-	es_role_assume(es_extension_owner(), &saved);
-	SPI_connect();
-	es_spi_execute(sql, 2, types, values, NULL, false, SPI_OK_UPDATE_RETURNING);
-	n = SPI_processed;
-	for (uint64 i = 0; i < n; i++)
-	{
-		bool		isnull;
-
-		CacheInvalidateRelcacheByRelid(DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i],
-																	  SPI_tuptable->tupdesc, 1,
-																	  &isnull)));
-	}
-	SPI_finish();
-	es_role_restore(&saved);
-	return n;
-}
-
-void
-es_replica_set(Oid store, uint32 source)
-{
-	if (mark_stores("UPDATE eventstore.store_catalog SET follower = $1"
-					" WHERE store::oid = $2 AND follower IS NULL RETURNING store::oid",
-					source, store) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("store \"%s\" follows a changelog topic already", get_rel_name(store))));
-}
-
-void
-es_replica_unset(uint32 source)
-{
-	(void) mark_stores("UPDATE eventstore.store_catalog SET follower = NULL"
-					   " WHERE follower = $1 AND $2 IS NOT NULL RETURNING store::oid",
-					   source, InvalidOid);
-}
 
 /* ---------------------------------------------------------------------------
  * Whose is a key?

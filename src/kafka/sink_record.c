@@ -20,6 +20,7 @@
  */
 #include "postgres.h"
 
+#include "kafka/publish.h"
 #include "kafka/sink_record.h"
 
 #include "catalog/pg_collation.h"
@@ -357,35 +358,62 @@ metadata_text(Jsonb *metadata, const char *key)
 	return NULL;
 }
 
+static void
+add_text_header(EsSinkWriter *writer, EsRecord *record, const char *name, const char *value)
+{
+	add_header(writer, record, name, value, strlen(value));
+}
+
+/* Of a change by SQL: the record of the source that it came after (publish.c). */
+static void
+add_progress(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
+{
+	const char *topic;
+	int32		partition;
+	int64		offset;
+
+	if (!es_publish_progress(metadata, record, &topic, &partition, &offset))
+		return;
+	record->partition = partition;
+	if (offset < 0)
+		return;
+	add_text_header(writer, record, ES_HEADER_TOPIC, topic);
+	add_text_header(writer, record, ES_HEADER_PARTITION, psprintf("%d", partition));
+	add_text_header(writer, record, ES_HEADER_OFFSET, psprintf(INT64_FORMAT, offset));
+}
+
 /* False where the change came from the topic itself, or is not ours to publish. */
 static bool
 add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 {
-	static const char *const members[][2] = {
-		{"topic", ES_HEADER_TOPIC}, {"partition", ES_HEADER_PARTITION}, {"offset", ES_HEADER_OFFSET}};
-	const char *found[lengthof(members)];
+	const char *topic;
+	const char *partition;
+	const char *offset;
 	const char *since;
 
 	if (!JB_ROOT_IS_OBJECT(metadata))
 		return true;
-	for (int i = 0; i < lengthof(members); i++)
+	topic = metadata_text(metadata, "topic");
+	partition = metadata_text(metadata, "partition");
+	offset = metadata_text(metadata, "offset");
+	if (topic == NULL || partition == NULL || offset == NULL)
 	{
-		found[i] = metadata_text(metadata, members[i][0]);
-		if (found[i] == NULL)
-			return true;
+		add_progress(writer, record, metadata);
+		return true;
 	}
-	if (strcmp(found[0], writer->sink->topic) == 0)
+	if (strcmp(topic, writer->sink->topic) == 0)
 		return false;
-	if (!es_share_has(writer->share, writer->current, found[0], pg_strtoint32(found[1]),
+	if (!es_share_has(writer->share, writer->current, topic, pg_strtoint32(partition),
 					  writer->stream))
 		return false;
-	for (int i = 0; i < lengthof(members); i++)
-		add_header(writer, record, members[i][1], found[i], strlen(found[i]));
+	add_text_header(writer, record, ES_HEADER_TOPIC, topic);
+	add_text_header(writer, record, ES_HEADER_PARTITION, partition);
+	add_text_header(writer, record, ES_HEADER_OFFSET, offset);
 	since = metadata_text(metadata, "since");
 	if (since != NULL)
-		add_header(writer, record, ES_HEADER_SINCE, since, strlen(since));
+		add_text_header(writer, record, ES_HEADER_SINCE, since);
 	/* Who restores a partition of the source looks into the one of that number. */
-	record->partition = pg_strtoint32(found[1]);
+	record->partition = pg_strtoint32(partition);
 	return true;
 }
 
@@ -414,10 +442,10 @@ es_sink_record_make(EsSinkWriter *writer, TupleTableSlot *slot, EsRecord *record
 	writer->stream = slot->tts_values[ES_ATT_STREAM - 1];
 	record->headers = writer->headers;
 	make_headers(writer, slot, record);
+	make_key(writer, slot, record);
 	if (!slot->tts_isnull[ES_ATT_METADATA - 1] &&
 		!add_metadata(writer, record, slot->tts_values[ES_ATT_METADATA - 1]))
 		return false;
-	make_key(writer, slot, record);
 	make_value(writer, slot, record);
 	created_at = DatumGetTimestampTz(slot->tts_values[ES_ATT_CREATED_AT - 1]);
 	/* Kafka has no times before 1970, nor infinite ones. */

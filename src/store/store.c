@@ -45,6 +45,7 @@
 #include "utils/syscache.h"
 
 EsStoreFollowHook es_store_follow_hook = NULL;
+EsStoreOriginHook es_store_origin_hook = NULL;
 bool		es_store_following = false;
 
 static HTAB *stores = NULL;
@@ -162,6 +163,8 @@ load_row(EsStore *store)
 	store->key_format = format_of(values[ES_STORE_CATALOG_KEY_FORMAT - 1]);
 	store->follower = nulls[ES_STORE_CATALOG_FOLLOWER - 1] ? 0 :
 		DatumGetInt32(values[ES_STORE_CATALOG_FOLLOWER - 1]);
+	store->publisher = nulls[ES_STORE_CATALOG_PUBLISHER - 1] ? 0 :
+		DatumGetInt32(values[ES_STORE_CATALOG_PUBLISHER - 1]);
 	heap_freetuple(tuple);
 	return true;
 }
