@@ -168,11 +168,9 @@ es_share_load(uint32 source)
 {
 	static const char sql[] =
 		"SELECT s.topic, s.assigned IS NOT NULL, COALESCE(s.assigned_by, 0),"
-		" COALESCE(s.assigned_after, 0), p.number, COALESCE(o.resume_offset, 0)"
-		" FROM eventstore.source s LEFT JOIN LATERAL unnest(s.assigned) p (number) ON "
-		"true"
-		" LEFT JOIN eventstore.source_offset o ON o.source = s.id"
-		" AND o.topic = s.changelog_topic AND o.partition = p.number"
+		" COALESCE(s.assigned_after, 0), p.number, s.changelog_topic, k.collection::oid"
+		" FROM eventstore.source s JOIN eventstore.sink k ON k.changelog_of = s.id"
+		" LEFT JOIN LATERAL unnest(s.assigned) p (number) ON true"
 		" WHERE s.id = $1 AND s.group_id IS NOT NULL";
 	Oid			  types[1] = {INT4OID};
 	Datum		  values[1] = {Int32GetDatum((int32) source)};
