@@ -12,7 +12,7 @@
  * spelt out; the record's key is the bytes.
  *
  * A changelog's own sink says, instead of the metadata, from which record of
- * which topic the change came (es-topic, es-partition, es-offset), and leaves
+ * which topic the change came (es-topic, es-partition, es-offset, es-since), and leaves
  * out what came from the topic that it writes: that was restored from there.
  *
  * This runs for each event, hundreds of thousands a second, so nothing is
@@ -46,6 +46,9 @@
 struct EsSinkWriter
 {
 	const EsSink *sink;
+	const EsShare *share;  /* of a changelog's sink; NULL: all */
+	EsPosition	   current; /* of the event that is being made */
+	Datum		   stream;	/* its own */
 	const EsStore
 			 *byte_keys; /* the store whose changelog this is, if its keys are bytes */
 	bool	  text_body; /* the body is text, in the database's encoding */
@@ -86,11 +89,12 @@ find_key_function(EsSinkWriter *writer)
 }
 
 EsSinkWriter *
-es_sink_record_begin(const EsSink *sink, const EsCollection *coll)
+es_sink_record_begin(const EsSink *sink, const EsCollection *coll, const EsShare *share)
 {
 	EsSinkWriter *writer = palloc0(sizeof(EsSinkWriter));
 
 	writer->sink = sink;
+	writer->share = share;
 	writer->utf8 = GetDatabaseEncoding() == PG_UTF8;
 	initStringInfo(&writer->tags);
 	if (OidIsValid(coll->store))
@@ -398,13 +402,14 @@ add_progress(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 	add_text_header(writer, record, ES_HEADER_OFFSET, psprintf(INT64_FORMAT, offset));
 }
 
-/* False where the change came from the topic itself. */
+/* False where the change came from the topic itself, or is not ours to publish. */
 static bool
 add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 {
 	const char *topic;
 	const char *partition;
 	const char *offset;
+	const char *since;
 
 	if (!JB_ROOT_IS_OBJECT(metadata))
 		return true;
@@ -418,9 +423,15 @@ add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 	}
 	if (strcmp(topic, writer->sink->topic) == 0)
 		return false;
+	if (!es_share_has(writer->share, writer->current, topic, pg_strtoint32(partition),
+					  writer->stream))
+		return false;
 	add_text_header(writer, record, ES_HEADER_TOPIC, topic);
 	add_text_header(writer, record, ES_HEADER_PARTITION, partition);
 	add_text_header(writer, record, ES_HEADER_OFFSET, offset);
+	since = metadata_text(metadata, "since");
+	if (since != NULL)
+		add_text_header(writer, record, ES_HEADER_SINCE, since);
 	/* Who restores a partition of the source looks into the one of that number. */
 	record->partition = pg_strtoint32(partition);
 	return true;
@@ -447,6 +458,8 @@ es_sink_record_make(EsSinkWriter *writer, TupleTableSlot *slot, EsRecord *record
 	slot_getsomeattrs(slot, ES_EVENT_NATTS);
 	memset(record, 0, sizeof(*record));
 	record->partition = ES_SINK_ANY_PARTITION;
+	writer->current = DatumGetInt64(slot->tts_values[ES_ATT_POSITION - 1]);
+	writer->stream = slot->tts_values[ES_ATT_STREAM - 1];
 	record->headers = writer->headers;
 	make_headers(writer, slot, record);
 	make_key(writer, slot, record);
