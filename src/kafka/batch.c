@@ -71,7 +71,8 @@ set_headers(EsSourceRun *run, EsRecord *record, const rd_kafka_message_t *messag
 	count = rd_kafka_header_cnt(headers);
 	if (count == 0)
 		return;
-	record->headers = MemoryContextAlloc(run->life, sizeof(EsHeader) * count);
+	record->headers = MemoryContextAllocHuge(run->life, sizeof(EsHeader) * count);
+	run->nbytes += sizeof(EsHeader) * count;
 	for (size_t i = 0; i < count; i++)
 	{
 		EsHeader   *header = &record->headers[i];
@@ -81,6 +82,7 @@ set_headers(EsSourceRun *run, EsRecord *record, const rd_kafka_message_t *messag
 			RD_KAFKA_RESP_ERR_NO_ERROR)
 			break;
 		header->value = value;
+		run->nbytes += strlen(header->name) + header->length;
 		record->nheaders++;
 	}
 }
@@ -210,6 +212,29 @@ apply_policies(EsSourceRun *run, int from, int to, const EsProblem *problems, in
 }
 
 /*
+ * A transaction's changes are recorded in the order of their keys, not of offsets:
+ * who restores from some of them does not know which records the others came
+ * from.  So each says where in its partition the transaction begins.
+ */
+static void
+note_since(EsSourceRun *run, int from, int to)
+{
+	for (int i = 0; i < run->npartitions; i++)
+		run->partitions[i].since = -1;
+	for (int i = from; i < to; i++)
+	{
+		EsRecord	*record = &run->records[i];
+		EsPartition *partition =
+			es_run_partition(run, record->topic, record->partition);
+
+		if (partition->since < 0)
+			partition->since = record->offset;
+		record->since = partition->since;
+		record->has_since = !record->from_changelog && record->since < record->offset;
+	}
+}
+
+/*
  * In a transaction: the records from..to, or those before one that must not be
  * passed over; says up to which.  'known' is the problem of a single record that
  * an earlier attempt has found.
@@ -237,6 +262,8 @@ write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 	end = apply_policies(run, from, to, problems, &parked, &skipped);
 	if (end < to)
 		*stopped_by = problems[end - from];
+	if (run->source->changelog_topic != NULL)
+		note_since(run, from, end);
 
 	if (run->source->mode != ES_SOURCE_RELAY)
 	{
@@ -381,7 +408,11 @@ write_step(EsSourceRun *run)
 			return true;
 		case OUTCOME_BAD_RECORD:
 			run->width = Max(tried / 2, 1);
-			return tried > 1;
+			if (tried > 1)
+				return true;
+			/* It cannot be dealt with either. */
+			retry_later(run, problem.reason);
+			return false;
 		case OUTCOME_STOPPED:
 			stop_at_record(run, &run->records[run->nwritten], &problem);
 			return false;

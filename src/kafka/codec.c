@@ -62,14 +62,20 @@ static bool
 decode_json(const char *bytes, size_t length, Datum *value, EsProblem *problem)
 {
 	Datum		as_text;
+	int			sqlstate;
 
 	if (!decode_text(bytes, length, &as_text, problem))
 		return false;
-	if (!es_convert(jsonb_in, CStringGetDatum(text_to_cstring(DatumGetTextPP(as_text))), 0, 0,
-					value))
-		return set_problem(problem, ERRCODE_INVALID_TEXT_REPRESENTATION,
-						   length == 0 ? "it is empty, which is not JSON" : "it is not JSON");
-	return true;
+	sqlstate = es_convert_noting(jsonb_in,
+								 CStringGetDatum(text_to_cstring(DatumGetTextPP(as_text))), 0, 0,
+								 value);
+	if (sqlstate == 0)
+		return true;
+	if (ERRCODE_TO_CATEGORY(sqlstate) != ERRCODE_DATA_EXCEPTION)
+		return set_problem(problem, ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+						   "it is nested too deeply, or too large");
+	return set_problem(problem, ERRCODE_INVALID_TEXT_REPRESENTATION,
+					   length == 0 ? "it is empty, which is not JSON" : "it is not JSON");
 }
 
 bool
@@ -242,6 +248,8 @@ es_codec_metadata(const EsRecord *record)
 	push_field(&state, "topic", json_string(record->topic, strlen(record->topic)));
 	push_field(&state, "partition", json_int(record->partition));
 	push_field(&state, "offset", json_int(record->offset));
+	if (record->has_since)
+		push_field(&state, "since", json_int(record->since));
 	if (record->has_time)
 		push_field(&state, "timestamp", json_int(es_codec_kafka_time(record->time)));
 	if (record->nheaders > 0)

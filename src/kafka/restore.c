@@ -10,10 +10,10 @@
  * node, another node's partition taken over) is restored first: the partition
  * of the changelog topic of the same number, from where we stand in it to the end
  * that it had when we began.  Its offsets are kept as any other's, so a restore
- * that was interrupted goes on.  Then the source's partition begins behind the
- * last record that the restored changes came from: what the changelog topic did
- * not have yet is read from the source once more.  Where no change said so it
- * begins where 'start' says.
+ * that was interrupted goes on.  Then the source's partition begins where the
+ * transaction began that the last restored change is of: it may not be in the
+ * changelog topic as a whole, and what is not is read from the source once more.
+ * Where no change said so it begins where 'start' says.
  *
  * What is restored is recorded in the store's own changelog like any change, with
  * the topic that it came from in the metadata; by that the sink knows that the
@@ -43,8 +43,11 @@
 #include "kafka/task.h"
 
 #include "catalog/pg_class.h"
+#include "access/table.h"
+#include "access/tableam.h"
 #include "catalog/pg_type.h"
 #include "collection/collection.h"
+#include "executor/tuptable.h"
 #include "kafka/topic.h"
 #include "spi.h"
 #include "storage/lmgr.h"
@@ -53,6 +56,8 @@
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
 
 #define HOLD_TIMEOUT "3s"
 
@@ -76,22 +81,38 @@ header_is(const EsHeader *header, const char *value)
 		memcmp(header->value, value, header->length) == 0;
 }
 
-int64
-es_restore_resume_offset(const EsSource *source, const EsRecord *record)
+/* An offset of the source's topic; -1: none. */
+static int64
+header_offset(const EsSource *source, const EsRecord *record, const char *name)
 {
-	const EsHeader *offset = find_header(record, ES_HEADER_OFFSET);
+	const EsHeader *offset = find_header(record, name);
+	char		number[12];
 	char		digits[24];
 	char	   *end;
 	int64		value;
 
-	if (offset == NULL || offset->length >= sizeof(digits) ||
-		!header_is(find_header(record, ES_HEADER_TOPIC), source->topic))
+	pg_ltoa(record->partition, number);
+	/* One of another partition must not move this one's offset. */
+	if (offset == NULL || offset->length == 0 || offset->length >= sizeof(digits) ||
+		!header_is(find_header(record, ES_HEADER_TOPIC), source->topic) ||
+		!header_is(find_header(record, ES_HEADER_PARTITION), number))
 		return -1;
 	memcpy(digits, offset->value, offset->length);
 	digits[offset->length] = '\0';
 	errno = 0;
 	value = strtoi64(digits, &end, 10);
-	return errno != 0 || *end != '\0' || value < 0 || value == PG_INT64_MAX ? -1 : value + 1;
+	return errno != 0 || *end != '\0' || value < 0 || value == PG_INT64_MAX ? -1 : value;
+}
+
+int64
+es_restore_resume_offset(const EsSource *source, const EsRecord *record)
+{
+	int64		since = header_offset(source, record, ES_HEADER_SINCE);
+	int64		offset = header_offset(source, record, ES_HEADER_OFFSET);
+
+	if (since >= 0 || offset < 0)
+		return since;
+	return offset + 1;
 }
 
 /* ---------------------------------------------------------------------------
@@ -121,15 +142,15 @@ collect_changes(const EsSource *source, const EsRecord *records, int n,
 
 	for (int i = 0; i < n; i++)
 	{
-		int64		resume;
+		int64		offset;
 
 		if (!records[i].from_changelog || problems[i].sqlstate != 0 || records[i].key == NULL)
 			continue;
-		resume = es_restore_resume_offset(source, &records[i]);
+		offset = header_offset(source, &records[i], ES_HEADER_OFFSET);
 		keys[count] = PointerGetDatum(cstring_to_text_with_len(records[i].key,
 															   (int) records[i].key_length));
-		offsets[count] = Int64GetDatum(resume - 1);
-		offset_nulls[count] = resume < 0;
+		offsets[count] = Int64GetDatum(offset);
+		offset_nulls[count] = offset < 0;
 		numbers[count++] = i;
 	}
 	values[0] = array_of(keys, key_nulls, count, BYTEAOID, -1, false);
@@ -286,20 +307,27 @@ has_enough(EsSourceRun *run, int32 number, int count)
 	return false;
 }
 
+/*
+ * All rows count, so it is not asked as the owner, whom policies may hide some
+ * from.  Nor by a statement, in the planning of which functions of the user's
+ * may run (those in expressions of an index are).
+ */
 static bool
 store_is_empty(EsSourceRun *run)
 {
-	EsRoleSwitch saved;
+	Relation	rel;
+	TableScanDesc scan;
+	TupleTableSlot *slot;
 	bool		empty;
 
 	es_run_begin();
-	es_role_assume(es_extension_owner(), &saved);
-	SPI_connect();
-	es_spi_execute(psprintf("SELECT FROM %s LIMIT 1", es_relation_name(run->source->target)),
-				   0, NULL, NULL, NULL, true, SPI_OK_SELECT);
-	empty = SPI_processed == 0;
-	SPI_finish();
-	es_role_restore(&saved);
+	rel = table_open(run->source->target, AccessShareLock);
+	slot = table_slot_create(rel, NULL);
+	scan = table_beginscan(rel, GetActiveSnapshot(), 0, NULL);
+	empty = !table_scan_getnextslot(scan, ForwardScanDirection, slot);
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
 	es_run_commit(run);
 	return empty;
 }

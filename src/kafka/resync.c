@@ -21,6 +21,8 @@
  * Two keys with one hash (once in 2^64 pairs) may hide each other; the hash has a
  * new seed each time.  A crash: it begins again, what is deleted is deleted.
  *
+ * Its owner needs SELECT on the store beside what a source needs.
+ *
  * Locks: rows of the store, as a DELETE of them takes.
  */
 #include "postgres.h"
@@ -274,6 +276,7 @@ is_the_topics(const EsSource *source, EsStore *store, Datum partitions, Datum ke
 	OIDOID, INT4ARRAYOID};
 	Datum		values[4] = {key, CStringGetTextDatum(source->topic),
 	ObjectIdGetDatum(store->changelog), partitions};
+	EsRoleSwitch saved;
 	bool		result;
 
 	SPI_connect();
@@ -283,18 +286,24 @@ is_the_topics(const EsSource *source, EsStore *store, Datum partitions, Datum ke
 	result = SPI_processed > 0;
 	if (result && OidIsValid(store->changelog))
 	{
+		es_role_assume(es_extension_owner(), &saved);
 		es_spi_execute("SELECT FROM eventstore.peek($3::pg_catalog.regclass, $1::pg_catalog.text) e"
 					   " WHERE e.metadata OPERATOR(pg_catalog.->>) 'topic' OPERATOR(pg_catalog.=) $2"
 					   " AND (e.metadata OPERATOR(pg_catalog.->>) 'partition')::pg_catalog.int4"
 					   " OPERATOR(pg_catalog.=) ANY ($4)",
 					   4, types, values, NULL, false, SPI_OK_SELECT);
 		result = SPI_processed > 0;
+		es_role_restore(&saved);
 	}
 	SPI_finish();
 	return result;
 }
 
-/* One transaction; false when the store has been gone through. */
+/*
+ * One transaction; false when the store has been gone through.  As the source's
+ * owner throughout: where a statement is planned, functions of the user's may run
+ * (those in expressions of an index do).
+ */
 static bool
 sweep_chunk(Resync *resync, Datum *last, int64 *deleted)
 {
@@ -320,6 +329,7 @@ sweep_chunk(Resync *resync, Datum *last, int64 *deleted)
 	}
 	store = es_store_open(source->target, RowExclusiveLock);
 	partitions = partitions_array(resync->run);
+	es_role_assume(source->owner, &saved);
 	any = next_keys(resync, store, last, &gone, &ngone);
 	changes = palloc0(sizeof(EsStoreChange) * Max(ngone, 1));
 	for (int i = 0; i < ngone; i++)
@@ -331,7 +341,6 @@ sweep_chunk(Resync *resync, Datum *last, int64 *deleted)
 			change->is_delete = true;
 			change->metadata = reason_of(source);
 		}
-	es_role_assume(source->owner, &saved);
 	if (nchanges > 0)
 		es_store_apply(source->target, changes, nchanges, &result);
 	es_role_restore(&saved);

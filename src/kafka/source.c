@@ -513,6 +513,7 @@ run_client(EsSourceRun *run)
 	if (find_topic(run) && (run->restoring || run->suspicion != NULL || es_resync(run)))
 	{
 		es_topic_assign(run);
+		es_group_note_loaded(run);
 		run_loop(run);
 	}
 	close_client(run);
@@ -606,6 +607,8 @@ es_source_main(Datum arg)
 	SetConfigOption("synchronous_commit", "on", PGC_SUSET, PGC_S_OVERRIDE);
 	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, note_server_change, (Datum) 0);
 	CacheRegisterSyscacheCallback(USERMAPPINGOID, note_server_change, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHOID, note_server_change, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, note_server_change, (Datum) 0);
 	run->life = AllocSetContextCreate(TopMemoryContext, "eventstore source",
 									  ALLOCSET_DEFAULT_SIZES);
 	run->scratch = AllocSetContextCreate(TopMemoryContext, "eventstore source round",

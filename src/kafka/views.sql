@@ -51,7 +51,7 @@ FROM eventstore.source s
 			LEFT JOIN eventstore.kafka_workers('sink') v ON v.id = k.id) p ON p.changelog_of = s.id
 WHERE eventstore.source_shown(s.owner, s.target);
 COMMENT ON VIEW eventstore.sources IS
-'The Kafka sources that the caller owns, or whose target he may SELECT from. state: running; paused; starting; joining (its group shares out the partitions); restoring; disconnected (no broker answers; it goes on trying); denied (a password or an ACL); topic_missing; topic_recreated, gap and stopped (a record that cannot be written: on_error) wait for resume(); retrying (an error of the database, tried again); cloned (in a copy of the server or database, waits for resume()); waiting_for_slot (max_worker_processes); restarting (the worker ended by an error); failed (it ended so several times at its start, waits for resume()). message: why. changelog_state, changelog_message: of the publishing to the changelog topic, as a sink has them; changelog_lag: positions of the store''s changelog that are not published yet. records, batches, parked (dead letters) and skipped count since the worker''s start.';
+'The Kafka sources that the caller owns, or whose target he may SELECT from (all of it: no policy of row-level security applies to him). state: running; paused; starting; joining (its group shares out the partitions); restoring; disconnected (no broker answers; it goes on trying); denied (a password or an ACL); topic_missing; topic_recreated, gap and stopped (a record that cannot be written: on_error) wait for resume(); retrying (an error of the database, tried again); cloned (in a copy of the server or database, waits for resume()); waiting_for_slot (max_worker_processes); restarting (the worker ended by an error); failed (it ended so several times at its start, waits for resume()). message: why. changelog_state, changelog_message: of the publishing to the changelog topic, as a sink has them; changelog_lag: positions of the store''s changelog that are not published yet. records, batches, parked (dead letters) and skipped count since the worker''s start.';
 GRANT SELECT ON eventstore.sources TO PUBLIC;
 
 CREATE VIEW eventstore.source_partitions WITH (security_barrier) AS
@@ -62,7 +62,7 @@ SELECT s.name AS source, o.topic, o.partition, o.next_offset AS position, o.end_
 			THEN GREATEST(EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - o.record_time), 0) END::double precision
 		AS lag_seconds,
 	o.record_time, o.updated_at,
-	s.group_id IS NULL OR o.topic = s.topic AND o.partition = ANY (s.assigned) AS assigned
+	s.group_id IS NULL OR COALESCE(o.topic = s.topic AND o.partition = ANY (s.assigned), false) AS assigned
 FROM eventstore.source_offset o
 	JOIN eventstore.source s ON s.id = o.source
 WHERE eventstore.source_shown(s.owner, s.target);
@@ -99,7 +99,7 @@ FROM eventstore.sink s
 	LEFT JOIN eventstore.kafka_workers('sink') w ON w.id = s.id
 WHERE s.name IS NOT NULL AND eventstore.source_shown(s.owner, s.collection);
 COMMENT ON VIEW eventstore.sinks IS
-'The Kafka sinks that the caller owns, or whose collection he may SELECT from. state: running; paused; starting; disconnected (no broker answers; it goes on trying); denied (a password or an ACL); topic_missing (tried again); retrying (another error, tried again); stopped (an event that cannot be published: on_error), gap (events were dropped before they were published) and fenced (another server publishes as this sink) wait for resume(); cloned (in a copy of the server or database, waits for resume()); waiting_for_slot (max_worker_processes); restarting (the worker ended by an error); failed (it ended so several times at its start, waits for resume()). message: why. position: all events up to there are acknowledged by Kafka; lag_events: positions from there to the head; updated_at: when it last moved. records, batches, parked (dead letters) and skipped count since the worker''s start.';
+'The Kafka sinks that the caller owns, or whose collection he may SELECT from (all of it: no policy of row-level security applies to him). state: running; paused; starting; disconnected (no broker answers; it goes on trying); denied (a password or an ACL); topic_missing (tried again); retrying (another error, tried again); stopped (an event that cannot be published: on_error), gap (events were dropped before they were published) and fenced (another server publishes as this sink) wait for resume(); cloned (in a copy of the server or database, waits for resume()); waiting_for_slot (max_worker_processes); restarting (the worker ended by an error); failed (it ended so several times at its start, waits for resume()). message: why. position: all events up to there are acknowledged by Kafka; lag_events: positions from there to the head; updated_at: when it last moved. records, batches, parked (dead letters) and skipped count since the worker''s start.';
 GRANT SELECT ON eventstore.sinks TO PUBLIC;
 
 CREATE VIEW eventstore.dead_letters WITH (security_barrier) AS

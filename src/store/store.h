@@ -106,7 +106,7 @@ extern bool es_store_find(const EsStore *store, Relation rel, Datum key, Snapsho
 
 /*
  * A store that follows another one is changed only by who follows (he sets
- * es_store_following to what its row says); all others' changes are checked by the hook, which raises
+ * es_store_following to the follower's id); all others' changes are checked by the hook, which raises
  * an error for a key that is not theirs.
  */
 typedef void (*EsStoreFollowHook) (const EsStore *store, Datum key);
