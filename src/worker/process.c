@@ -29,9 +29,6 @@ fix_settings(void)
 		{"lock_timeout", ES_WORKER_LOCK_TIMEOUT},
 		{"statement_timeout", "0"},
 		{"idle_in_transaction_session_timeout", "0"},
-#if PG_VERSION_NUM >= 170000
-		{"transaction_timeout", "0"},
-#endif
 		/* as a store's keys of bytes are spelt in its changelog */
 		{"bytea_output", "hex"},
 		{"default_transaction_isolation", "read committed"},
@@ -44,6 +41,9 @@ fix_settings(void)
 
 	for (int i = 0; i < lengthof(settings); i++)
 		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	/* PostgreSQL 17 and later */
+	if (GetConfigOption("transaction_timeout", true, false) != NULL)
+		SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 EsWorkerKey
