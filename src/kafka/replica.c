@@ -26,6 +26,7 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "kafka/source.h"
+#include "mb/pg_wchar.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -57,9 +58,11 @@ load_follower(uint32 id)
 
 /* Why the key must not be changed here; NULL: it may. */
 static const char *
-reason_against(const EsSource *source, Datum key)
+reason_against(const EsSource *source, EsStoreFormat key_format, Datum key)
 {
 	struct varlena *bytes;
+	char	   *sent;
+	size_t		length;
 	int32		partition;
 
 	if (source->mode == ES_SOURCE_REPLICA)
@@ -69,7 +72,13 @@ reason_against(const EsSource *source, Datum key)
 		return psprintf("How many partitions topic \"%s\" has is not known yet (source \"%s\").",
 						source->topic, source->name);
 	bytes = PG_DETOAST_DATUM_PACKED(key);
-	partition = rd_kafka_msg_partitioner_murmur2(NULL, VARDATA_ANY(bytes), VARSIZE_ANY_EXHDR(bytes),
+	sent = VARDATA_ANY(bytes);
+	length = VARSIZE_ANY_EXHDR(bytes);
+	if (key_format == ES_STORE_TEXT)
+		sent = pg_server_to_any(sent, (int) length, PG_UTF8);
+	if (sent != VARDATA_ANY(bytes))
+		length = strlen(sent);
+	partition = rd_kafka_msg_partitioner_murmur2(NULL, sent, length,
 												 source->partition_count, NULL, NULL);
 	for (int i = 0; i < source->nreplicas; i++)
 		if (source->replicas[i] == partition)
@@ -82,7 +91,7 @@ void
 es_replica_check(const EsStore *store, Datum key)
 {
 	const EsSource *source = load_follower(store->follower);
-	const char *reason = source != NULL ? reason_against(source, key) : NULL;
+	const char *reason = source != NULL ? reason_against(source, store->key_format, key) : NULL;
 
 	if (reason != NULL)
 		ereport(ERROR,

@@ -690,6 +690,8 @@ es_sink_main(Datum arg)
 	es_process_begin(key);
 	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, note_server_change, (Datum) 0);
 	CacheRegisterSyscacheCallback(USERMAPPINGOID, note_server_change, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHOID, note_server_change, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, note_server_change, (Datum) 0);
 	run->life = AllocSetContextCreate(TopMemoryContext, "eventstore sink",
 									  ALLOCSET_DEFAULT_SIZES);
 	run->scratch = AllocSetContextCreate(TopMemoryContext, "eventstore sink round",

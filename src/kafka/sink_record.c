@@ -28,6 +28,7 @@
 #include "collection/event.h"
 #include "feed/read.h"
 #include "fmgr.h"
+#include "kafka/argument.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "spi.h"
@@ -36,6 +37,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
+#include "utils/syscache.h"
 #include "utils/typcache.h"
 #include "utils/uuid.h"
 
@@ -49,6 +51,7 @@ struct EsSinkWriter
 			 *byte_keys; /* the store whose changelog this is, if its keys are bytes */
 	bool	  text_body; /* the body is text, in the database's encoding */
 	FmgrInfo  function;
+	Oid		  key_type; /* what it returns */
 	TupleDesc event_desc;
 	bool	  utf8; /* is the database's encoding */
 	EsHeader  headers[HEADERS_MAX];
@@ -57,6 +60,29 @@ struct EsSinkWriter
 	char	  id[UUID_TEXT_LEN];
 	StringInfoData tags;
 };
+
+/* Whoever may make a function anew under its name may give it other types. */
+static void
+find_key_function(EsSinkWriter *writer)
+{
+	const EsSink *sink = writer->sink;
+	Oid			  event = get_rel_type_id(es_extension_relation("event"));
+	Oid			  argument;
+
+	if (!SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(sink->key_function)))
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_FUNCTION),
+						errmsg("function %s does not exist", sink->key_text),
+						errdetail("It is the key of sink \"%s\".", sink->name)));
+	es_kafka_check_execute(sink->key_function, sink->owner);
+	if (!es_kafka_function_types(sink->key_function, &argument, &writer->key_type) ||
+		argument != event || (writer->key_type != TEXTOID && writer->key_type != BYTEAOID))
+		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
+						errmsg("function %s returns neither text nor bytea any more",
+							   sink->key_text),
+						errdetail("It is the key of sink \"%s\".", sink->name)));
+	fmgr_info(sink->key_function, &writer->function);
+	writer->event_desc = lookup_rowtype_tupdesc_copy(event, -1);
+}
 
 EsSinkWriter *
 es_sink_record_begin(const EsSink *sink, const EsCollection *coll)
@@ -73,15 +99,8 @@ es_sink_record_begin(const EsSink *sink, const EsCollection *coll)
 		writer->byte_keys = store->key_format == ES_STORE_BYTES ? store : NULL;
 		writer->text_body = store->format == ES_STORE_TEXT;
 	}
-	if (sink->key != ES_SINK_KEY_FUNCTION)
-		return writer;
-	if (!OidIsValid(sink->key_function))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_FUNCTION),
-						errmsg("function %s does not exist", sink->key_text),
-						errdetail("It is the key of sink \"%s\".", sink->name)));
-	fmgr_info(sink->key_function, &writer->function);
-	writer->event_desc =
-		lookup_rowtype_tupdesc_copy(get_rel_type_id(es_extension_relation("event")), -1);
+	if (sink->key == ES_SINK_KEY_FUNCTION)
+		find_key_function(writer);
 	return writer;
 }
 
@@ -238,7 +257,7 @@ call_key_function(EsSinkWriter *writer, EsRecord *record, TupleTableSlot *slot)
 	result = FunctionCallInvoke(fcinfo);
 	if (fcinfo->isnull)
 		return;
-	if (get_func_rettype(writer->sink->key_function) == BYTEAOID)
+	if (writer->key_type == BYTEAOID)
 	{
 		bytea *bytes = DatumGetByteaPP(result);
 

@@ -606,12 +606,14 @@ es_source_main(Datum arg)
 	SetConfigOption("synchronous_commit", "on", PGC_SUSET, PGC_S_OVERRIDE);
 	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, note_server_change, (Datum) 0);
 	CacheRegisterSyscacheCallback(USERMAPPINGOID, note_server_change, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHOID, note_server_change, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, note_server_change, (Datum) 0);
 	run->life = AllocSetContextCreate(TopMemoryContext, "eventstore source",
 									  ALLOCSET_DEFAULT_SIZES);
 	run->scratch = AllocSetContextCreate(TopMemoryContext, "eventstore source round",
 										 ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(run->scratch);
-	es_store_following = true;
+	es_store_following = key.object;
 	es_worker_set_running();
 
 	while (run->leave != ES_LEAVE_FOR_GOOD)

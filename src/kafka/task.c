@@ -27,6 +27,7 @@
 #include "catalog/pg_type.h"
 #include "collection/inventory.h"
 #include "common/hashfn.h"
+#include "compat.h"
 #include "errors.h"
 #include "feed/subscription.h"
 #include "feed/wait.h"
@@ -40,6 +41,7 @@
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/memutils.h"
+#include "utils/rls.h"
 #include "utils/timestamp.h"
 #include "worker/process.h"
 
@@ -106,6 +108,8 @@ run_for(EsWorkerKey key, const char *format, int expected, bool *result)
 bool
 es_task_hold(EsWorkerKey key)
 {
+	/* A function of the user's may have called pg_advisory_unlock_all(). */
+	es_task_own(key);
 	return run_for(key,
 				   "SELECT FROM eventstore.%s t WHERE t.id = $1 AND NOT t.paused"
 				   " AND t.failure IS NULL AND t.system_identifier = $2"
@@ -143,6 +147,8 @@ es_task_own(EsWorkerKey key)
 	LOCKTAG tag;
 
 	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, key.object, 0, OWNER_LOCK);
+	if (es_lock_held_by_me(&tag, ExclusiveLock))
+		return;
 	if (LockAcquire(&tag, ExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
 		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 						errmsg("another process runs Kafka %s %u", es_task_noun(key.kind),
@@ -287,7 +293,8 @@ bool
 es_task_may_see(Oid owner, Oid collection)
 {
 	return has_privs_of_role(GetUserId(), owner) ||
-		   (OidIsValid(collection) && es_may_see(collection));
+		   (OidIsValid(collection) && es_may_see(collection) &&
+			check_enable_rls(collection, InvalidOid, true) != RLS_ENABLED);
 }
 
 void

@@ -341,10 +341,10 @@ es_store_record_rows(const EsStore *store, Relation rel, EsRowChange *changes,
 	EsAppend	append = {0};
 
 	es_require_preloaded();
-	if (store->follower != 0 && !es_store_following)
+	if (store->follower != 0 && store->follower != es_store_following)
 		for (int i = 0; i < nchanges; i++)
 			check_following(store, &changes[i]);
-	if (store->publisher != 0 && !es_store_following)
+	if (store->publisher != 0 && store->publisher != es_store_following)
 		set_origin(store, changes, nchanges);
 	recording.put = cstring_to_text("put");
 	recording.delete = cstring_to_text("delete");

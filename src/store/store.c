@@ -46,7 +46,7 @@
 
 EsStoreFollowHook es_store_follow_hook = NULL;
 EsStoreOriginHook es_store_origin_hook = NULL;
-bool		es_store_following = false;
+uint32		es_store_following = 0;
 
 static HTAB *stores = NULL;
 

@@ -106,12 +106,12 @@ extern bool es_store_find(const EsStore *store, Relation rel, Datum key, Snapsho
 
 /*
  * A store that follows another one is changed only by who follows (he sets
- * es_store_following); all others' changes are checked by the hook, which raises
+ * es_store_following to the follower's id); all others' changes are checked by the hook, which raises
  * an error for a key that is not theirs.
  */
 typedef void (*EsStoreFollowHook) (const EsStore *store, Datum key);
 extern EsStoreFollowHook es_store_follow_hook;
-extern bool es_store_following;
+extern uint32 es_store_following;
 
 /* The metadata of a change that is not such a worker's, of a store that is published. */
 typedef Jsonb *(*EsStoreOriginHook) (const EsStore *store);

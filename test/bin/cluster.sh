@@ -174,6 +174,7 @@ write_settings()
 		"unix_socket_directories = '$run/socket'" \
 		"port = $PGPORT" \
 		"shared_preload_libraries = 'eventstore'" \
+		"max_worker_processes = 16" \
 		"$@"
 }
 
