@@ -240,6 +240,11 @@ es_retry_dead_letters(PG_FUNCTION_ARGS)
 
 	es_require_arg(&fcinfo->args[0], "name");
 	source = es_source_require_own(&fcinfo->args[0]);
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("dead letters can be tried again only at isolation level READ COMMITTED"),
+				 errdetail("An older snapshot does not show the newer records of their keys.")));
 	es_task_lock(es_source_key(source->id));
 	writer = es_writer_begin(source);
 	n = load_letters(source, &fcinfo->args[1], &letters);

@@ -445,8 +445,12 @@ read_again(EsSourceRun *run)
 			return false;
 	}
 	es_run_begin();
-	es_progress_advance(run->source, moves, run->npartitions);
+	if (!es_task_hold(es_source_key(run->source->id)) ||
+		!es_progress_advance(run->source, moves, run->npartitions))
+		run->leave = ES_LEAVE_AND_RETURN;
 	es_run_commit(run);
+	if (run->leave != ES_LEAVE_NOT)
+		return false;
 	for (int i = 0; i < run->npartitions; i++)
 	{
 		EsPartition *partition = &run->partitions[i];

@@ -163,11 +163,14 @@ read_all(Resync *resync)
 	{
 		ssize_t		n = rd_kafka_consume_batch_queue(run->client->queue, 0, taken, TAKE_MAX);
 
-		for (ssize_t i = 0; i < n; i++)
+		run->taken = taken;
+		run->ntaken = (int) n;
+		for (int i = run->next_taken = 0; i < n; i = ++run->next_taken)
 		{
 			note_message(resync, taken[i]);
 			rd_kafka_message_destroy(taken[i]);
 		}
+		run->ntaken = 0;
 		if (called_away(run))
 			return false;
 		es_kafka_note(run->client);

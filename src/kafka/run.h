@@ -70,6 +70,11 @@ typedef struct EsSourceRun
 	EsPosition	last_change;  /* of the store, as we know; else others write it, too */
 	EsPosition	published;	  /* of its changes, what the topic had when that began */
 
+	/* Messages that were taken from the queue, and are neither in the batch nor destroyed. */
+	rd_kafka_message_t **taken;
+	int					 next_taken;
+	int					 ntaken;
+
 	/* The batch (batch.c): messages, and the same as records. */
 	rd_kafka_message_t **messages;
 	EsRecord			*records;

@@ -61,6 +61,7 @@ typedef struct EsSink
 	char		*failure; /* NULL: none */
 	int64		 resumes;
 	bool		 at_home;
+	TimestampTz	 created_at;
 	EsPosition	 position; /* all up to there are acknowledged */
 } EsSink;
 

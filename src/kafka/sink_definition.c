@@ -126,6 +126,7 @@ read_sink(MemoryContext context)
 	sink->changelog_of = DatumGetInt32(es_task_column("changelog_of", context));
 	sink->paused = DatumGetBool(es_task_column("paused", context));
 	sink->failure = es_task_text("failure", context);
+	sink->created_at = DatumGetTimestampTz(es_task_column("created_at", context));
 	sink->resumes = DatumGetInt64(es_task_column("resumes", context));
 	sink->at_home = DatumGetBool(es_task_column("at_home", context));
 	sink->position = DatumGetInt64(es_task_column("position", context));

@@ -60,7 +60,7 @@ typedef struct EsSinkRun
 	bool			  closing; /* its position is on its way, too */
 	TimestampTz		  transaction_began;
 	rd_kafka_topic_t *progress_topic;
-	char identity[NAMEDATALEN]; /* transactional.id, and the key of its progress */
+	char identity[128]; /* transactional.id, and the key of its progress */
 
 	TimestampTz retry_at; /* 0 = the last thing went well */
 	int			retry_ms;

@@ -55,8 +55,10 @@ es_sink_transaction_own(EsSinkRun *run, const char *own[][2])
 {
 	int n = 0;
 
-	snprintf(run->identity, sizeof(run->identity), "eventstore-" UINT64_FORMAT "-%u-%u",
-			 GetSystemIdentifier(), MyDatabaseId, run->sink->id);
+	/* Ids begin anew with the extension: another sink of the same id is not this one. */
+	snprintf(run->identity, sizeof(run->identity),
+			 "eventstore-" UINT64_FORMAT "-%u-%u-" INT64_FORMAT, GetSystemIdentifier(),
+			 MyDatabaseId, run->sink->id, run->sink->created_at);
 	while (own[n][0] != NULL)
 		n++;
 	own[n][0] = "transactional.id";

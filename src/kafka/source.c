@@ -130,7 +130,9 @@ collect(EsSourceRun *run)
 		run->drained = n <= 0;
 		if (run->drained)
 			break;
-		for (ssize_t i = 0; i < n; i++)
+		run->taken = taken;
+		run->ntaken = (int) n;
+		for (int i = run->next_taken = 0; i < n; i = ++run->next_taken)
 		{
 			es_topic_recognise(run, taken[i]);
 			if (taken[i]->err == RD_KAFKA_RESP_ERR_NO_ERROR &&
@@ -140,6 +142,7 @@ collect(EsSourceRun *run)
 				note_message_error(run, taken[i]);
 			rd_kafka_message_destroy(taken[i]);
 		}
+		run->ntaken = 0;
 		if (run->nrecords > 0)
 		{
 			run->fetch_denied = false;
@@ -164,6 +167,9 @@ release_messages(EsKafkaClient *closing)
 	for (int i = 0; i < run->nrecords; i++)
 		rd_kafka_message_destroy(run->messages[i]);
 	run->nrecords = run->nwritten = 0;
+	for (int i = run->next_taken; i < run->ntaken; i++)
+		rd_kafka_message_destroy(run->taken[i]);
+	run->ntaken = 0;
 }
 
 /* In life.  42704 where there is no such server any more, 42501 without USAGE. */

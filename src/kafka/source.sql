@@ -195,7 +195,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_retry_dead_letters';
 COMMENT ON FUNCTION eventstore.retry_dead_letters(text, uuid[]) IS
 'Writes the dead letters of a source again, oldest first, in the caller''s transaction: all, or those of these ids. Returns how many are written now, and no longer dead letters; the others keep their row, with one attempt more and the new reason. In a store a record older than what the changelog last recorded of its key is dropped: it is out of date. Run it again after mending the cause.
-Errors: LG007 no such source; 42501 not the owner; 22004 null.';
+Errors: LG007 no such source; 42501 not the owner; 22004 null; 25001 not at READ COMMITTED.';
 
 CREATE FUNCTION eventstore.kafka_workers(
 	kind text,

@@ -363,7 +363,9 @@ call_at_end(XactEvent event, void *arg)
 {
 	ListCell *cell;
 
-	if (to_call == NIL || (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT))
+	/* Who prepares commits somewhere else: the worker is found by the next survey. */
+	if (to_call == NIL || (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT &&
+						   event != XACT_EVENT_PREPARE))
 		return;
 	if (event == XACT_EVENT_COMMIT)
 		foreach (cell, to_call)
