@@ -89,7 +89,7 @@ set_headers(EsSourceRun *run, EsRecord *record, const rd_kafka_message_t *messag
 bool
 es_batch_add(EsSourceRun *run, rd_kafka_message_t *message)
 {
-	EsPartition				 *partition =
+	EsPartition *partition =
 		es_run_partition(run, rd_kafka_topic_name(message->rkt), message->partition);
 	EsRecord				 *record = &run->records[run->nrecords];
 	rd_kafka_timestamp_type_t type;
@@ -158,7 +158,8 @@ advance_to(EsSourceRun *run, int from, int to)
 
 		progress->next = run->records[i].offset + 1;
 		if (record->from_changelog)
-			progress->resume = Max(progress->resume, es_restore_resume_offset(run->source, record));
+			progress->resume =
+				Max(progress->resume, es_restore_resume_offset(run->source, record));
 		progress->has_time = run->records[i].has_time;
 		progress->time = run->records[i].time;
 	}
@@ -218,18 +219,20 @@ static int
 write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 			EsProblem *stopped_by)
 {
-	EsWriter  *writer = es_writer_begin(run->source);
-	EsProblem *problems = palloc(sizeof(EsProblem) * (to - from));
-	EsDecoded *decoded =
-		es_writer_decode(writer, &run->records[from], to - from, problems);
+	EsWriter	*writer = es_writer_begin(run->source);
+	EsProblem	*problems = palloc(sizeof(EsProblem) * (to - from));
+	EsDecoded	*decoded = NULL;
 	EsRoleSwitch saved;
 	EsWritten	 written = {0};
 	int			 parked = 0;
 	int			 skipped = 0;
 	int			 end;
 
-	if (known != NULL && problems[0].sqlstate == 0)
+	/* What is known to fail is not tried again: it may have been its decoding. */
+	if (known != NULL)
 		problems[0] = *known;
+	else
+		decoded = es_writer_decode(writer, &run->records[from], to - from, problems);
 	if (run->guarded)
 		es_restore_guard(run->source, &run->records[from], to - from, problems);
 	end = apply_policies(run, from, to, problems, &parked, &skipped);
@@ -239,7 +242,8 @@ write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 	if (run->source->mode != ES_SOURCE_RELAY)
 	{
 		es_role_assume(run->source->owner, &saved);
-		es_writer_write(writer, &run->records[from], decoded, end - from, problems, &written);
+		es_writer_write(writer, &run->records[from], decoded, end - from, problems,
+						&written);
 		es_role_restore(&saved);
 	}
 	advance_to(run, from, end);
@@ -326,8 +330,8 @@ try_range(EsSourceRun *run, int from, int *to, EsProblem *problem)
 		es_run_abort(run);
 		problem->sqlstate = error->sqlerrcode;
 		problem->reason = error->message;
-		outcome =
-			es_batch_is_records_fault(error->sqlerrcode) ? OUTCOME_BAD_RECORD : OUTCOME_RETRY;
+		outcome = es_batch_is_records_fault(error->sqlerrcode) ? OUTCOME_BAD_RECORD
+															   : OUTCOME_RETRY;
 	}
 	PG_END_TRY();
 
@@ -375,7 +379,11 @@ write_step(EsSourceRun *run)
 			return true;
 		case OUTCOME_BAD_RECORD:
 			run->width = Max(tried / 2, 1);
-			return tried > 1;
+			if (tried > 1)
+				return true;
+			/* Not even put aside. */
+			retry_later(run, problem.reason);
+			return false;
 		case OUTCOME_STOPPED:
 			stop_at_record(run, &run->records[run->nwritten], &problem);
 			return false;
