@@ -27,6 +27,7 @@ SQL_PARTS = \
 	src/kafka/connection.sql \
 	src/kafka/source.sql \
 	src/kafka/sink.sql \
+	src/kafka/views.sql \
 	src/stats/monitor.sql
 
 INSTALL_SQL = $(EXTENSION)--$(EXTVERSION).sql

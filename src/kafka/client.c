@@ -49,6 +49,9 @@
 /* How long a consumer may take to leave its group. */
 #define LEAVE_MS 1000
 
+/* Free memory that a worker keeps for its next batch (at most 32 MB: malloc's limit). */
+#define KEPT_BYTES (32 * 1024 * 1024)
+
 /* Lines that wait to be noted; more are counted. */
 #define HEARD_LINES 64
 
@@ -481,6 +484,9 @@ prepare_process(void)
 		return;
 #ifdef __GLIBC__
 	(void) mallopt(M_ARENA_MAX, 2);
+	/* A batch's memory is taken and given back again and again: not to the kernel. */
+	(void) mallopt(M_MMAP_THRESHOLD, KEPT_BYTES);
+	(void) mallopt(M_TRIM_THRESHOLD, KEPT_BYTES);
 #endif
 	before_shmem_exit(close_all, (Datum) 0);
 	prepared = true;

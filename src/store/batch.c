@@ -32,6 +32,7 @@
  */
 #include "postgres.h"
 
+#include "port/pg_bswap.h"
 #include "store/batch.h"
 
 #include "access/genam.h"
@@ -88,15 +89,34 @@ compare_keys(const EsStoreChange *a, const EsStoreChange *b)
 							(struct varlena *) DatumGetPointer(b->key));
 }
 
+/* With the key's first bytes, which tell most keys apart, as a number. */
+typedef struct SortedChange
+{
+	uint64		prefix;
+	const EsStoreChange *change;
+} SortedChange;
+
+static uint64
+prefix_of(Datum key)
+{
+	uint64		prefix = 0;
+
+	memcpy(&prefix, VARDATA_ANY(key), Min(VARSIZE_ANY_EXHDR(key), sizeof(prefix)));
+	return pg_ntoh64(prefix);
+}
+
 /* They lie in one array, so of one key the later has the higher address. */
 static int
 compare_changes(const void *a, const void *b)
 {
-	const EsStoreChange *ca = *(const EsStoreChange *const *) a;
-	const EsStoreChange *cb = *(const EsStoreChange *const *) b;
-	int			order = compare_keys(ca, cb);
+	const SortedChange *sa = a;
+	const SortedChange *sb = b;
+	int			order;
 
-	return order != 0 ? order : (ca > cb) - (ca < cb);
+	if (sa->prefix != sb->prefix)
+		return sa->prefix < sb->prefix ? -1 : 1;
+	order = compare_keys(sa->change, sb->change);
+	return order != 0 ? order : (sa->change > sb->change) - (sa->change < sb->change);
 }
 
 static void
@@ -104,11 +124,18 @@ merge_changes(Batch *batch, const EsStoreChange *changes, int nchanges)
 {
 	const EsStoreChange **order =
 		palloc_extended(sizeof(*order) * nchanges, MCXT_ALLOC_HUGE);
+	SortedChange *sorted = palloc_extended(sizeof(*sorted) * nchanges, MCXT_ALLOC_HUGE);
 	int			n = 0;
 
 	for (int i = 0; i < nchanges; i++)
-		order[i] = &changes[i];
-	qsort(order, nchanges, sizeof(*order), compare_changes);
+	{
+		sorted[i].prefix = prefix_of(changes[i].key);
+		sorted[i].change = &changes[i];
+	}
+	qsort(sorted, nchanges, sizeof(*sorted), compare_changes);
+	for (int i = 0; i < nchanges; i++)
+		order[i] = sorted[i].change;
+	pfree(sorted);
 	for (int i = 0; i < nchanges; i++)
 	{
 		if (i + 1 < nchanges && compare_keys(order[i], order[i + 1]) == 0)

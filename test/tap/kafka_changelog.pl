@@ -80,6 +80,8 @@ sub in_store
 caught_up('in');
 $mock->await('all of the store is in the changelog topic', sub { published('in-changelog') eq in_store('kv') });
 pass('the changelog topic has what the store has');
+is(query("SELECT changelog_state FROM eventstore.sources WHERE name = 'in'"), 'running', 'and the view says so');
+await_true($node, "SELECT changelog_lag = 0 FROM eventstore.sources WHERE name = 'in'");
 my ($made) = grep { $_->{key} eq 'p0-11' } $mock->consume('in-changelog');
 my %headers = @{ $made->{headers} };
 is_deeply([ @headers{qw(es-topic es-partition es-offset)}, $made->{partition} ], [ 'in', 0, 11, 0 ], 'where it came from, in the partition of the same number');
