@@ -595,8 +595,12 @@ leave_group(EsKafkaClient *client)
 		{
 			rd_kafka_event_t *event = rd_kafka_queue_poll(queue, 50);
 
-			if (event != NULL)
-				rd_kafka_event_destroy(event);
+			if (event == NULL)
+				continue;
+			/* What it has to give back; the group waits for the answer. */
+			if (rd_kafka_event_type(event) == RD_KAFKA_EVENT_REBALANCE)
+				(void) rd_kafka_assign(client->handle, NULL);
+			rd_kafka_event_destroy(event);
 		}
 	}
 	rd_kafka_queue_destroy(queue);

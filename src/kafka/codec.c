@@ -122,7 +122,7 @@ base64_of(const char *bytes, size_t length)
 	int			room = pg_b64_enc_len((int) length);
 	char	   *encoded = palloc(room);
 
-	return json_string(encoded, pg_b64_encode(bytes, (int) length, encoded, room));
+	return json_string(encoded, pg_b64_encode((const void *) bytes, (int) length, encoded, room));
 }
 
 static void

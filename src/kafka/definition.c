@@ -43,6 +43,9 @@ PG_FUNCTION_INFO_V1(es_create_source);
 PG_FUNCTION_INFO_V1(es_drop_source);
 PG_FUNCTION_INFO_V1(es_resync_source);
 
+/* More than any name in use; Kafka itself takes 32767. */
+#define GROUP_MAX_BYTES 1000
+
 /* create_source's arguments, by position. */
 enum
 {
@@ -417,13 +420,34 @@ check_changelog_topic(EsSource *source, const NullableDatum *args)
 		es_kafka_refuse("mode", "In mode \"replica\" there is neither a transform nor replica_partitions: all is read from the changelog topic, as it is stored.");
 }
 
+/* The group says which partitions, and all of them. */
+static void
+check_group(const EsSource *source, const NullableDatum *args)
+{
+	const char *group;
+
+	if (args[ARG_GROUP_ID].isnull)
+		return;
+	group = TextDatumGetCString(args[ARG_GROUP_ID].value);
+	if (group[0] == '\0' || strlen(group) > GROUP_MAX_BYTES)
+		es_kafka_refuse("group_id", psprintf("It is 1 to %d bytes long.", GROUP_MAX_BYTES));
+	for (const char *c = group; *c != '\0'; c++)
+		if ((unsigned char) *c < ' ' || *c == 0x7f)
+			es_kafka_refuse("group_id", "It has a control character.");
+	if (!args[ARG_PARTITIONS].isnull)
+		es_kafka_refuse("group_id", "Either the group says which partitions are read, or \"partitions\" does.");
+	if (!args[ARG_REPLICA_PARTITIONS].isnull || source->mode == ES_SOURCE_REPLICA)
+		es_kafka_refuse("group_id", "A replica follows the partitions that it names, or all; it has no group.");
+}
+
 static void
 refuse_unbuilt(const NullableDatum *args, const EsSource *source)
 {
-	if (!args[ARG_GROUP_ID].isnull)
+	if (source->mode == ES_SOURCE_RELAY && !args[ARG_GROUP_ID].isnull)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("\"%s\" is not supported yet", arg_names[ARG_GROUP_ID])));
+				 errmsg("\"%s\" is not supported in mode \"%s\" yet", arg_names[ARG_GROUP_ID],
+						mode_words[source->mode])));
 }
 
 static void
@@ -471,6 +495,7 @@ check_arguments(EsSource *source, NullableDatum *args)
 	if (OidIsValid(source->transform))
 		source->transform_name = format_procedure_qualified(source->transform);
 	set_formats(source, args);
+	check_group(source, args);
 	check_changelog_topic(source, args);
 	source->on_error = es_kafka_word_arg(&args[ARG_ON_ERROR], arg_names[ARG_ON_ERROR], policy_words);
 	source->on_null_key = es_kafka_word_arg(&args[ARG_ON_NULL_KEY], arg_names[ARG_ON_NULL_KEY], policy_words);
@@ -493,12 +518,12 @@ insert_source(const EsSource *source, const NullableDatum *args)
 	"INSERT INTO eventstore.source (name, server, owner, topic, target, start, partitions,"
 	" mode, value_format, transform, on_error, on_null_key, on_gap, flush_count, flush_interval,"
 	" consumer_properties, producer_properties, changelog_properties, key_as,"
-	" system_identifier, database_oid, replica_partitions, changelog_topic)"
+	" system_identifier, database_oid, replica_partitions, changelog_topic, group_id)"
 	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,"
-	" $19, $20, $21, $22, $23) RETURNING id";
+	" $19, $20, $21, $22, $23, $24) RETURNING id";
 	Oid			types[] = {TEXTOID, NAMEOID, REGROLEOID, TEXTOID, REGCLASSOID, TEXTOID, INT4ARRAYOID,
 		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INTERVALOID,
-		JSONBOID, JSONBOID, JSONBOID, TEXTOID, INT8OID, OIDOID, INT4ARRAYOID, TEXTOID};
+		JSONBOID, JSONBOID, JSONBOID, TEXTOID, INT8OID, OIDOID, INT4ARRAYOID, TEXTOID, TEXTOID};
 	Datum		values[] = {
 		CStringGetTextDatum(source->name), args[ARG_SERVER].value, ObjectIdGetDatum(GetUserId()),
 		CStringGetTextDatum(source->topic), ObjectIdGetDatum(source->target),
@@ -513,7 +538,8 @@ insert_source(const EsSource *source, const NullableDatum *args)
 		args[ARG_PRODUCER_PROPERTIES].value, args[ARG_CHANGELOG_PROPERTIES].value,
 		CStringGetTextDatum(key_as_words[source->key_as_tag ? 1 : 0]),
 		Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId),
-		args[ARG_REPLICA_PARTITIONS].value, args[ARG_CHANGELOG_TOPIC].value
+		args[ARG_REPLICA_PARTITIONS].value, args[ARG_CHANGELOG_TOPIC].value,
+		args[ARG_GROUP_ID].value
 	};
 	char		nulls[lengthof(types) + 1];
 	EsRoleSwitch saved;
@@ -526,6 +552,7 @@ insert_source(const EsSource *source, const NullableDatum *args)
 	nulls[9] = source->transform_name == NULL ? 'n' : ' ';
 	nulls[21] = args[ARG_REPLICA_PARTITIONS].isnull ? 'n' : ' ';
 	nulls[22] = args[ARG_CHANGELOG_TOPIC].isnull ? 'n' : ' ';
+	nulls[23] = args[ARG_GROUP_ID].isnull ? 'n' : ' ';
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
 	es_spi_execute(sql, lengthof(types), types, values, nulls, false, SPI_OK_INSERT_RETURNING);

@@ -31,14 +31,17 @@
  */
 #include "postgres.h"
 
+#include "kafka/group.h"
 #include "kafka/restore.h"
 #include "kafka/task.h"
 
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "kafka/topic.h"
 #include "spi.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
 /* ---------------------------------------------------------------------------
@@ -306,6 +309,82 @@ es_restore_follow(EsSourceRun *run)
 }
 
 /* ---------------------------------------------------------------------------
+ * After a crash
+ * ------------------------------------------------------------------------- */
+
+/* From its changelog, as the owner would; the offsets are right then. */
+static void
+rebuild_store(EsSourceRun *run)
+{
+	Oid			types[1] = {REGCLASSOID};
+	Datum		values[1] = {ObjectIdGetDatum(run->source->target)};
+	EsRoleSwitch saved;
+
+	es_run_set_state(run, "restoring", "an unlogged store is rebuilt from its changelog");
+	es_run_begin();
+	es_role_assume(es_relation_owner(run->source->target), &saved);
+	SPI_connect();
+	es_spi_execute("SELECT eventstore.rebuild($1)", 1, types, values, NULL, false, SPI_OK_SELECT);
+	SPI_finish();
+	es_role_restore(&saved);
+	es_run_commit(run);
+}
+
+/* Each partition from the first record that it has. */
+static bool
+read_again(EsSourceRun *run)
+{
+	EsProgress *moves = palloc(sizeof(EsProgress) * run->npartitions);
+
+	for (int i = 0; i < run->npartitions; i++)
+	{
+		int64		high;
+
+		moves[i] = run->partitions[i].progress;
+		if (!es_topic_find_ends(run, &run->partitions[i], &moves[i].next, &high))
+			return false;
+	}
+	es_run_begin();
+	es_progress_advance(run->source, moves, run->npartitions);
+	es_run_commit(run);
+	for (int i = 0; i < run->npartitions; i++)
+	{
+		EsPartition *partition = &run->partitions[i];
+
+		partition->progress.written = partition->progress.next = moves[i].next;
+		partition->progress.has_time = false;
+		partition->position = moves[i].next;
+	}
+	ereport(LOG, (errmsg("source \"%s\": an unlogged store is filled again from the topic",
+						 run->source->name)));
+	return true;
+}
+
+bool
+es_restore_refill(EsSourceRun *run)
+{
+	const EsSource *source = run->source;
+	Oid			changelog = InvalidOid;
+	bool		begun = false;
+	bool		unlogged;
+
+	for (int i = 0; i < run->npartitions; i++)
+		begun = begun || run->partitions[i].progress.written > 0;
+	if (!begun || !source->is_store)
+		return true;
+	es_run_begin();
+	unlogged = get_rel_persistence(source->target) == RELPERSISTENCE_UNLOGGED &&
+		es_store_exists(source->target, &changelog);
+	es_run_commit(run);
+	if (!unlogged || !store_is_empty(run))
+		return true;
+	if (!OidIsValid(changelog))
+		return read_again(run);
+	rebuild_store(run);
+	return true;
+}
+
+/* ---------------------------------------------------------------------------
  * The end of a restore
  * ------------------------------------------------------------------------- */
 
@@ -321,10 +400,38 @@ show_progress(EsSourceRun *run)
 							  left, run->source->changelog_topic));
 }
 
+/*
+ * The source's partitions that were restored go on from these offsets, or from
+ * where they were, if that is later.
+ */
+static void
+go_on_from(EsSourceRun *run, const int64 *offsets)
+{
+	const char *topic = run->source->topic;
+	EsProgress *loaded;
+	int			n;
+
+	for (int i = 0; i < run->npartitions; i++)
+		es_progress_begin(run->source, topic, run->partitions[i].progress.partition, offsets[i]);
+	n = es_progress_load(run->source, topic, &loaded);
+	for (int i = 0; i < run->npartitions; i++)
+		for (int j = 0; j < n; j++)
+			if (loaded[j].partition == run->partitions[i].progress.partition &&
+				loaded[j].written < run->partitions[i].progress.resume)
+			{
+				loaded[j].next = run->partitions[i].progress.resume;
+				loaded[j].resume = -1;
+				/* It is that of the record before; which one that is now is not known. */
+				loaded[j].has_time = false;
+				es_run_advance(run, &loaded[j], 1);
+			}
+}
+
 void
 es_restore_look(EsSourceRun *run)
 {
 	int64	   *offsets = palloc(sizeof(int64) * run->npartitions);
+	bool		held;
 
 	if (run->nrecords > 0 || run->halt != ES_HALT_NONE || run->retry_at != 0)
 		return;
@@ -344,10 +451,11 @@ es_restore_look(EsSourceRun *run)
 			return;
 	}
 	es_run_begin();
-	if (es_task_hold(es_source_key(run->source->id)))
-		for (int i = 0; i < run->npartitions; i++)
-			es_progress_begin(run->source, run->source->topic,
-							  run->partitions[i].progress.partition, offsets[i]);
+	held = es_task_hold(es_source_key(run->source->id));
+	if (held)
+		go_on_from(run, offsets);
 	es_run_commit(run);
+	for (int i = 0; held && run->group != NULL && i < run->npartitions; i++)
+		es_group_note_restored(run, run->partitions[i].progress.partition);
 	run->leave = ES_LEAVE_AND_RETURN;
 }

@@ -23,6 +23,13 @@ extern void es_restore_look(EsSourceRun *run);
 /* Adds the partitions of the changelog topic that are followed; false: not now. */
 extern bool es_restore_follow(EsSourceRun *run);
 
+/*
+ * A crash empties an unlogged store and leaves our offsets: fills it again, from
+ * its changelog or, where it has none, from the first records of the run's
+ * partitions.  False: not now.
+ */
+extern bool es_restore_refill(EsSourceRun *run);
+
 /* Where the source's own partition goes on after this record of the changelog topic; -1. */
 extern int64 es_restore_resume_offset(const EsSource *source, const EsRecord *record);
 

@@ -51,12 +51,15 @@ typedef struct EsPartition
 	bool	   ended;	 /* since the client began: its end was reached */
 } EsPartition;
 
+struct EsGroup; /* group.c */
+
 typedef struct EsSourceRun
 {
 	MemoryContext  life;
 	MemoryContext  scratch;
 	EsSource	  *source;
 	EsKafkaClient *client;
+	struct EsGroup *group; /* NULL: partitions are assigned by hand; outlives clients */
 	List		  *properties; /* of EsKafkaProperty: the client's */
 	EsPartition	  *partitions;
 	int			   npartitions;

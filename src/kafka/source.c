@@ -32,10 +32,11 @@
 #include "postgres.h"
 
 #include "kafka/batch.h"
-#include "kafka/relay.h"
-#include "kafka/resync.h"
-#include "kafka/restore.h"
 #include "kafka/connection.h"
+#include "kafka/group.h"
+#include "kafka/relay.h"
+#include "kafka/restore.h"
+#include "kafka/resync.h"
 #include "kafka/task.h"
 #include "kafka/topic.h"
 
@@ -342,7 +343,7 @@ static void
 sleep_in(EsSourceRun *run, long timeout_ms)
 {
 	if (timeout_ms > 0)
-		es_kafka_wait(&run->client, 1, timeout_ms);
+		es_group_wait(run, timeout_ms);
 }
 
 /* Librdkafka looks no address up again that it has learned from a broker. */
@@ -370,6 +371,8 @@ round_of_loop(EsSourceRun *run)
 		reload(run);
 	check_server(run);
 	if (is_lost(run))
+		run->leave = ES_LEAVE_AND_RETURN;
+	if (es_group_serve(run) && run->leave == ES_LEAVE_NOT)
 		run->leave = ES_LEAVE_AND_RETURN;
 	if (run->leave != ES_LEAVE_NOT)
 		return;
@@ -463,9 +466,12 @@ find_topic(EsSourceRun *run)
 		}
 		if (run->leave != ES_LEAVE_NOT)
 			return false;
+		(void) es_group_serve(run);
+		if (run->leave != ES_LEAVE_NOT)
+			return false;
 		serve_events(run);
 		count = es_topic_count_partitions(run, es_topic_followed(run->source));
-		if (count > 0 && es_topic_load_partitions(run, count))
+		if (count > 0 && !es_group_awaits(run) && es_topic_load_partitions(run, count))
 			return true;
 		sleep_in(run, AGAIN_MS);
 	}
@@ -503,6 +509,7 @@ run_client(EsSourceRun *run)
 {
 	reset_run(run);
 	open_client(run);
+	es_group_join(run);
 	if (find_topic(run) && (run->restoring || run->suspicion != NULL || es_resync(run)))
 	{
 		es_topic_assign(run);

@@ -7,9 +7,9 @@
  * librdkafka handle in a worker · codec.c bytes to values · writer.c records
  * into a store or a collection · progress.c offsets, gaps and dead letters ·
  * source.c the worker: its loop · run.c what its parts have in common · batch.c
- * its batches · topic.c the topic and its partitions · dead_letter.c dead letters
- * tried again.  Only property.c, client.c and what runs in a worker include
- * librdkafka.
+ * its batches · group.c a consumer group · topic.c the topic and its partitions ·
+ * dead_letter.c dead letters tried again.  Only property.c, client.c and what runs
+ * in a worker include librdkafka.
  */
 #ifndef ES_KAFKA_SOURCE_H
 #define ES_KAFKA_SOURCE_H

@@ -42,6 +42,7 @@ CREATE TABLE eventstore.source (
 	starts integer NOT NULL DEFAULT 0,
 	resumes bigint NOT NULL DEFAULT 0,
 	partition_count integer,
+	assigned integer[],
 	resync boolean NOT NULL DEFAULT false,
 	system_identifier bigint NOT NULL,
 	database_oid oid NOT NULL,
@@ -133,7 +134,7 @@ AS 'MODULE_PATHNAME', 'es_create_source';
 COMMENT ON FUNCTION eventstore.create_source(text, name, text, regclass, text, integer[], text, integer[], text, text, regprocedure, text, text, text, integer, interval, text, jsonb, jsonb, jsonb, text) IS
 'Feeds a store or a collection from a Kafka topic, exactly once: records, offsets and dead letters are written in one transaction by a background worker, which acts as the caller (the source''s owner) in a security-restricted operation.
 A store keeps the last record of each key; a null value deletes, an empty one does not. A collection gets one event for each record: type = the topic, the key as stream (key_as ''stream'') or as tag "key:..." (''tag''), topic, partition, offset, time and headers in metadata.
-server: a foreign server of eventstore_kafka. start: ''earliest'', ''latest'', a time, or offsets like {"0": 42, "1": 7}; for partitions that the source has not read yet. partitions: those to read (null: all, later ones too). group_id: instead, let a consumer group share the partitions out.
+server: a foreign server of eventstore_kafka. start: ''earliest'', ''latest'', a time, or offsets like {"0": 42, "1": 7}; for partitions that the source has not read yet. partitions: those to read (null: all, later ones too). group_id: instead, several servers share the partitions out among themselves as a consumer group. Each reads the records of the partitions that it has, once; one that is new to a server is restored from changelog_topic, else read from start. Keys of partitions that a server has no more stay in its store as they were. One that stops or is paused leaves at once; one that died, after session.timeout.ms (45 s). The properties partition.assignment.strategy ("cooperative-sticky" among others) and group.instance.id apply.
 value_format: json, text or bytes (null: that of the store, or of the transform''s argument; json for a collection). transform: a function of one argument, from the value (jsonb, text or bytea) to what is stored; null passes the record over.
 on_error (a record that cannot be decoded or written) and on_null_key (of a store''s record): park it as a dead letter, skip it, or stop. on_gap (records are gone from the topic): stop, or go on with the earliest or latest that is there; each gap is in the view gaps.
 flush_count, flush_interval: a batch is written when it has so many records, or when its first record has waited so long.

@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "kafka/batch.h"
+#include "kafka/group.h"
 #include "kafka/restore.h"
 #include "kafka/task.h"
 #include "kafka/topic.h"
@@ -165,6 +166,8 @@ es_topic_accept_halt(EsSourceRun *run)
 static bool
 is_wanted_partition(EsSourceRun *run, int32 number)
 {
+	if (run->group != NULL)
+		return es_group_has(run, number);
 	if (run->source->npartitions == 0)
 		return true;
 	for (int i = 0; i < run->source->npartitions; i++)
@@ -265,7 +268,7 @@ es_topic_look(EsSourceRun *run)
 		if (is_wanted_partition(run, i))
 			wanted++;
 	if (!run->restoring && wanted > run->npartitions - run->source->nreplicas &&
-		run->source->group_id == NULL)
+		run->group == NULL)
 		run->leave = ES_LEAVE_AND_RETURN;
 	else
 		es_run_show_connection(run);
@@ -367,10 +370,19 @@ bool
 es_topic_find_start(EsSourceRun *run, int32 partition, int64 *offset)
 {
 	EsProgress *loaded;
+	int			n = load_progress(run, &loaded);
 	EsStart		start =
-		load_progress(run, &loaded) == 0 ? run->source->start : ES_START_EARLIEST;
+		n == 0 || run->group != NULL ? run->source->start : ES_START_EARLIEST;
+	bool known = true;
 
-	if (find_start(run, partition, start, offset))
+	*offset = -1;
+	if (start == ES_START_LATEST && run->group != NULL)
+	{
+		known = es_group_find_committed(run, partition, offset);
+		if (n > 0)
+			start = ES_START_EARLIEST;
+	}
+	if (known && (*offset >= 0 || find_start(run, partition, start, offset)))
 		return true;
 	es_run_set_state(run, "disconnected", "the broker does not tell the topic's offsets");
 	return false;
@@ -436,14 +448,17 @@ es_topic_load_partitions(EsSourceRun *run, int count)
 
 	run->restoring = run->guarded = false;
 	for (int32 i = 0; i < count; i++)
-		begin[i] = is_wanted_partition(run, i) && !has_progress(loaded, n, i);
+		begin[i] = is_wanted_partition(run, i) &&
+				   (run->group != NULL && source->changelog_topic != NULL
+						? !es_group_is_restored(run, i)
+						: !has_progress(loaded, n, i));
 	if (source->mode == ES_SOURCE_PRIMARY && source->changelog_topic != NULL &&
 		es_restore_begin(run, begin, count, &ready))
 		return ready;
 	if (!begin_partitions(run, begin, count))
 		return false;
 	add_partitions(run, count);
-	return es_restore_follow(run);
+	return es_restore_refill(run) && es_restore_follow(run);
 }
 
 /*

@@ -51,7 +51,7 @@ FROM eventstore.source s
 			LEFT JOIN eventstore.kafka_workers('sink') v ON v.id = k.id) p ON p.changelog_of = s.id
 WHERE eventstore.source_shown(s.owner, s.target);
 COMMENT ON VIEW eventstore.sources IS
-'The Kafka sources that the caller owns, or whose target he may SELECT from. state: running; paused; starting; restoring; disconnected (no broker answers; it goes on trying); denied (a password or an ACL); topic_missing; topic_recreated, gap and stopped (a record that cannot be written: on_error) wait for resume(); retrying (an error of the database, tried again); cloned (in a copy of the server or database, waits for resume()); waiting_for_slot (max_worker_processes); restarting (the worker ended by an error); failed (it ended so several times at its start, waits for resume()). message: why. changelog_state, changelog_message: of the publishing to the changelog topic, as a sink has them; changelog_lag: positions of the store''s changelog that are not published yet. records, batches, parked (dead letters) and skipped count since the worker''s start.';
+'The Kafka sources that the caller owns, or whose target he may SELECT from. state: running; paused; starting; joining (its group shares out the partitions); restoring; disconnected (no broker answers; it goes on trying); denied (a password or an ACL); topic_missing; topic_recreated, gap and stopped (a record that cannot be written: on_error) wait for resume(); retrying (an error of the database, tried again); cloned (in a copy of the server or database, waits for resume()); waiting_for_slot (max_worker_processes); restarting (the worker ended by an error); failed (it ended so several times at its start, waits for resume()). message: why. changelog_state, changelog_message: of the publishing to the changelog topic, as a sink has them; changelog_lag: positions of the store''s changelog that are not published yet. records, batches, parked (dead letters) and skipped count since the worker''s start.';
 GRANT SELECT ON eventstore.sources TO PUBLIC;
 
 CREATE VIEW eventstore.source_partitions WITH (security_barrier) AS
@@ -61,12 +61,13 @@ SELECT s.name AS source, o.topic, o.partition, o.next_offset AS position, o.end_
 		WHEN o.record_time IS NOT NULL
 			THEN GREATEST(EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - o.record_time), 0) END::double precision
 		AS lag_seconds,
-	o.record_time, o.updated_at
+	o.record_time, o.updated_at,
+	s.group_id IS NULL OR o.topic = s.topic AND o.partition = ANY (s.assigned) AS assigned
 FROM eventstore.source_offset o
 	JOIN eventstore.source s ON s.id = o.source
 WHERE eventstore.source_shown(s.owner, s.target);
 COMMENT ON VIEW eventstore.source_partitions IS
-'How far each partition of a source''s topic has been written: position, the offset of the next record; end_position, the end of the partition as last heard of; lag_records, offsets between the two (of compacted records and of transaction markers too); lag_seconds, age of the last record written where there are more, 0 where there are none; record_time, its time (null: not known).';
+'How far each partition of a source''s topic has been written: position, the offset of the next record; end_position, the end of the partition as last heard of; lag_records, offsets between the two (of compacted records and of transaction markers too); lag_seconds, age of the last record written where there are more, 0 where there are none; record_time, its time (null: not known); assigned: false for one that belongs to another member of the source''s group, or that was read here only to restore the store.';
 GRANT SELECT ON eventstore.source_partitions TO PUBLIC;
 
 CREATE VIEW eventstore.gaps WITH (security_barrier) AS

@@ -172,6 +172,24 @@ query("SELECT eventstore.put('copy', 'a', '1')");
 pass('a store that follows no more takes all');
 is_clean($node, $_ . '_changelog') foreach 'kv', 'newer', 'copy', 'whole';
 
+# ---- a crash empties an unlogged store ----------------------------------------------------------------
+
+$mock->create_topic('fast', 1);
+$mock->produce('fast', [ 'a', '1' ], [ 'b', '2' ], [ 'a', '3' ]);
+foreach my $changelog ('true', 'false')
+{
+	query("SELECT eventstore.create_store('unlogged_$changelog', unlogged => true, changelog => $changelog)");
+	query("SELECT eventstore.create_source('unlogged_$changelog', 'k', 'fast', 'unlogged_$changelog', $fast)");
+	caught_up("unlogged_$changelog");
+}
+query("SELECT eventstore.put('unlogged_true', 'c', '4')");
+$node->stop('immediate');
+$node->start;
+await_true($node, "SELECT string_agg(key || value, ' ' ORDER BY key) = 'a3 b2 c4' FROM unlogged_true");
+pass('it is rebuilt from its changelog');
+await_true($node, "SELECT string_agg(key || value, ' ' ORDER BY key) = 'a3 b2' FROM unlogged_false");
+pass('or filled again from the topic');
+
 $node->stop;
 no_crash($node);
 done_testing();
