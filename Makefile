@@ -28,7 +28,8 @@ SQL_PARTS = \
 	src/kafka/source.sql \
 	src/kafka/sink.sql \
 	src/kafka/views.sql \
-	src/stats/monitor.sql
+	src/stats/monitor.sql \
+	src/stats/metrics.sql
 
 INSTALL_SQL = $(EXTENSION)--$(EXTVERSION).sql
 

@@ -1,5 +1,4 @@
 """A topic's latest value of each key in PostgreSQL: a source into a store, beside what one would use instead."""
-import atexit
 import os
 import pathlib
 import subprocess
@@ -8,60 +7,13 @@ import time
 
 import psycopg
 from lib import cpu, options, report, server
+from lib.kafka_topic import KEYS, SIZE_BYTES, Broker, Topic
 
 HERE = pathlib.Path(__file__).parent
-RIG = HERE.parent / "test/kafka"
 BUILD = HERE.parent / "build/bench"
 RECORDS = [20_000] if options.QUICK else [500_000, 5_000_000] if options.LARGE else [500_000]
 PARTITIONS = [1, 4]
-KEYS = 100_000
-SIZE_BYTES = 100
 LIMIT_SECONDS = 120 if options.QUICK else 900
-
-
-# ---- the broker ------------------------------------------------------------------------
-
-class Broker:
-    """A real one, with a JVM set for throughput; removed at the end."""
-
-    def __init__(self):
-        self.folder = tempfile.TemporaryDirectory(prefix="eventstore-bench-kafka.")
-        environment = dict(os.environ, KAFKA_HEAP="1g", KAFKA_JVM="-XX:TieredStopAtLevel=4 -XX:+UseParallelGC -XX:-UseSerialGC")
-        atexit.register(self.stop)
-        self.address = subprocess.run([RIG / "broker", "start", self.folder.name], env=environment,
-                                      check=True, text=True, stdout=subprocess.PIPE).stdout.strip()
-
-    def client(self, *arguments):
-        done = subprocess.run([RIG / "client", "-b", self.address, *map(str, arguments)],
-                              check=True, text=True, stdout=subprocess.PIPE)
-        return done.stdout
-
-    def stop(self):
-        subprocess.run([RIG / "broker", "kill", self.folder.name], check=False)
-        self.folder.cleanup()
-
-
-class Topic:
-    """Filled before anything is measured; knows what is to come of it."""
-
-    def __init__(self, broker, partitions, records):
-        self.broker = broker
-        self.partitions = partitions
-        self.records = records
-        self.name = f"bench_{partitions}_{records}"
-        broker.client("create", self.name, partitions)
-        broker.client("generate", self.name, records, f"keys={KEYS}", f"size={SIZE_BYTES}")
-        # Who does not show these need not be asked for more.
-        self.last = [self.last_of(partition) for partition in range(partitions)]
-        last = {(31 * i * i + 17 * i) % 1000003 % KEYS: i for i in range(records)}
-        # How many keys, and the sum of their last values.
-        self.expected = (len(last), sum(last.values()))
-
-    def last_of(self, partition):
-        end = self.broker.client("watermarks", self.name).splitlines()[partition].split()[2]
-        line = self.broker.client("consume", self.name, partition, int(end) - 1)
-        fields = dict(field.split("=", 1) for field in line.strip().split("\t"))
-        return fields["key"], int(fields["value"].split()[1].rstrip(","))
 
 
 # ---- the contenders --------------------------------------------------------------------

@@ -59,7 +59,9 @@ INSERT INTO good_values VALUES
 	('collection', '''c'''), ('collections', '''{c}'''), ('name', '''made'''), ('type', '''x'''), ('stream', '''s'''), ('events', '''[{"type": "x"}]'''),
 	('store', '''kv'''), ('source_table', '''plain'''), ('key', '''k'''), ('keys', '''{k,j}'''), ('prefix', '''k'''), ('at', '''infinity'''),
 	('option', '''notify'''), ('value', '''head'''), ('before', '2'), ('first', '1'), ('end', '3'),
-	('after', '0'), ('up_to', '1'), ('member', '''m'''), ('holder', '''h'''), ('ttl', '''1 hour'''), ('catalog', '''pg_foreign_server''::regclass');
+	('after', '0'), ('up_to', '1'), ('member', '''m'''), ('holder', '''h'''), ('ttl', '''1 hour'''), ('catalog', '''pg_foreign_server''::regclass'),
+	('server', '''k'''), ('topic', '''t'''), ('target', '''kv''');
+CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '127.0.0.1:1');
 -- a member that has events to give back
 SELECT eventstore.subscribe('made', 'c');
 SELECT position FROM eventstore.poll('made', 2, member => 'm', lease => '1 day');

@@ -87,6 +87,13 @@
 	pg_proc_aclcheck((func), (roleid), (mode))
 #endif
 
+/* May be asked for stronger locks as well since 17 (a00a70a1f). */
+#if PG_VERSION_NUM >= 170000
+#define es_lock_held_by_me(tag, mode) LockHeldByMe((tag), (mode), false)
+#else
+#define es_lock_held_by_me(tag, mode) LockHeldByMe((tag), (mode))
+#endif
+
 /* The relation's file, which changes when the table is rewritten. */
 #if PG_VERSION_NUM >= 160000
 #define es_relation_file(rel)	((rel)->rd_locator.relNumber)

@@ -16,26 +16,41 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 
-bool
-es_convert(PGFunction function, Datum a, Datum b, Datum c, Datum *result)
+/* Is such an error about the value, in a function that only computes? */
+static bool
+is_of_value(int sqlstate)
+{
+	return ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_DATA_EXCEPTION ||
+		ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_PROGRAM_LIMIT_EXCEEDED ||
+		sqlstate == ERRCODE_INTERNAL_ERROR; /* more than palloc gives */
+}
+
+int
+es_convert_noting(PGFunction function, Datum a, Datum b, Datum c, Datum *result)
 {
 	MemoryContext context = CurrentMemoryContext;
-	volatile bool done = false;
+	volatile int sqlstate = 0;
 
 	PG_TRY();
 	{
 		*result = DirectFunctionCall3(function, a, b, c);
-		done = true;
 	}
 	PG_CATCH();
 	{
-		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION)
+		sqlstate = geterrcode();
+		if (!is_of_value(sqlstate))
 			PG_RE_THROW();
 		MemoryContextSwitchTo(context);
 		FlushErrorState();
 	}
 	PG_END_TRY();
-	return done;
+	return sqlstate;
+}
+
+bool
+es_convert(PGFunction function, Datum a, Datum b, Datum c, Datum *result)
+{
+	return es_convert_noting(function, a, b, c, result) == 0;
 }
 
 void

@@ -22,9 +22,11 @@
 
 /*
  * Calls a function that computes and nothing else (a type's input function):
- * false where the arguments are bad to it (class 22).  Arguments beyond those
- * that it takes are ignored.
+ * false where the arguments are bad to it (class 22; 54: nested too deeply; or
+ * larger than PostgreSQL can hold).  Arguments beyond those that it takes are
+ * ignored.  The other returns the SQLSTATE, 0 where there is none.
  */
+extern int	es_convert_noting(PGFunction function, Datum a, Datum b, Datum c, Datum *result);
 extern bool es_convert(PGFunction function, Datum a, Datum b, Datum c, Datum *result);
 
 /* Raises 22004: "name" must not be null. */

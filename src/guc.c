@@ -65,7 +65,7 @@ es_guc_define(void)
 			   "0 turns this off.",
 			   &es_max_hold_ms, 0, INT_MAX, PGC_SUSET, GUC_UNIT_MS);
 	define_int("eventstore.subscription_hold",
-			   "How long retention waits for a subscription that nobody polls.",
+			   "How long retention waits for a subscription that nobody polls, or a sink that publishes nothing.",
 			   "It keeps what the slowest lane has not passed, until the subscription has not been polled or acknowledged for so long. -1 waits without limit, 0 does not wait.",
 			   &es_subscription_hold_ms, -1, INT_MAX, PGC_SUSET, GUC_UNIT_MS);
 	MarkGUCPrefixReserved("eventstore");

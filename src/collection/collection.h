@@ -67,7 +67,8 @@
 #define ES_STORE_CATALOG_FORMAT		3	/* text: json, text, bytes */
 #define ES_STORE_CATALOG_KEY_FORMAT	4	/* text: text, bytes */
 #define ES_STORE_CATALOG_FOLLOWER	5	/* integer or null: the source that it follows */
-#define ES_STORE_CATALOG_NATTS		5
+#define ES_STORE_CATALOG_PUBLISHER	6	/* integer or null: the source with its changelog topic */
+#define ES_STORE_CATALOG_NATTS		6
 
 /* Attribute numbers of eventstore.capture_catalog (capture.sql). */
 #define ES_CAPTURE_CATALOG_SOURCE		1	/* regclass, primary key */

@@ -25,8 +25,8 @@
  * more, so their events are counted once), and never the one that takes the
  * next position, nor the last one there is.
  *
- * Retention waits for subscriptions: what the slowest lane has not passed stays,
- * for as long as eventstore.subscription_hold says.  truncate_before does not
+ * Retention waits for subscriptions and sinks: what the slowest lane has not
+ * passed stays, for as long as eventstore.subscription_hold says.  truncate_before does not
  * wait; who is left behind by it is told (LG005).
  *
  * What a user could have planted (an index expression, a trigger) is run as
@@ -268,7 +268,7 @@ first_to_keep(const Candidates *cand, const EsRetention *retention)
 }
 
 /*
- * The lowest cursor of the subscriptions that retention waits for; in SPI, as
+ * The lowest cursor of the subscriptions and sinks that retention waits for; in SPI, as
  * the extension's owner.  Beyond every position where there is none.
  */
 static EsPosition
@@ -285,7 +285,10 @@ lowest_cursor(Oid collection)
 				   " pg_catalog.max(updated_at) AS updated_at"
 				   " FROM eventstore.subscription_lane WHERE subscription IN"
 				   " (SELECT name FROM eventstore.subscription WHERE collection = $1)"
-				   " GROUP BY subscription) l"
+				   " GROUP BY subscription"
+				   " UNION ALL SELECT p.position, p.updated_at"
+				   " FROM eventstore.sink s JOIN eventstore.sink_position p ON p.sink = s.id"
+				   " WHERE s.collection = $1) l"
 				   " WHERE $2 < 0 OR l.updated_at > pg_catalog.clock_timestamp()"
 				   " - pg_catalog.make_interval(secs => $2 / 1000.0)",
 				   2, types, values, NULL, true, SPI_OK_SELECT);

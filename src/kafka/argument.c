@@ -9,10 +9,15 @@
 
 #include "kafka/argument.h"
 
+#include "catalog/pg_proc.h"
+#include "compat.h"
 #include "feed/subscription.h"
 #include "lib/stringinfo.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #define FLUSH_COUNT_MAX 1000000
@@ -90,6 +95,31 @@ es_kafka_flush_interval_arg(NullableDatum *arg, const char *absent)
 			DirectFunctionCall3(interval_in, CStringGetDatum(absent), InvalidOid, -1);
 	arg->isnull = false;
 	(void) es_interval_arg(arg, "flush_interval", false);
+}
+
+bool
+es_kafka_function_types(Oid function, Oid *argument, Oid *result)
+{
+	Oid *argtypes;
+	int	 nargs;
+
+	if (!SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(function)))
+		return false;
+	*result = get_func_signature(function, &argtypes, &nargs);
+	if (nargs != 1 || get_func_retset(function) ||
+		get_func_prokind(function) != PROKIND_FUNCTION)
+		return false;
+	*argument = argtypes[0];
+	return true;
+}
+
+void
+es_kafka_check_execute(Oid function, Oid role)
+{
+	AclResult allowed = es_function_aclcheck(function, role, ACL_EXECUTE);
+
+	if (allowed != ACLCHECK_OK)
+		aclcheck_error(allowed, OBJECT_FUNCTION, get_func_name(function));
 }
 
 int64

@@ -29,6 +29,16 @@ extern int es_kafka_flush_count_arg(const NullableDatum *arg, int absent);
 /* flush_interval: null becomes the default.  22023 for a negative one. */
 extern void es_kafka_flush_interval_arg(NullableDatum *arg, const char *absent);
 
+/*
+ * A user's function, as of now: it may have been made anew under its name since,
+ * with other types.  False where there is none, or it is not a plain function of
+ * one argument with one result.
+ */
+extern bool es_kafka_function_types(Oid function, Oid *argument, Oid *result);
+
+/* 42501 where the role may not call it. */
+extern void es_kafka_check_execute(Oid function, Oid role);
+
 /* In microseconds. */
 extern int64 es_kafka_interval_us(Datum interval);
 

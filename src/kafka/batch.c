@@ -71,7 +71,8 @@ set_headers(EsSourceRun *run, EsRecord *record, const rd_kafka_message_t *messag
 	count = rd_kafka_header_cnt(headers);
 	if (count == 0)
 		return;
-	record->headers = MemoryContextAlloc(run->life, sizeof(EsHeader) * count);
+	record->headers = MemoryContextAllocHuge(run->life, sizeof(EsHeader) * count);
+	run->nbytes += sizeof(EsHeader) * count;
 	for (size_t i = 0; i < count; i++)
 	{
 		EsHeader   *header = &record->headers[i];
@@ -81,6 +82,7 @@ set_headers(EsSourceRun *run, EsRecord *record, const rd_kafka_message_t *messag
 			RD_KAFKA_RESP_ERR_NO_ERROR)
 			break;
 		header->value = value;
+		run->nbytes += strlen(header->name) + header->length;
 		record->nheaders++;
 	}
 }
@@ -381,7 +383,7 @@ write_step(EsSourceRun *run)
 			run->width = Max(tried / 2, 1);
 			if (tried > 1)
 				return true;
-			/* Not even put aside. */
+			/* It cannot be dealt with either. */
 			retry_later(run, problem.reason);
 			return false;
 		case OUTCOME_STOPPED:

@@ -62,14 +62,20 @@ static bool
 decode_json(const char *bytes, size_t length, Datum *value, EsProblem *problem)
 {
 	Datum		as_text;
+	int			sqlstate;
 
 	if (!decode_text(bytes, length, &as_text, problem))
 		return false;
-	if (!es_convert(jsonb_in, CStringGetDatum(text_to_cstring(DatumGetTextPP(as_text))), 0, 0,
-					value))
-		return set_problem(problem, ERRCODE_INVALID_TEXT_REPRESENTATION,
-						   length == 0 ? "it is empty, which is not JSON" : "it is not JSON");
-	return true;
+	sqlstate = es_convert_noting(jsonb_in,
+								 CStringGetDatum(text_to_cstring(DatumGetTextPP(as_text))), 0, 0,
+								 value);
+	if (sqlstate == 0)
+		return true;
+	if (ERRCODE_TO_CATEGORY(sqlstate) != ERRCODE_DATA_EXCEPTION)
+		return set_problem(problem, ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+						   "it is nested too deeply, or too large");
+	return set_problem(problem, ERRCODE_INVALID_TEXT_REPRESENTATION,
+					   length == 0 ? "it is empty, which is not JSON" : "it is not JSON");
 }
 
 bool

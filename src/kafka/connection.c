@@ -190,6 +190,10 @@ es_kafka_properties(Oid serverid, Oid role, Jsonb *given)
 	AclResult	   right = es_server_aclcheck(serverid, role, ACL_USAGE);
 	List		  *list = NIL;
 
+	/* A right of PUBLIC's would do for a role that is gone. */
+	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)))
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("the owner, role with OID %u, does not exist", role)));
 	if (right != ACLCHECK_OK)
 		aclcheck_error(right, OBJECT_FOREIGN_SERVER, server->servername);
 	require_our_wrapper(server);

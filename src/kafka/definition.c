@@ -24,7 +24,7 @@
 #include "foreign/foreign.h"
 #include "kafka/argument.h"
 #include "kafka/connection.h"
-#include "kafka/replica.h"
+#include "kafka/publish.h"
 #include "kafka/sink.h"
 #include "kafka/source.h"
 #include "kafka/task.h"
@@ -287,24 +287,20 @@ stored_type(const EsSource *source)
 static void
 check_transform(EsSource *source, bool format_given)
 {
-	Oid		   *argtypes;
-	int			nargs;
-	Oid			result = get_func_signature(source->transform, &argtypes, &nargs);
-	AclResult	allowed = es_function_aclcheck(source->transform, GetUserId(), ACL_EXECUTE);
+	Oid			argument;
+	Oid			result;
 	EsStoreFormat format;
 
-	if (allowed != ACLCHECK_OK)
-		aclcheck_error(allowed, OBJECT_FUNCTION, get_func_name(source->transform));
-	if (nargs != 1 || get_func_retset(source->transform) ||
-		get_func_prokind(source->transform) != PROKIND_FUNCTION)
+	es_kafka_check_execute(source->transform, GetUserId());
+	if (!es_kafka_function_types(source->transform, &argument, &result))
 		es_kafka_refuse("transform", psprintf("%s is not a function of one argument with one result.",
 										   source->transform_name));
 	for (format = ES_STORE_JSON; format <= ES_STORE_BYTES; format++)
-		if (es_store_type(format) == argtypes[0])
+		if (es_store_type(format) == argument)
 			break;
 	if (format > ES_STORE_BYTES)
 		es_kafka_refuse("transform", psprintf("The argument of %s is %s; it can be jsonb, text or bytea.",
-										   source->transform_name, format_type_be(argtypes[0])));
+										   source->transform_name, format_type_be(argument)));
 	if (!format_given)
 		source->value_format = format;
 	if (source->value_format != format ||
@@ -314,7 +310,7 @@ check_transform(EsSource *source, bool format_given)
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("transform %s does not fit", source->transform_name),
 				 errdetail("It makes %s from %s; the value is %s, and %s is stored.",
-						   format_type_be(result), format_type_be(argtypes[0]),
+						   format_type_be(result), format_type_be(argument),
 						   format_type_be(es_store_type(source->value_format)),
 						   source->is_store ? format_type_be(stored_type(source)) :
 						   "jsonb, text or bytea")));
@@ -403,6 +399,10 @@ check_changelog_topic(EsSource *source, const NullableDatum *args)
 		return;
 	}
 	source->changelog_topic = es_kafka_topic_arg(&args[ARG_CHANGELOG_TOPIC], "changelog_topic");
+	/* Nobody else can write it then. */
+	if ((source->mode == ES_SOURCE_REPLICA || !args[ARG_REPLICA_PARTITIONS].isnull) &&
+		!es_owns_relation(source->target, GetUserId()))
+		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, get_rel_name(source->target));
 	if (strcmp(source->changelog_topic, source->topic) == 0)
 		es_kafka_refuse("changelog_topic", "It is the source's own topic.");
 	if (source->mode == ES_SOURCE_RELAY)
@@ -614,9 +614,12 @@ es_create_source(PG_FUNCTION_ARGS)
 	es_task_reserve_name(source.name);
 	source.id = insert_source(&source, args);
 	if (source.changelog_topic != NULL && source.mode == ES_SOURCE_PRIMARY)
+	{
+		es_publish_mark(source.target, "publisher", source.id);
 		publish_changelog(&source, args);
+	}
 	if (source.mode == ES_SOURCE_REPLICA || !args[ARG_REPLICA_PARTITIONS].isnull)
-		es_replica_set(source.target, source.id);
+		es_publish_mark(source.target, "follower", source.id);
 	es_task_call_at_commit(es_source_key(source.id));
 	PG_RETURN_VOID();
 }
@@ -648,7 +651,7 @@ es_drop_source(PG_FUNCTION_ARGS)
 	sink = changelog_sink(source);
 	if (sink != 0)
 		es_sink_drop_internal(sink);
-	es_replica_unset(source->id);
+	es_publish_unmark(source->id);
 	execute_for("DELETE FROM eventstore.source"
 				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
 				source->id, SPI_OK_DELETE);

@@ -26,61 +26,11 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "kafka/source.h"
-#include "spi.h"
+#include "mb/pg_wchar.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
-#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-
-/* ---------------------------------------------------------------------------
- * The mark
- * ------------------------------------------------------------------------- */
-
-/* Runs the statement; all stores that it returns are looked up anew. */
-static uint64
-mark_stores(const char *sql, uint32 source, Oid store)
-{
-	Oid			types[2] = {INT4OID, OIDOID};
-	Datum		values[2] = {Int32GetDatum((int32) source), ObjectIdGetDatum(store)};
-	EsRoleSwitch saved;
-	uint64		n;
-
-	es_role_assume(es_extension_owner(), &saved);
-	SPI_connect();
-	es_spi_execute(sql, 2, types, values, NULL, false, SPI_OK_UPDATE_RETURNING);
-	n = SPI_processed;
-	for (uint64 i = 0; i < n; i++)
-	{
-		bool		isnull;
-
-		CacheInvalidateRelcacheByRelid(DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i],
-																	  SPI_tuptable->tupdesc, 1,
-																	  &isnull)));
-	}
-	SPI_finish();
-	es_role_restore(&saved);
-	return n;
-}
-
-void
-es_replica_set(Oid store, uint32 source)
-{
-	if (mark_stores("UPDATE eventstore.store_catalog SET follower = $1"
-					" WHERE store::oid = $2 AND follower IS NULL RETURNING store::oid",
-					source, store) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("store \"%s\" follows a changelog topic already", get_rel_name(store))));
-}
-
-void
-es_replica_unset(uint32 source)
-{
-	(void) mark_stores("UPDATE eventstore.store_catalog SET follower = NULL"
-					   " WHERE follower = $1 AND $2 IS NOT NULL RETURNING store::oid",
-					   source, InvalidOid);
-}
 
 /* ---------------------------------------------------------------------------
  * Whose is a key?
@@ -108,9 +58,11 @@ load_follower(uint32 id)
 
 /* Why the key must not be changed here; NULL: it may. */
 static const char *
-reason_against(const EsSource *source, Datum key)
+reason_against(const EsSource *source, EsStoreFormat key_format, Datum key)
 {
 	struct varlena *bytes;
+	char	   *sent;
+	size_t		length;
 	int32		partition;
 
 	if (source->mode == ES_SOURCE_REPLICA)
@@ -120,7 +72,13 @@ reason_against(const EsSource *source, Datum key)
 		return psprintf("How many partitions topic \"%s\" has is not known yet (source \"%s\").",
 						source->topic, source->name);
 	bytes = PG_DETOAST_DATUM_PACKED(key);
-	partition = rd_kafka_msg_partitioner_murmur2(NULL, VARDATA_ANY(bytes), VARSIZE_ANY_EXHDR(bytes),
+	sent = VARDATA_ANY(bytes);
+	length = VARSIZE_ANY_EXHDR(bytes);
+	if (key_format == ES_STORE_TEXT)
+		sent = pg_server_to_any(sent, (int) length, PG_UTF8);
+	if (sent != VARDATA_ANY(bytes))
+		length = strlen(sent);
+	partition = rd_kafka_msg_partitioner_murmur2(NULL, sent, length,
 												 source->partition_count, NULL, NULL);
 	for (int i = 0; i < source->nreplicas; i++)
 		if (source->replicas[i] == partition)
@@ -133,7 +91,7 @@ void
 es_replica_check(const EsStore *store, Datum key)
 {
 	const EsSource *source = load_follower(store->follower);
-	const char *reason = source != NULL ? reason_against(source, key) : NULL;
+	const char *reason = source != NULL ? reason_against(source, store->key_format, key) : NULL;
 
 	if (reason != NULL)
 		ereport(ERROR,

@@ -20,6 +20,8 @@
  * Two keys with one hash (once in 2^64 pairs) may hide each other; the hash has a
  * new seed each time.  A crash: it begins again, what is deleted is deleted.
  *
+ * Its owner needs SELECT on the store beside what a source needs.
+ *
  * Locks: rows of the store, as a DELETE of them takes.
  */
 #include "postgres.h"
@@ -256,6 +258,7 @@ is_the_topics(const EsSource *source, EsStore *store, Datum key)
 	Oid			types[3] = {store->key_format == ES_STORE_BYTES ? BYTEAOID : TEXTOID, TEXTOID, OIDOID};
 	Datum		values[3] = {key, CStringGetTextDatum(source->topic),
 	ObjectIdGetDatum(store->changelog)};
+	EsRoleSwitch saved;
 	bool		result;
 
 	SPI_connect();
@@ -265,16 +268,22 @@ is_the_topics(const EsSource *source, EsStore *store, Datum key)
 	result = SPI_processed > 0;
 	if (result && OidIsValid(store->changelog))
 	{
+		es_role_assume(es_extension_owner(), &saved);
 		es_spi_execute("SELECT FROM eventstore.peek($3::pg_catalog.regclass, $1::pg_catalog.text) e"
 					   " WHERE e.metadata OPERATOR(pg_catalog.->>) 'topic' OPERATOR(pg_catalog.=) $2",
 					   3, types, values, NULL, false, SPI_OK_SELECT);
 		result = SPI_processed > 0;
+		es_role_restore(&saved);
 	}
 	SPI_finish();
 	return result;
 }
 
-/* One transaction; false when the store has been gone through. */
+/*
+ * One transaction; false when the store has been gone through.  As the source's
+ * owner throughout: where a statement is planned, functions of the user's may run
+ * (those in expressions of an index do).
+ */
 static bool
 sweep_chunk(Resync *resync, Datum *last, int64 *deleted)
 {
@@ -292,6 +301,7 @@ sweep_chunk(Resync *resync, Datum *last, int64 *deleted)
 
 	es_run_begin();
 	store = es_store_open(source->target, RowExclusiveLock);
+	es_role_assume(source->owner, &saved);
 	any = next_keys(resync, store, last, &gone, &ngone);
 	changes = palloc0(sizeof(EsStoreChange) * Max(ngone, 1));
 	for (int i = 0; i < ngone; i++)
@@ -303,7 +313,6 @@ sweep_chunk(Resync *resync, Datum *last, int64 *deleted)
 			change->is_delete = true;
 			change->metadata = reason_of(source);
 		}
-	es_role_assume(source->owner, &saved);
 	if (nchanges > 0)
 		es_store_apply(source->target, changes, nchanges, &result);
 	es_role_restore(&saved);

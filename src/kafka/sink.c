@@ -53,6 +53,8 @@
 #define RETRY_SHOWN_MS 500
 /* Where the topic or the broker is not there, until they are asked again. */
 #define AGAIN_MS 1000
+/* The pause after an error of the database, at most. */
+#define PAUSE_LAST_MS (60 * 1000)
 /* What is on its way when the sink is paused gets so long to arrive. */
 #define FINISH_MS 1000
 /* A worker that has lived so long is not failing at its start. */
@@ -580,8 +582,6 @@ get_ready(EsSinkRun *run)
 static void
 run_client(EsSinkRun *run)
 {
-	if (run->pause_first)
-		es_kafka_wait(NULL, 0, AGAIN_MS);
 	run->pause_first = false;
 	run->leave = ES_LEAVE_NOT;
 	run->halt = ES_SINK_GOES_ON;
@@ -595,7 +595,9 @@ run_client(EsSinkRun *run)
 	run->flush_ticket = 0;
 	run->bad = run->single_to = 0;
 	es_sink_rewind(run, run->saved);
-	es_sink_set_state(run, "starting", "");
+	/* A trouble is shown until it is known to be over. */
+	if (run->state[0] == '\0' || strcmp(run->state, "running") == 0)
+		es_sink_set_state(run, "starting", "");
 	open_client(run);
 	if (get_ready(run))
 	{
@@ -607,24 +609,43 @@ run_client(EsSinkRun *run)
 	close_client(run);
 }
 
-/* An error ends the process; the view tells it until the next one starts. */
+/* What is wrong with a right is wrong for long. */
+static void
+show_error(EsSinkRun *run)
+{
+	ErrorData *error;
+
+	MemoryContextSwitchTo(run->scratch);
+	error = CopyErrorData();
+	FlushErrorState();
+	AbortCurrentTransaction();
+	MemoryContextSwitchTo(run->scratch);
+	es_sink_set_state(
+		run, error->sqlerrcode == ERRCODE_INSUFFICIENT_PRIVILEGE ? "denied" : "retrying",
+		error->message);
+}
+
+/* With growing pauses where it ends by an error. */
 static void
 run_client_reporting(EsSinkRun *run)
 {
+	static int pause_ms = 0;
+
 	PG_TRY();
 	{
 		run_client(run);
+		pause_ms = run->pause_first ? AGAIN_MS : 0;
 	}
 	PG_CATCH();
 	{
-		ErrorData *error;
-
-		MemoryContextSwitchTo(run->scratch);
-		error = CopyErrorData();
-		es_worker_report(run->sink->name, "restarting", error->message);
-		PG_RE_THROW();
+		show_error(run);
+		close_client(run);
+		run->leave = ES_LEAVE_AND_RETURN;
+		pause_ms = pause_ms == 0 ? AGAIN_MS : Min(pause_ms * 2, PAUSE_LAST_MS);
 	}
 	PG_END_TRY();
+	if (run->leave != ES_LEAVE_FOR_GOOD && !es_task_pause(pause_ms, &reconnect))
+		run->leave = ES_LEAVE_FOR_GOOD;
 }
 
 static void
@@ -651,15 +672,9 @@ load_if_wanted(EsSinkRun *run, uint32 id, bool first)
 	old = MemoryContextSwitchTo(run->life);
 	loaded = es_sink_load(id);
 	MemoryContextSwitchTo(old);
-	if (loaded != NULL && !loaded->at_home)
-	{
-		es_worker_report(loaded->name, "cloned",
-						 "this is a copy of the server or database that it ran in");
-		loaded = NULL;
-	}
-	if (loaded != NULL && (loaded->paused || loaded->failure != NULL))
-		loaded = NULL;
-	if (loaded != NULL && first && !es_task_note_start(es_sink_key(id)))
+	if (loaded != NULL &&
+		(loaded->paused || loaded->failure != NULL ||
+		 !es_task_may_run(es_sink_key(id), loaded->name, loaded->at_home, first)))
 		loaded = NULL;
 	es_sink_commit(run);
 	return loaded;
@@ -675,6 +690,8 @@ es_sink_main(Datum arg)
 	es_process_begin(key);
 	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, note_server_change, (Datum) 0);
 	CacheRegisterSyscacheCallback(USERMAPPINGOID, note_server_change, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHOID, note_server_change, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, note_server_change, (Datum) 0);
 	run->life = AllocSetContextCreate(TopMemoryContext, "eventstore sink",
 									  ALLOCSET_DEFAULT_SIZES);
 	run->scratch = AllocSetContextCreate(TopMemoryContext, "eventstore sink round",

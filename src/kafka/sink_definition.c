@@ -185,19 +185,13 @@ check_key_function(const char *given)
 {
 	Oid function =
 		DatumGetObjectId(DirectFunctionCall1(regprocedurein, CStringGetDatum(given)));
-	Oid		  result;
-	Oid		 *argtypes;
-	int		  nargs;
-	AclResult allowed;
+	Oid argument;
+	Oid result;
 
 	if (!OidIsValid(function))
 		es_kafka_refuse("key", psprintf("\"%s\" is no function.", given));
-	result = get_func_signature(function, &argtypes, &nargs);
-	allowed = es_function_aclcheck(function, GetUserId(), ACL_EXECUTE);
-	if (allowed != ACLCHECK_OK)
-		aclcheck_error(allowed, OBJECT_FUNCTION, get_func_name(function));
-	if (nargs != 1 || !is_event_type(argtypes[0]) || get_func_retset(function) ||
-		get_func_prokind(function) != PROKIND_FUNCTION ||
+	es_kafka_check_execute(function, GetUserId());
+	if (!es_kafka_function_types(function, &argument, &result) || !is_event_type(argument) ||
 		(result != TEXTOID && result != BYTEAOID))
 		es_kafka_refuse("key", psprintf("%s is not a function of one eventstore.event "
 										"that returns text or bytea.",

@@ -70,27 +70,6 @@ chunk_limit(const EsSinkRun *run)
 	return limit;
 }
 
-/* The event that is known to be bad; false where the sink stops at it. */
-static bool
-pass_bad(EsSinkRun *run)
-{
-	EsPosition position = run->bad;
-
-	if (run->sink->on_error == ES_SINK_STOP)
-	{
-		es_sink_stop_at(run, ES_SINK_AT_EVENT,
-						psprintf("position " INT64_FORMAT ": %s (%s)", position,
-								 run->bad_reason, unpack_sql_state(run->bad_sqlstate)));
-		return false;
-	}
-	if (run->sink->on_error == ES_SINK_PARK)
-		es_sink_park(run, position, run->bad_sqlstate, run->bad_reason);
-	es_worker_count(
-		run->sink->on_error == ES_SINK_PARK ? ES_WORKER_PARKED : ES_WORKER_SKIPPED, 1);
-	run->bad = 0;
-	return true;
-}
-
 /* False where the chunk ends before this event. */
 static bool
 put_event(EsSinkRun *run, EsSinkWriter *writer, TupleTableSlot *slot, size_t *bytes)
@@ -156,18 +135,15 @@ put_events(EsSinkRun *run, EsCollection *coll, EsRead *read)
 		run->current = DatumGetInt64(slot_getattr(slot, ES_ATT_POSITION, &isnull));
 		if (run->current == run->bad)
 		{
-			if (!pass_bad(run))
-				return false;
+			run->at_bad = true;
+			return false;
 		}
-		else
-		{
-			MemoryContextSwitchTo(run->event);
-			put = put_event(run, writer, slot, &bytes);
-			MemoryContextSwitchTo(chunk);
-			MemoryContextReset(run->event);
-			if (!put)
-				return false;
-		}
+		MemoryContextSwitchTo(run->event);
+		put = put_event(run, writer, slot, &bytes);
+		MemoryContextSwitchTo(chunk);
+		MemoryContextReset(run->event);
+		if (!put)
+			return false;
 		note_read(run, run->current, 1);
 		n++;
 	}
@@ -191,6 +167,7 @@ read_chunk(EsSinkRun *run)
 	bool		  end;
 
 	run->current = 0;
+	run->at_bad = false;
 	es_role_assume(run->sink->owner, &saved);
 	coll = es_read_open_collection(run->sink->collection);
 	es_wait_keep(coll, run->read_to, run->sink->query);
@@ -232,6 +209,35 @@ note_error(EsSinkRun *run, const ErrorData *error)
 		es_sink_retry_later(run, "retrying", error->message);
 }
 
+/*
+ * The next event is the one that is known to be bad.  In a transaction of its own,
+ * or the dead letter would go where a later event of the chunk fails.
+ */
+static void
+pass_bad(EsSinkRun *run)
+{
+	EsPosition position = run->bad;
+
+	if (run->sink->on_error == ES_SINK_STOP)
+	{
+		es_sink_stop_at(run, ES_SINK_AT_EVENT,
+						psprintf("position " INT64_FORMAT ": %s (%s)", position,
+								 run->bad_reason, unpack_sql_state(run->bad_sqlstate)));
+		return;
+	}
+	if (run->sink->on_error == ES_SINK_PARK)
+	{
+		es_sink_begin();
+		es_sink_park(run, position, run->bad_sqlstate, run->bad_reason);
+		es_sink_commit(run);
+		es_worker_count(ES_WORKER_PARKED, 1);
+	}
+	else
+		es_worker_count(ES_WORKER_SKIPPED, 1);
+	run->bad = 0;
+	note_read(run, position, 1);
+}
+
 void
 es_sink_read(EsSinkRun *run)
 {
@@ -254,8 +260,11 @@ es_sink_read(EsSinkRun *run)
 		MemoryContextSwitchTo(run->scratch);
 		MemoryContextReset(run->event);
 		note_error(run, error);
+		run->at_bad = false;
 	}
 	PG_END_TRY();
+	if (run->at_bad)
+		pass_bad(run);
 }
 
 void

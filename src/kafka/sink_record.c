@@ -6,7 +6,7 @@
  * neither, so that the delete of a store's changelog is what deletes a key in a
  * compacted topic.  Time: created_at.  Everything else is in headers, as text in
  * UTF-8, their names beginning with "es-": position, id, type, tags (a JSON
- * array), stream and version, metadata (JSON).
+ * array), stream (unless it is the key) and version, metadata (JSON).
  *
  * In the changelog of a store whose keys are bytes the stream is those bytes
  * spelt out; the record's key is the bytes.
@@ -20,6 +20,7 @@
  */
 #include "postgres.h"
 
+#include "kafka/publish.h"
 #include "kafka/sink_record.h"
 
 #include "catalog/pg_collation.h"
@@ -27,6 +28,7 @@
 #include "collection/event.h"
 #include "feed/read.h"
 #include "fmgr.h"
+#include "kafka/argument.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "spi.h"
@@ -35,6 +37,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
+#include "utils/syscache.h"
 #include "utils/typcache.h"
 #include "utils/uuid.h"
 
@@ -48,6 +51,7 @@ struct EsSinkWriter
 			 *byte_keys; /* the store whose changelog this is, if its keys are bytes */
 	bool	  text_body; /* the body is text, in the database's encoding */
 	FmgrInfo  function;
+	Oid		  key_type; /* what it returns */
 	TupleDesc event_desc;
 	bool	  utf8; /* is the database's encoding */
 	EsHeader  headers[HEADERS_MAX];
@@ -56,6 +60,29 @@ struct EsSinkWriter
 	char	  id[UUID_TEXT_LEN];
 	StringInfoData tags;
 };
+
+/* Whoever may make a function anew under its name may give it other types. */
+static void
+find_key_function(EsSinkWriter *writer)
+{
+	const EsSink *sink = writer->sink;
+	Oid			  event = get_rel_type_id(es_extension_relation("event"));
+	Oid			  argument;
+
+	if (!SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(sink->key_function)))
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_FUNCTION),
+						errmsg("function %s does not exist", sink->key_text),
+						errdetail("It is the key of sink \"%s\".", sink->name)));
+	es_kafka_check_execute(sink->key_function, sink->owner);
+	if (!es_kafka_function_types(sink->key_function, &argument, &writer->key_type) ||
+		argument != event || (writer->key_type != TEXTOID && writer->key_type != BYTEAOID))
+		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
+						errmsg("function %s returns neither text nor bytea any more",
+							   sink->key_text),
+						errdetail("It is the key of sink \"%s\".", sink->name)));
+	fmgr_info(sink->key_function, &writer->function);
+	writer->event_desc = lookup_rowtype_tupdesc_copy(event, -1);
+}
 
 EsSinkWriter *
 es_sink_record_begin(const EsSink *sink, const EsCollection *coll)
@@ -72,15 +99,8 @@ es_sink_record_begin(const EsSink *sink, const EsCollection *coll)
 		writer->byte_keys = store->key_format == ES_STORE_BYTES ? store : NULL;
 		writer->text_body = store->format == ES_STORE_TEXT;
 	}
-	if (sink->key != ES_SINK_KEY_FUNCTION)
-		return writer;
-	if (!OidIsValid(sink->key_function))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_FUNCTION),
-						errmsg("function %s does not exist", sink->key_text),
-						errdetail("It is the key of sink \"%s\".", sink->name)));
-	fmgr_info(sink->key_function, &writer->function);
-	writer->event_desc =
-		lookup_rowtype_tupdesc_copy(get_rel_type_id(es_extension_relation("event")), -1);
+	if (sink->key == ES_SINK_KEY_FUNCTION)
+		find_key_function(writer);
 	return writer;
 }
 
@@ -237,7 +257,7 @@ call_key_function(EsSinkWriter *writer, EsRecord *record, TupleTableSlot *slot)
 	result = FunctionCallInvoke(fcinfo);
 	if (fcinfo->isnull)
 		return;
-	if (get_func_rettype(writer->sink->key_function) == BYTEAOID)
+	if (writer->key_type == BYTEAOID)
 	{
 		bytea *bytes = DatumGetByteaPP(result);
 
@@ -328,7 +348,9 @@ make_headers(EsSinkWriter *writer, TupleTableSlot *slot, EsRecord *record)
 	add_tags(writer, record, DatumGetArrayTypeP(values[ES_ATT_TAGS - 1]));
 	if (slot->tts_isnull[ES_ATT_STREAM - 1])
 		return;
-	add_text(writer, record, "es-stream", values[ES_ATT_STREAM - 1]);
+	/* Each header costs as much as the rest of a small record. */
+	if (writer->sink->key != ES_SINK_KEY_STREAM)
+		add_text(writer, record, "es-stream", values[ES_ATT_STREAM - 1]);
 	pg_lltoa(DatumGetInt64(values[ES_ATT_VERSION - 1]), writer->version);
 	add_header(writer, record, "es-version", writer->version, strlen(writer->version));
 }
@@ -351,28 +373,55 @@ metadata_text(Jsonb *metadata, const char *key)
 	return NULL;
 }
 
+static void
+add_text_header(EsSinkWriter *writer, EsRecord *record, const char *name, const char *value)
+{
+	add_header(writer, record, name, value, strlen(value));
+}
+
+/* Of a change by SQL: the record of the source that it came after (publish.c). */
+static void
+add_progress(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
+{
+	const char *topic;
+	int32		partition;
+	int64		offset;
+
+	if (!es_publish_progress(metadata, record, &topic, &partition, &offset))
+		return;
+	record->partition = partition;
+	if (offset < 0)
+		return;
+	add_text_header(writer, record, ES_HEADER_TOPIC, topic);
+	add_text_header(writer, record, ES_HEADER_PARTITION, psprintf("%d", partition));
+	add_text_header(writer, record, ES_HEADER_OFFSET, psprintf(INT64_FORMAT, offset));
+}
+
 /* False where the change came from the topic itself. */
 static bool
 add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 {
-	static const char *const members[][2] = {
-		{"topic", ES_HEADER_TOPIC}, {"partition", ES_HEADER_PARTITION}, {"offset", ES_HEADER_OFFSET}};
-	const char *found[lengthof(members)];
+	const char *topic;
+	const char *partition;
+	const char *offset;
 
 	if (!JB_ROOT_IS_OBJECT(metadata))
 		return true;
-	for (int i = 0; i < lengthof(members); i++)
+	topic = metadata_text(metadata, "topic");
+	partition = metadata_text(metadata, "partition");
+	offset = metadata_text(metadata, "offset");
+	if (topic == NULL || partition == NULL || offset == NULL)
 	{
-		found[i] = metadata_text(metadata, members[i][0]);
-		if (found[i] == NULL)
-			return true;
+		add_progress(writer, record, metadata);
+		return true;
 	}
-	if (strcmp(found[0], writer->sink->topic) == 0)
+	if (strcmp(topic, writer->sink->topic) == 0)
 		return false;
-	for (int i = 0; i < lengthof(members); i++)
-		add_header(writer, record, members[i][1], found[i], strlen(found[i]));
+	add_text_header(writer, record, ES_HEADER_TOPIC, topic);
+	add_text_header(writer, record, ES_HEADER_PARTITION, partition);
+	add_text_header(writer, record, ES_HEADER_OFFSET, offset);
 	/* Who restores a partition of the source looks into the one of that number. */
-	record->partition = pg_strtoint32(found[1]);
+	record->partition = pg_strtoint32(partition);
 	return true;
 }
 
@@ -399,10 +448,10 @@ es_sink_record_make(EsSinkWriter *writer, TupleTableSlot *slot, EsRecord *record
 	record->partition = ES_SINK_ANY_PARTITION;
 	record->headers = writer->headers;
 	make_headers(writer, slot, record);
+	make_key(writer, slot, record);
 	if (!slot->tts_isnull[ES_ATT_METADATA - 1] &&
 		!add_metadata(writer, record, slot->tts_values[ES_ATT_METADATA - 1]))
 		return false;
-	make_key(writer, slot, record);
 	make_value(writer, slot, record);
 	created_at = DatumGetTimestampTz(slot->tts_values[ES_ATT_CREATED_AT - 1]);
 	/* Kafka has no times before 1970, nor infinite ones. */

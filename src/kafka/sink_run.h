@@ -50,6 +50,7 @@ typedef struct EsSinkRun
 	/* An event that cannot be published, and up to where they go one at a time to find it. */
 	EsPosition current; /* the one that is being read */
 	EsPosition bad;		/* 0 = none */
+	bool	   at_bad;	/* and the next one to be read */
 	int		   bad_sqlstate;
 	char	   bad_reason[256];
 	EsPosition single_to;

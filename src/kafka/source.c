@@ -568,22 +568,8 @@ run_client_reporting(EsSourceRun *run)
 static void
 pause_run(EsSourceRun *run)
 {
-	TimestampTz until = es_run_ms_from_now(run->pause_ms);
-
-	while (run->leave != ES_LEAVE_FOR_GOOD && run->pause_ms > 0 && !recheck_server &&
-		   es_worker_pending(ES_WAKE_CONFIG) == 0)
-	{
-		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
-
-		if (left == 0)
-			break;
-		es_kafka_wait(NULL, 0, Min(left, AGAIN_MS));
-		if (es_process_interrupts())
-			run->leave = ES_LEAVE_FOR_GOOD;
-		/* A transaction: it hears of changes to the server. */
-		else if (!es_process_has_extension())
-			break;
-	}
+	if (run->leave != ES_LEAVE_FOR_GOOD && !es_task_pause(run->pause_ms, &recheck_server))
+		run->leave = ES_LEAVE_FOR_GOOD;
 }
 
 static void
@@ -610,15 +596,9 @@ load_if_wanted(EsSourceRun *run, uint32 id, bool first)
 	old = MemoryContextSwitchTo(run->life);
 	loaded = es_source_load(id);
 	MemoryContextSwitchTo(old);
-	if (loaded != NULL && !loaded->at_home)
-	{
-		es_worker_report(loaded->name, "cloned",
-						 "this is a copy of the server or database that it ran in");
-		loaded = NULL;
-	}
-	if (loaded != NULL && (loaded->paused || loaded->failure != NULL))
-		loaded = NULL;
-	if (loaded != NULL && first && !es_task_note_start(es_source_key(id)))
+	if (loaded != NULL &&
+		(loaded->paused || loaded->failure != NULL ||
+		 !es_task_may_run(es_source_key(id), loaded->name, loaded->at_home, first)))
 		loaded = NULL;
 	es_run_commit(run);
 	return loaded;
@@ -636,12 +616,14 @@ es_source_main(Datum arg)
 	SetConfigOption("synchronous_commit", "on", PGC_SUSET, PGC_S_OVERRIDE);
 	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, note_server_change, (Datum) 0);
 	CacheRegisterSyscacheCallback(USERMAPPINGOID, note_server_change, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHOID, note_server_change, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, note_server_change, (Datum) 0);
 	run->life = AllocSetContextCreate(TopMemoryContext, "eventstore source",
 									  ALLOCSET_DEFAULT_SIZES);
 	run->scratch = AllocSetContextCreate(TopMemoryContext, "eventstore source round",
 										 ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(run->scratch);
-	es_store_following = true;
+	es_store_following = key.object;
 	es_worker_set_running();
 
 	while (run->leave != ES_LEAVE_FOR_GOOD)

@@ -141,7 +141,7 @@ flush_count, flush_interval: a batch is written when it has so many records, or 
 changelog_topic: every change of the store, by the source or by SQL, is published there after it has committed, for each key in order, in the partition of the source''s number. Partitions that were not read here before are restored from it first, and the source goes on behind what was restored. replica_partitions: partitions of the changelog topic that are followed; keys in these cannot be changed by SQL (55000).
 mode: ''primary''; ''replica'' follows the changelog topic alone (its partitions are those in partitions), and the store takes no other changes; ''relay'' publishes what it reads to the changelog topic (each key''s records in order; twice where the worker dies in between) and has no target (null).
 consumer_properties, producer_properties, changelog_properties: properties of librdkafka beside those of the server and of the user mapping.
-Errors: 42710 the name is taken; 22023 a bad value, with librdkafka''s words; 22004 null; 42704 no such server; 42809 not a server of eventstore_kafka; 42501 no USAGE on the server, no right to write the target or to call the transform; 42804 formats that do not fit; LG006, LG007 the target is neither store nor collection.';
+Errors: 42710 the name is taken; 22023 a bad value, with librdkafka''s words; 22004 null; 42704 no such server; 42809 not a server of eventstore_kafka; 42501 no USAGE on the server, no right to write the target or to call the transform, not the owner of a store that is to follow a changelog topic; 42804 formats that do not fit; LG006, LG007 the target is neither store nor collection.';
 
 CREATE FUNCTION eventstore.drop_source(name text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -182,7 +182,7 @@ CREATE FUNCTION eventstore.resync(name text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_resync_source';
 COMMENT ON FUNCTION eventstore.resync(text) IS
-'Has a source of a store look for keys that its topic has no more, and remove them: a compacted topic forgets deleted keys, and a source that did not run meanwhile does not hear of it. Returns at once; the state in view sources is "resyncing" until the topic has been read once (nothing new is written meanwhile) and the store gone through. Keys that SQL changed last stay; in a store without a changelog, which cannot tell, they go, too. Needs about 50 bytes of memory for each key.
+'Has a source of a store look for keys that its topic has no more, and remove them: a compacted topic forgets deleted keys, and a source that did not run meanwhile does not hear of it. Returns at once; the state in view sources is "resyncing" until the topic has been read once (nothing new is written meanwhile) and the store gone through. Keys that SQL changed last stay; in a store without a changelog, which cannot tell, they go, too. Needs SELECT on the store, and about 50 bytes of memory for each key.
 Errors: LG007 no such source; 42501 not the owner; 55000 the source feeds no store, follows a changelog topic, or has a group_id; 22004 null.';
 
 CREATE FUNCTION eventstore.retry_dead_letters(
@@ -217,7 +217,8 @@ CREATE FUNCTION eventstore.source_shown(owner oid, target oid) RETURNS boolean
 LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
 	SELECT pg_catalog.pg_has_role(source_shown.owner, 'USAGE') OR
-		COALESCE(eventstore.collection_shown(source_shown.target), false);
+		COALESCE(eventstore.collection_shown(source_shown.target) AND
+			NOT pg_catalog.row_security_active(source_shown.target), false);
 END;
 COMMENT ON FUNCTION eventstore.source_shown(oid, oid) IS
-'May the caller see a source of this owner with this target?';
+'May the caller see a source of this owner with this target? Its messages and dead letters hold keys and values, so not where row-level security hides rows of the target from him.';

@@ -19,6 +19,7 @@
  */
 #include "postgres.h"
 
+#include "kafka/client.h"
 #include "kafka/task.h"
 
 #include "access/xact.h"
@@ -26,6 +27,7 @@
 #include "catalog/pg_type.h"
 #include "collection/inventory.h"
 #include "common/hashfn.h"
+#include "compat.h"
 #include "errors.h"
 #include "feed/subscription.h"
 #include "feed/wait.h"
@@ -39,13 +41,18 @@
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/memutils.h"
+#include "utils/rls.h"
 #include "utils/timestamp.h"
+#include "worker/process.h"
 
 PG_FUNCTION_INFO_V1(es_kafka_pause);
 PG_FUNCTION_INFO_V1(es_kafka_resume);
 PG_FUNCTION_INFO_V1(es_kafka_flush);
 PG_FUNCTION_INFO_V1(es_wait_for_source);
 PG_FUNCTION_INFO_V1(es_kafka_workers);
+
+/* How long a pause goes on without hearing of changes. */
+#define PAUSE_STEP_MS 1000
 
 /* So many starts in a row without any progress, and it has failed. */
 #define STARTS_MAX 10
@@ -101,6 +108,8 @@ run_for(EsWorkerKey key, const char *format, int expected, bool *result)
 bool
 es_task_hold(EsWorkerKey key)
 {
+	/* A function of the user's may have called pg_advisory_unlock_all(). */
+	es_task_own(key);
 	return run_for(key,
 				   "SELECT FROM eventstore.%s t WHERE t.id = $1 AND NOT t.paused"
 				   " AND t.failure IS NULL AND t.system_identifier = $2"
@@ -138,10 +147,43 @@ es_task_own(EsWorkerKey key)
 	LOCKTAG tag;
 
 	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, key.object, 0, OWNER_LOCK);
+	if (es_lock_held_by_me(&tag, ExclusiveLock))
+		return;
 	if (LockAcquire(&tag, ExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
 		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 						errmsg("another process runs Kafka %s %u", es_task_noun(key.kind),
 							   key.object)));
+}
+
+bool
+es_task_may_run(EsWorkerKey key, const char *name, bool at_home, bool first)
+{
+	if (at_home)
+		return !first || es_task_note_start(key);
+	es_worker_report(name, "cloned",
+					 "this is a copy of the server or database that it ran in");
+	return false;
+}
+
+bool
+es_task_pause(int pause_ms, const bool *changed)
+{
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pause_ms);
+
+	while (pause_ms > 0 && !*changed && es_worker_pending(ES_WAKE_CONFIG) == 0)
+	{
+		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+
+		if (left == 0)
+			break;
+		es_kafka_wait(NULL, 0, Min(left, PAUSE_STEP_MS));
+		if (es_process_interrupts())
+			return false;
+		/* A transaction: it hears of changes to the server. */
+		if (!es_process_has_extension())
+			break;
+	}
+	return true;
 }
 
 /* ---------------------------------------------------------------------------
@@ -251,7 +293,8 @@ bool
 es_task_may_see(Oid owner, Oid collection)
 {
 	return has_privs_of_role(GetUserId(), owner) ||
-		   (OidIsValid(collection) && es_may_see(collection));
+		   (OidIsValid(collection) && es_may_see(collection) &&
+			check_enable_rls(collection, InvalidOid, true) != RLS_ENABLED);
 }
 
 void

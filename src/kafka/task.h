@@ -58,6 +58,18 @@ extern char *es_task_text(const char *name, MemoryContext context);
 extern void es_task_own(EsWorkerKey key);
 
 /*
+ * Is what was loaded for it to run here?  Shows what is against it, and notes the
+ * start of a worker ('first').
+ */
+extern bool es_task_may_run(EsWorkerKey key, const char *name, bool at_home, bool first);
+
+/*
+ * Waits, less where its row or '*changed' (by an invalidation) changes, or the
+ * extension goes; false where the process is to end.  No transaction.
+ */
+extern bool es_task_pause(int pause_ms, const bool *changed);
+
+/*
  * Locks the row against pause() and drop to the end of the transaction; false
  * where it is paused, failed, gone, or to run elsewhere.
  */

@@ -19,6 +19,7 @@
 #include "catalog/pg_type.h"
 #include "collection/append.h"
 #include "collection/collection.h"
+#include "kafka/argument.h"
 #include "miscadmin.h"
 #include "store/batch.h"
 #include "utils/array.h"
@@ -34,6 +35,36 @@ struct EsDecoded
 	bool		has_value;
 	bool		dropped;
 };
+
+/*
+ * Whoever may make the function anew under its name may give it other types, and
+ * what it returns would be taken for what it is not.
+ */
+static void
+find_transform(EsWriter *writer)
+{
+	const EsSource *source = writer->source;
+	Oid			argument;
+	Oid			result;
+
+	if (!SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(source->transform)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("function %s does not exist", source->transform_name),
+				 errdetail("It is the transform of source \"%s\".", source->name)));
+	es_kafka_check_execute(source->transform, source->owner);
+	if (!es_kafka_function_types(source->transform, &argument, &result) ||
+		argument != es_store_type(source->value_format) ||
+		(source->is_store ? result != es_store_type(writer->stored_format) :
+		 result != JSONBOID && result != TEXTOID && result != BYTEAOID))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("transform %s does not fit", source->transform_name),
+				 errdetail("It returns another type than when source \"%s\" was created.",
+						   source->name)));
+	fmgr_info(source->transform, &writer->transform);
+	writer->result_type = result;
+}
 
 EsWriter *
 es_writer_begin(const EsSource *source)
@@ -52,15 +83,7 @@ es_writer_begin(const EsSource *source)
 	}
 	writer->event_type = cstring_to_text(source->topic);
 	if (source->transform_name != NULL)
-	{
-		if (!SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(source->transform)))
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_FUNCTION),
-					 errmsg("function %s does not exist", source->transform_name),
-					 errdetail("It is the transform of source \"%s\".", source->name)));
-		fmgr_info(source->transform, &writer->transform);
-		writer->result_type = get_func_rettype(source->transform);
-	}
+		find_transform(writer);
 	return writer;
 }
 

@@ -322,6 +322,17 @@ check_following(const EsStore *store, const EsRowChange *change)
 		es_store_follow_hook(store, change->new.key);
 }
 
+/* The rows are locked: what the store's source had done with them before is done. */
+static void
+set_origin(const EsStore *store, EsRowChange *changes, int nchanges)
+{
+	Jsonb	   *origin = es_store_origin_hook(store);
+
+	for (int i = 0; i < nchanges; i++)
+		if (changes[i].metadata == NULL)
+			changes[i].metadata = origin;
+}
+
 void
 es_store_record_rows(const EsStore *store, Relation rel, EsRowChange *changes,
 					 int nchanges)
@@ -330,9 +341,11 @@ es_store_record_rows(const EsStore *store, Relation rel, EsRowChange *changes,
 	EsAppend	append = {0};
 
 	es_require_preloaded();
-	if (store->follower != 0 && !es_store_following)
+	if (store->follower != 0 && store->follower != es_store_following)
 		for (int i = 0; i < nchanges; i++)
 			check_following(store, &changes[i]);
+	if (store->publisher != 0 && store->publisher != es_store_following)
+		set_origin(store, changes, nchanges);
 	recording.put = cstring_to_text("put");
 	recording.delete = cstring_to_text("delete");
 	recording.parts =

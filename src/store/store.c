@@ -45,7 +45,8 @@
 #include "utils/syscache.h"
 
 EsStoreFollowHook es_store_follow_hook = NULL;
-bool		es_store_following = false;
+EsStoreOriginHook es_store_origin_hook = NULL;
+uint32		es_store_following = 0;
 
 static HTAB *stores = NULL;
 
@@ -162,6 +163,8 @@ load_row(EsStore *store)
 	store->key_format = format_of(values[ES_STORE_CATALOG_KEY_FORMAT - 1]);
 	store->follower = nulls[ES_STORE_CATALOG_FOLLOWER - 1] ? 0 :
 		DatumGetInt32(values[ES_STORE_CATALOG_FOLLOWER - 1]);
+	store->publisher = nulls[ES_STORE_CATALOG_PUBLISHER - 1] ? 0 :
+		DatumGetInt32(values[ES_STORE_CATALOG_PUBLISHER - 1]);
 	heap_freetuple(tuple);
 	return true;
 }

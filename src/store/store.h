@@ -14,6 +14,7 @@
 #include "executor/spi.h"
 #include "executor/tuptable.h"
 #include "storage/lock.h"
+#include "utils/jsonb.h"
 #include "utils/relcache.h"
 #include "worker/listeners.h"
 #include "utils/snapshot.h"
@@ -55,6 +56,7 @@ typedef struct EsStore
 	EsStoreFormat key_format;	/* text or bytes */
 	Oid			changelog;		/* InvalidOid without one */
 	uint32		follower;		/* the Kafka source by which it follows another store; 0 */
+	uint32		publisher;		/* the one that has its changes published; 0 */
 	EsChannel	reads_channel;	/* who listens to it hears of reads; 0 = nobody does */
 	int			running;		/* executions of the plans, which may be nested */
 	SPIPlanPtr	plans[ES_STORE_NSTATEMENTS];	/* NULL until needed */
@@ -104,12 +106,16 @@ extern bool es_store_find(const EsStore *store, Relation rel, Datum key, Snapsho
 
 /*
  * A store that follows another one is changed only by who follows (he sets
- * es_store_following); all others' changes are checked by the hook, which raises
+ * es_store_following to the follower's id); all others' changes are checked by the hook, which raises
  * an error for a key that is not theirs.
  */
 typedef void (*EsStoreFollowHook) (const EsStore *store, Datum key);
 extern EsStoreFollowHook es_store_follow_hook;
-extern bool es_store_following;
+extern uint32 es_store_following;
+
+/* The metadata of a change that is not such a worker's, of a store that is published. */
+typedef Jsonb *(*EsStoreOriginHook) (const EsStore *store);
+extern EsStoreOriginHook es_store_origin_hook;
 
 /* Runs a prepared statement; between SPI_connect and SPI_finish. */
 extern void es_store_execute(EsStore *store, EsStoreStatement statement, Datum *values,

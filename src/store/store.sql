@@ -11,7 +11,8 @@ CREATE TABLE eventstore.store_catalog (
 	changelog regclass UNIQUE,
 	format text NOT NULL,
 	key_format text NOT NULL,
-	follower integer
+	follower integer,
+	publisher integer
 );
 COMMENT ON TABLE eventstore.store_catalog IS
 'The stores of this database with their changelogs and formats. Internal.';

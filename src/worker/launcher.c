@@ -335,6 +335,11 @@ start_worker(EsWorkerKey key)
 	snprintf(worker.bgw_name, BGW_MAXLEN, "eventstore %s", es_worker_kind_name(key.kind));
 	strlcpy(worker.bgw_type, worker.bgw_name, BGW_MAXLEN);
 
+	if (!es_worker_has_room(key))
+	{
+		es_worker_set_no_slot(key);
+		return;
+	}
 	/* Before it can run: it finds its slot by the key. */
 	es_worker_set_starting(key);
 	MemoryContextSwitchTo(life_context);

@@ -165,6 +165,12 @@ extern EsWorkerKey es_worker_due(TimestampTz now, long *wait_ms);
 extern void es_worker_set_starting(EsWorkerKey key);
 extern void es_worker_set_no_slot(EsWorkerKey key);
 
+/*
+ * May it have a process?  Sources and sinks leave some of max_worker_processes to
+ * the databases' own workers, which may come later.
+ */
+extern bool es_worker_has_room(EsWorkerKey key);
+
 /* The process that was started is gone. */
 extern void es_worker_ended(EsWorkerKey key);
 

@@ -70,6 +70,11 @@
  * so max_worker_processes is the smaller limit.
  */
 #define SLOT_COUNT			512
+/* Of these, for sources and sinks, which any user with a server can make: the
+ * databases' own workers are to have theirs. */
+#define TASK_SLOTS			(SLOT_COUNT / 2)
+/* Processes that are no database's: our launcher, and that of logical replication. */
+#define LAUNCHERS			2
 
 /* A worker that lived so long is not failing at its start. */
 #define STABLE_MS			(60 * 1000)
@@ -222,6 +227,46 @@ find_free_slot(void)
 	return NULL;
 }
 
+static bool
+is_task(EsWorkerKind kind)
+{
+	return kind == ES_WORKER_SOURCE || kind == ES_WORKER_SINK;
+}
+
+/* Of sources and sinks, or of the others; all of them, or those with a process.  With the lock. */
+static int
+count_slots(bool tasks, bool with_process)
+{
+	int			n = 0;
+
+	for (int i = 0; i < SLOT_COUNT; i++)
+	{
+		WorkerSlot *slot = &control->slots[i];
+
+		if (OidIsValid(pg_atomic_read_u32(&slot->database)) &&
+			is_task(key_of(slot).kind) == tasks &&
+			(!with_process || slot->pid != 0 || get_state(slot) == ES_WORKER_STARTING))
+			n++;
+	}
+	return n;
+}
+
+bool
+es_worker_has_room(EsWorkerKey key)
+{
+	int			others;
+	int			tasks;
+
+	if (!is_task(key.kind))
+		return true;
+	LWLockAcquire(control->lock, LW_SHARED);
+	others = count_slots(false, true);
+	tasks = count_slots(true, true);
+	LWLockRelease(control->lock);
+	/* The first database's two may not have begun. */
+	return tasks == 0 || tasks < max_worker_processes - LAUNCHERS - Max(others, 2);
+}
+
 /* A free slot, or one of a database without the extension.  With the lock. */
 static WorkerSlot *
 find_unused_slot(void)
@@ -248,7 +293,7 @@ claim_slot(EsWorkerKey key)
 	if (slot != NULL)
 		return slot;
 	slot = find_unused_slot();
-	if (slot == NULL)
+	if (slot == NULL || (is_task(key.kind) && count_slots(true, false) >= TASK_SLOTS))
 	{
 		pg_atomic_write_u32(&control->full, 1);
 		return NULL;
@@ -828,7 +873,17 @@ time_until_due(const WorkerSlot *slot, EsWorkerState state, TimestampTz now)
 	return TimestampDifferenceMilliseconds(now, Max(due, slot->held_until));
 }
 
-/* Of two that are due, the one whose appenders have asked goes first. */
+/* Of two that are due: a database's own worker, then the one that somebody has asked for. */
+static bool
+goes_before(WorkerSlot *slot, WorkerSlot *other)
+{
+	bool		task = is_task(key_of(slot).kind);
+
+	if (task != is_task(key_of(other).kind))
+		return !task;
+	return pg_atomic_read_u32(&slot->pending) != 0 && pg_atomic_read_u32(&other->pending) == 0;
+}
+
 EsWorkerKey
 es_worker_due(TimestampTz now, long *wait_ms)
 {
@@ -854,8 +909,7 @@ es_worker_due(TimestampTz now, long *wait_ms)
 			starting = true;
 		if (until > 0)
 			*wait_ms = Min(*wait_ms, until);
-		else if (until == 0 && (chosen == NULL || (pg_atomic_read_u32(&chosen->pending) == 0 &&
-												   pg_atomic_read_u32(&slot->pending) != 0)))
+		else if (until == 0 && (chosen == NULL || goes_before(slot, chosen)))
 			chosen = slot;
 	}
 	if (chosen != NULL)

@@ -23,7 +23,7 @@ logs=$repo/build/logs
 work=
 run=
 server_user=
-# What runs at exit; one who sets another calls clean_work there.
+# What runs at exit; one who sets another calls clean_work, or end_work, there.
 at_exit=end_work
 PG_CONFIG=${PG_CONFIG:-pg_config}
 
@@ -106,9 +106,10 @@ clean_work()
 	rm -rf "$work"
 }
 
+# end_work [STATUS]
 end_work()
 {
-	local status=$?
+	local status=${1:-$?}
 	trap - EXIT
 	if [ "$status" -ne 0 ] && [ -f "$run/server.log" ]; then
 		mkdir -p "$logs"
@@ -136,12 +137,12 @@ copy_programs()
 	done
 }
 
-# One build at a time in a work tree; its objects are shared by all who call make.
-build_extension()
+# build TARGET...: one at a time in a work tree; its objects are shared by all who call make.
+build()
 {
 	mkdir -p "$logs"
 	if ! flock "$repo/build/.lock" \
-		make -C "$repo" -j"$(nproc)" PG_CONFIG="$PG_CONFIG" DESTDIR="$stage" install \
+		make -C "$repo" -j"$(nproc)" PG_CONFIG="$PG_CONFIG" DESTDIR="$stage" "$@" \
 		>"$logs/build.log" 2>&1; then
 		tail -n 30 "$logs/build.log" >&2
 		printf '%s\n' "The build failed; all of it is in ${logs#"$repo"/}/build.log" >&2
@@ -161,7 +162,7 @@ stage_postgres()
 	link_tree "$sharedir"
 	# The machine's own eventstore, if there is one, is not the one under test.
 	rm -f "$stage$pkglibdir"/eventstore.so "$stage$sharedir"/extension/eventstore[.-]*
-	build_extension
+	build install
 	bindir=$stage$programs
 	export PATH=$bindir:$PATH
 }
@@ -173,6 +174,7 @@ write_settings()
 		"unix_socket_directories = '$run/socket'" \
 		"port = $PGPORT" \
 		"shared_preload_libraries = 'eventstore'" \
+		"max_worker_processes = 16" \
 		"$@"
 }
 

@@ -5,6 +5,7 @@
  *
  *   produce TOPIC                    records from the input, a line each
  *   generate TOPIC COUNT [WORD=N]... records made by formula, see below
+ *   grid TOPIC TENANTS ITEMS HASHES  one for each combination, see below
  *   consume TOPIC [PARTITION] [FROM] from an offset (the first one) to the end
  *   create TOPIC PARTITIONS [NAME=VALUE]...   with its configuration
  *   alter TOPIC NAME=VALUE...        what is not named becomes the default
@@ -38,6 +39,9 @@
  * (31 i^2 + 17 i) mod 1000003 mod "keys" (100000), and a value {"i": i, "pad":
  * "xx…"} of "size" (100) bytes; with "tombstones" = n, each n-th record's value
  * is null (i mod n = n - 1).  SQL can say the same of what must have come.
+ *
+ * grid: the key "1/T/I/H" and the value {"tenant": T, "item": I, "hash": H}, all
+ * counted from 0, the tenants in turn.
  */
 #include <ctype.h>
 #include <errno.h>
@@ -523,6 +527,14 @@ word(int count, char **arguments, const char *name, int64_t otherwise)
 	return otherwise;
 }
 
+static rd_kafka_t *
+open_bulk_producer(void)
+{
+	default_property("linger.ms", "20");
+	default_property("batch.num.messages", "50000");
+	return open_producer();
+}
+
 static void
 generate(int count, char **arguments)
 {
@@ -535,9 +547,7 @@ generate(int count, char **arguments)
 	char	   *value = malloc(size + 64);
 	char		key[32];
 
-	default_property("linger.ms", "20");
-	default_property("batch.num.messages", "50000");
-	producer = open_producer();
+	producer = open_bulk_producer();
 	for (int64_t i = first; i < first + records; i++)
 	{
 		Record record = {.partition = RD_KAFKA_PARTITION_UA};
@@ -553,6 +563,37 @@ generate(int count, char **arguments)
 		memcpy(value + length, "\"}", 2);
 		if (tombstones == 0 || i % tombstones != tombstones - 1)
 			record.value = (Bytes){value, length + 2};
+		send_record(producer, arguments[0], &record);
+	}
+	flush_all(producer);
+	printf("%ld\n", atomic_load(&delivered));
+}
+
+static void
+produce_grid(int count, char **arguments)
+{
+	rd_kafka_t *producer = open_bulk_producer();
+	int64_t		tenants = number_of(arguments[1]);
+	int64_t		items = number_of(arguments[2]);
+	int64_t		hashes = number_of(arguments[3]);
+
+	(void) count;
+	for (int64_t i = 0; i < tenants * items * hashes; i++)
+	{
+		Record	  record = {.partition = RD_KAFKA_PARTITION_UA};
+		char	  key[80];
+		char	  value[120];
+		long long tenant = i % tenants;
+		long long item = i / tenants % items;
+		long long hash = i / tenants / items;
+
+		record.key.start = key;
+		record.key.length =
+			(size_t) snprintf(key, sizeof(key), "1/%lld/%lld/%lld", tenant, item, hash);
+		record.value.start = value;
+		record.value.length = (size_t) snprintf(
+			value, sizeof(value), "{\"tenant\": %lld, \"item\": %lld, \"hash\": %lld}",
+			tenant, item, hash);
 		send_record(producer, arguments[0], &record);
 	}
 	flush_all(producer);
@@ -895,6 +936,7 @@ static const struct
 	void (*run)(int count, char **arguments);
 } commands[] = {{"produce", 1, produce},
 				{"generate", 2, generate},
+				{"grid", 4, produce_grid},
 				{"consume", 1, consume},
 				{"create", 2, create_topic},
 				{"alter", 2, alter_topic},

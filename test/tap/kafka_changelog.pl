@@ -105,6 +105,24 @@ query("SELECT eventstore.create_source('newer', 'k', 'new', 'newer', changelog_t
 caught_up('newer');
 is(in_store('newer'), 'k0="by SQL" k1=1 k2="newer" k3=3 k4=4 k5=5 k7=7', 'keeps it; the rest is restored');
 
+# ---- a change by SQL that an older record must not undo ------------------------------------------
+
+$mock->create_topic('same', 1);
+$mock->create_topic('same-changelog', 1);
+query("SELECT eventstore.create_store('same')");
+query("SELECT eventstore.create_source('same', 'k', 'same', 'same', changelog_topic => 'same-changelog', $fast)");
+$mock->produce('same', [ 'k', 1 ]);
+caught_up('same');
+$mock->produce('same', [ 'k', 1 ]);
+caught_up('same');
+query("SELECT eventstore.put('same', 'k', '2')");
+$mock->await('it is published', sub { published('same-changelog') eq 'k=2' });
+query("SELECT eventstore.create_store('again')");
+query("SELECT eventstore.drop_source('same')");
+query("SELECT eventstore.create_source('again', 'k', 'same', 'again', changelog_topic => 'same-changelog', $fast)");
+caught_up('again');
+is(in_store('again'), 'k=2', 'the record that changed nothing is not read again');
+
 # ---- a replica -------------------------------------------------------------------------------
 
 query("SELECT eventstore.create_store('copy')");

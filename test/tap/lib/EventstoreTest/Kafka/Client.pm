@@ -130,6 +130,13 @@ sub produce_many
 	return $self->run('', 'generate', $topic, $count, (map { "$_=$words{$_}" } sort keys %words), $options);
 }
 
+# One for each combination, see there.
+sub produce_grid
+{
+	my ($self, $topic, $tenants, $items, $hashes, $options) = @_;
+	return $self->run('', 'grid', $topic, $tenants, $items, $hashes, $options // {});
+}
+
 # All records up to the end of each partition, by partition and offset; options
 # partition and from, and uncommitted => 1 to see what no transaction has committed.
 sub consume

@@ -1,0 +1,152 @@
+"""What goes through a source or a sink, how fast, and how late."""
+import statistics
+import subprocess
+import time
+
+import psycopg
+from lib import cpu, options, report, server
+from lib.kafka_topic import KEYS, RIG, SIZE_BYTES, Broker, Topic
+
+RECORDS = 20_000 if options.QUICK else 500_000
+RESTORED_KEYS = 10_000 if options.QUICK else 1_000_000
+PINGS = 20 if options.QUICK else 300
+LIMIT_SECONDS = 600
+
+
+def await_answer(session, query):
+    """Until the answer is true; when it was asked."""
+    end = time.time() + LIMIT_SECONDS
+    while time.time() < end:
+        asked = time.time()
+        if session.execute(query).fetchone()[0]:
+            return asked
+        time.sleep(0.005)
+    raise SystemExit(f"not so after {LIMIT_SECONDS} s: {query}")
+
+
+def connect():
+    return psycopg.connect("", autocommit=True)
+
+
+class Flow:
+    """Records go from somewhere to somewhere; the first one seen starts the clock."""
+
+    def __init__(self, name, records, begin, first, last, end):
+        self.name, self.records = name, records
+        self.begin, self.first, self.last, self.end = begin, first, last, end
+        self.cpu = self.memory_mb = None
+
+    def run(self, postmaster):
+        with connect() as session:
+            session.execute("CHECKPOINT")
+            session.execute(self.begin)
+            began = await_answer(session, self.first)
+            used = cpu.seconds(postmaster)
+            ended = await_answer(session, self.last)
+            self.cpu = (cpu.seconds(postmaster) - used) / self.records * 1e6
+            for statement in self.end:
+                session.execute(statement)
+        return self.records / max(ended - began, 0.001)
+
+
+def source(topic, target, **options_):
+    more = "".join(f", {name} => {value}" for name, value in options_.items())
+    return f"SELECT eventstore.create_source('s', 'bench', '{topic.name}', '{target}'{more});"
+
+
+def into_collection(topic, title, **options_):
+    return Flow(f"topic into a collection, {title}", topic.records,
+                "SELECT eventstore.create_collection('log'); " + source(topic, "log", **options_),
+                "SELECT eventstore.head('log') > 0",
+                f"SELECT eventstore.head('log') >= {topic.records}",
+                ["SELECT eventstore.drop_source('s')", "SELECT eventstore.drop_collection('log')"])
+
+
+def into_store(topic, title, changelog):
+    return Flow(f"topic into a store, {title}", topic.records,
+                f"SELECT eventstore.create_store('kv', changelog => {changelog}); " + source(topic, "kv"),
+                "SELECT count(*) > 0 FROM eventstore.source_partitions WHERE position > 0",
+                f"SELECT sum(position) = {topic.records} FROM eventstore.source_partitions",
+                ["SELECT eventstore.drop_source('s')", "SELECT eventstore.drop_store('kv')"])
+
+
+def out_of_collection(topic, title, events, exactly_once):
+    return Flow(f"collection to a topic, {title}", events,
+                f"SELECT eventstore.create_sink('k', 'bench', '{topic}', 'events', exactly_once => {exactly_once})",
+                "SELECT position > 0 FROM eventstore.sinks WHERE name = 'k'",
+                f"SELECT position >= {events} FROM eventstore.sinks WHERE name = 'k'",
+                ["SELECT eventstore.drop_sink('k')"])
+
+
+def restore(topic):
+    return Flow(f"restore of {topic.expected[0]:,} keys from a changelog topic", topic.records,
+                "SELECT eventstore.create_store('restored'); "
+                "SELECT eventstore.create_source('r', 'bench', 'nothing', 'restored', mode => 'replica',"
+                f" changelog_topic => '{topic.name}')",
+                "SELECT count(*) > 0 FROM eventstore.source_partitions WHERE source = 'r' AND position > 0",
+                f"SELECT sum(position) = {topic.records} FROM eventstore.source_partitions WHERE source = 'r'",
+                ["SELECT eventstore.drop_source('r')", "SELECT eventstore.drop_store('restored')"])
+
+
+def latency(broker):
+    """Milliseconds from the call that produces a record to the first look that shows its value."""
+    broker.client("create", "pings", 1)
+    times = []
+    with connect() as session:
+        session.execute("SELECT eventstore.create_store('pinged', 'text')")
+        session.execute("SELECT eventstore.create_source('p', 'bench', 'pings', 'pinged', flush_interval => '1 ms')")
+        session.execute("SELECT eventstore.wait_for_source('p')")
+        producer = subprocess.Popen([RIG / "client", "-b", broker.address, "-X", "linger.ms=0", "produce", "pings"],
+                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for number in range(PINGS):
+            began = time.time()
+            producer.stdin.write(f"key=k\tvalue={number}\n!flush\n")
+            producer.stdin.flush()
+            producer.stdout.readline()
+            while session.execute("SELECT eventstore.get_text('pinged', 'k')").fetchone()[0] != str(number):
+                pass
+            times.append((time.time() - began) * 1000)
+        producer.stdin.close()
+        producer.wait()
+        memory = cpu.peak_memory_mb(session.execute("SELECT pid FROM eventstore.sources WHERE name = 'p'").fetchone()[0])
+        session.execute("SELECT eventstore.drop_source('p')")
+        session.execute("SELECT eventstore.drop_store('pinged')")
+    times.sort()
+    return statistics.median(times), times[int(len(times) * 0.99)], memory
+
+
+def main():
+    postmaster = int(server.sql("SELECT split_part(pg_read_file('postmaster.pid'), E'\\n', 1)"))
+    broker = Broker()
+    server.sql(f"""CREATE SERVER bench FOREIGN DATA WRAPPER eventstore_kafka
+        OPTIONS ("bootstrap.servers" '{broker.address}')""")
+    topic = Topic(broker, 4, RECORDS)
+    keys = Topic(broker, 4, RESTORED_KEYS, keys=RESTORED_KEYS)
+    broker.client("create", "out", 4)
+    server.make_collection("events")
+    server.fill("events", RECORDS, 10_000)
+
+    flows = [into_collection(topic, "the key as stream"),
+             into_collection(topic, "the key as tag", key_as="'tag'"),
+             into_store(topic, "with changelog", "true"),
+             into_store(topic, "without changelog", "false"),
+             out_of_collection("out", "at least once", RECORDS, "false"),
+             out_of_collection("out", "exactly once", RECORDS, "true"),
+             restore(keys)]
+    figures = report.measure({flow.name: lambda flow=flow: flow.run(postmaster) for flow in flows})
+    lines = [[flow.name, report.median(figures, flow.name), f"{flow.cpu:.1f}"] for flow in flows]
+    middle, late, memory = latency(broker)
+    report.write("kafka_flow", "Kafka: what goes through", [
+        f"Records of {SIZE_BYTES} bytes, JSON, {KEYS:,} keys, 4 partitions; events of 100 bytes with three tags in"
+        " 10,000 streams. CPU is PostgreSQL's, without the broker's; of the last round.",
+        report.table(["flow", "records/s", "CPU seconds per million"], lines),
+        report.table(["produced to visible, one record at a time, flush_interval 1 ms", "ms"],
+                     [["median", f"{middle:.1f}"], ["99 %", f"{late:.1f}"],
+                      ["worker's peak memory, MB, shared memory included", f"{memory:.0f}"]])],
+        [["topic into a collection", report.at_least(figures, flows[1].name, 250_000), "250,000/s"],
+         ["collection to a topic", report.at_least(figures, flows[4].name, 200_000), "200,000/s"],
+         ["restore", report.at_least(figures, flows[6].name, 400_000), "400,000/s"],
+         ["produced to visible", f"{middle:.1f} ms" + ("" if middle < 15 else " (missed)"), "15 ms"]])
+
+
+main()

@@ -1,0 +1,175 @@
+# Sinks against a real broker: transactions, fences, and what is killed meanwhile.
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+
+use EventstoreTest;
+use EventstoreTest::Kafka;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $kafka = kafka_broker();
+my $node = new_server('sink', settings => [ 'max_worker_processes = 24', 'fsync = on', 'restart_after_crash = on' ]);
+my $address = $kafka->address;
+
+sub query { return $node->safe_psql('postgres', $_[0]); }
+
+sub position_of
+{
+	my ($record) = @_;
+	my %headers = @{ $record->{headers} };
+	return $headers{'es-position'};
+}
+
+# What the topic has of which positions: position => how often; and whether each key is in order.
+sub tally
+{
+	my ($topic) = @_;
+	my (%count, %last);
+	my $ordered = 1;
+
+	foreach my $record ($kafka->consume($topic))
+	{
+		my $position = position_of($record);
+		$count{$position}++;
+		$ordered = 0 if $position <= ($last{ $record->{key} } // 0);
+		$last{ $record->{key} } = $position;
+	}
+	return (\%count, $ordered);
+}
+
+sub appended
+{
+	return split /\n/, query('SELECT position FROM eventstore.read($$c$$)');
+}
+
+query(qq(CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '$address')));
+query("SELECT eventstore.create_collection('c')");
+$kafka->create_topic($_, 3) foreach qw(once least fenced);
+query("SELECT eventstore.create_sink('once', 'k', 'once', 'c', exactly_once => true, flush_count => 40, flush_interval => '20 ms')");
+query("SELECT eventstore.create_sink('least', 'k', 'least', 'c', flush_interval => '50 ms')");
+
+# ---- whatever is killed ----------------------------------------------------------------
+
+sub append_some
+{
+	my ($n) = @_;
+	query("SELECT count(eventstore.append('c', 'x', to_jsonb(i), stream => 'k' || i % 7)) FROM generate_series(1, $n) i");
+	return;
+}
+
+sub worker_of
+{
+	my ($name) = @_;
+	my $pid = query("SELECT COALESCE(pid, 0) FROM eventstore.sinks WHERE name = '$name'");
+	return $pid;
+}
+
+# A backend that is killed takes the others along: the server restarts them all.
+sub await_server
+{
+	await_true($node, 'SELECT NOT pg_is_in_recovery()');
+	return;
+}
+
+append_some(50);
+foreach my $round (1 .. 8)
+{
+	append_some(150);
+	my $how = $round % 4;
+	if ($how == 0)
+	{
+		$node->stop('immediate');
+		$node->start;
+	}
+	elsif ($how == 1)
+	{
+		my $pid = worker_of('once');
+		kill 'KILL', $pid if $pid;
+	}
+	elsif ($how == 2)
+	{
+		query('SELECT pg_terminate_backend(pid) FROM eventstore.sinks WHERE pid IS NOT NULL');
+	}
+	else
+	{
+		$kafka->kill;
+		append_some(50) if await_server() || 1;
+		$kafka->start;
+	}
+	await_server();
+}
+append_some(10);
+await_true($node, "SELECT bool_and(lag_events = 0) FROM eventstore.sinks");
+
+my @positions = appended();
+cmp_ok(scalar @positions, '>', 1000, 'events of a life with interruptions');
+my ($once, $ordered) = tally('once');
+is_deeply([ grep { ($once->{$_} // 0) != 1 } @positions ], [], 'exactly_once: who reads committed records sees each event once');
+is(scalar(keys %$once), scalar @positions, 'and nothing else');
+ok($ordered, 'each key in order');
+my ($least) = tally('least');
+is_deeply([ grep { !$least->{$_} } @positions ], [], 'at least once: none is lost');
+is(join(',', map { $_->{value} } grep { $_->{key} =~ /^eventstore-\d+-\d+-\d+$/ } ($kafka->consume('eventstore-sink-progress'))[-1]),
+	$positions[-1], 'the progress topic was made, and has the position');
+
+# ---- a server that has lost its newest commits -----------------------------------------
+
+# Kafka knows better than a table that has gone back.
+query("SELECT eventstore.pause('once')");
+await_true($node, "SELECT pid IS NULL FROM eventstore.sinks WHERE name = 'once'");
+query('UPDATE eventstore.sink_position SET position = position - 100 WHERE sink = (SELECT id FROM eventstore.sink WHERE name = $$once$$)');
+query("SELECT eventstore.resume('once')");
+append_some(1);
+is(query("SELECT eventstore.flush('once')"), 't', 'flush');
+($once) = tally('once');
+is_deeply([ grep { $once->{$_} != 1 } keys %$once ], [], 'the greater of table and progress topic wins');
+is(scalar(keys %$once), scalar(@positions) + 1, 'and it goes on');
+
+# ---- somebody else with the same identity -----------------------------------------------
+
+my $id = query("SELECT 'eventstore-' || (SELECT system_identifier FROM pg_control_system()) || '-' || (SELECT oid FROM pg_database WHERE datname = 'postgres') || '-' || (SELECT id FROM eventstore.sink WHERE name = 'once')");
+my $other = $kafka->producer('fenced', { properties => { 'transactional.id' => $id } });
+$other->send([ 'k', 'v' ]);
+$other->commit;
+append_some(5);
+await_true($node, "SELECT state = 'fenced' FROM eventstore.sinks WHERE name = 'once'");
+pass('a sink that is fenced stops');
+query("SELECT eventstore.resume('once')");
+is(query("SELECT eventstore.flush('once')"), 't', 'resume: it fences the other');
+($once) = tally('once');
+is_deeply([ grep { $once->{$_} != 1 } keys %$once ], [], 'and each event is there once');
+
+# ---- an open transaction does not keep consumers waiting ----------------------------------
+
+query("SELECT eventstore.drop_sink('once')");
+await_true($node, "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'eventstore sink'");
+my @read = $kafka->consume('once');
+is(scalar @read, scalar(@positions) + 6, 'all that was published can be read when the sink is gone');
+
+# ---- the topic goes, and comes again -------------------------------------------------------
+
+$kafka->delete_topic('least');
+append_some(5);
+await_true($node, "SELECT state = 'topic_missing' FROM eventstore.sinks WHERE name = 'least'");
+$kafka->create_topic('least', 1);
+await_true($node, "SELECT state = 'running' AND lag_events = 0 FROM eventstore.sinks WHERE name = 'least'");
+pass('a topic that was deleted is a state, and passes');
+
+# ---- a record that the broker does not take --------------------------------------------------
+
+$kafka->create_topic('small', 1, 'max.message.bytes' => 2000);
+query("SELECT eventstore.create_sink('small', 'k', 'small', 'c', on_error => 'park', after => eventstore.head('c'))");
+query("SELECT count(eventstore.append('c', 'x', to_jsonb(repeat(i::text, CASE WHEN i = 5 THEN 5000 ELSE 10 END)), stream => 'k')) FROM generate_series(1, 9) i");
+is(query("SELECT eventstore.flush('small')"), 't', 'one that is too large for the broker');
+is(query("SELECT count(*), min(data #>> '{}') = repeat('5', 5000) FROM eventstore.dead_letters l, eventstore.read('c') e WHERE l.sink = 'small' AND e.position = l.position"), '1|t', 'is found among the others, and parked');
+my ($small) = tally('small');
+is(scalar(keys %$small), 8, 'all the others arrive');
+query("SELECT eventstore.create_sink('small2', 'k', 'small', 'c', exactly_once => true, on_error => 'skip', after => eventstore.head('c') - 9)");
+is(query("SELECT eventstore.flush('small2')"), 't', 'the same with transactions');
+($small) = tally('small');
+is_deeply([ map { $small->{$_} } sort { $a <=> $b } keys %$small ], [ (2) x 8 ], 'each once more');
+
+done_testing();
