@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2154  # repo and work are of test/bin/cluster.sh
 # The part of the demo that needs a Kafka; sourced by demo/run.
 #
 #   run_kafka   the flights go through a topic into a store of the latest state of

@@ -213,6 +213,29 @@ apply_policies(EsSourceRun *run, int from, int to, const EsProblem *problems, in
 }
 
 /*
+ * A transaction's changes are recorded in the order of their keys, not of offsets:
+ * who restores from some of them does not know which records the others came
+ * from.  So each says where in its partition the transaction begins.
+ */
+static void
+note_since(EsSourceRun *run, int from, int to)
+{
+	for (int i = 0; i < run->npartitions; i++)
+		run->partitions[i].since = -1;
+	for (int i = from; i < to; i++)
+	{
+		EsRecord	*record = &run->records[i];
+		EsPartition *partition =
+			es_run_partition(run, record->topic, record->partition);
+
+		if (partition->since < 0)
+			partition->since = record->offset;
+		record->since = partition->since;
+		record->has_since = !record->from_changelog && record->since < record->offset;
+	}
+}
+
+/*
  * In a transaction: the records from..to, or those before one that must not be
  * passed over; says up to which.  'known' is the problem of a single record that
  * an earlier attempt has found.
@@ -240,6 +263,8 @@ write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 	end = apply_policies(run, from, to, problems, &parked, &skipped);
 	if (end < to)
 		*stopped_by = problems[end - from];
+	if (run->source->changelog_topic != NULL)
+		note_since(run, from, end);
 
 	if (run->source->mode != ES_SOURCE_RELAY)
 	{

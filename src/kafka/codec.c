@@ -233,6 +233,8 @@ es_codec_metadata(const EsRecord *record)
 	push_field(&state, "topic", json_string(record->topic, strlen(record->topic)));
 	push_field(&state, "partition", json_int(record->partition));
 	push_field(&state, "offset", json_int(record->offset));
+	if (record->has_since)
+		push_field(&state, "since", json_int(record->since));
 	if (record->has_time)
 		push_field(&state, "timestamp", json_int(es_codec_kafka_time(record->time)));
 	if (record->nheaders > 0)

@@ -15,6 +15,8 @@
 #define ES_HEADER_TOPIC		"es-topic"
 #define ES_HEADER_PARTITION	"es-partition"
 #define ES_HEADER_OFFSET	"es-offset"
+/* ... and where the transaction began that wrote it, in that partition; it may not be there as a whole. */
+#define ES_HEADER_SINCE		"es-since"
 
 typedef struct EsHeader
 {
@@ -38,6 +40,8 @@ typedef struct EsRecord
 	TimestampTz time;
 	int			nheaders;
 	EsHeader   *headers;
+	bool		has_since;
+	int64		since;			/* the first record of its partition that is written with it */
 } EsRecord;
 
 /* The problem of a record that need not be taken any more. */
@@ -60,7 +64,7 @@ extern bool es_codec_decode(EsStoreFormat format, const char *bytes, size_t leng
 /* [[name, value], ...] in their order; a value that is no text is {"base64": "..."}.  NULL: none. */
 extern Jsonb *es_codec_headers(const EsRecord *record);
 
-/* {"topic", "partition", "offset", "timestamp", "headers"}: where an event came from. */
+/* {"topic", "partition", "offset", "since", "timestamp", "headers"}: where an event came from. */
 extern Jsonb *es_codec_metadata(const EsRecord *record);
 
 /* Milliseconds since 1970; false for one that PostgreSQL cannot hold. */

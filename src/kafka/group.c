@@ -53,6 +53,7 @@
 
 #include "kafka/batch.h"
 #include "kafka/property.h"
+#include "kafka/share.h"
 #include "kafka/task.h"
 #include "lib/stringinfo.h"
 #include "utils/memutils.h"
@@ -60,6 +61,8 @@
 
 /* How often offsets are committed to Kafka. */
 #define COMMIT_MS 1000
+/* How long the changelog topic may take to get what it does not have yet. */
+#define DRAIN_MS 5000
 /* More partitions are noticed by a member's look at the topic, after so long. */
 #define REFRESH_MS "5000"
 
@@ -115,9 +118,9 @@ hear_rebalance(rd_kafka_t *handle, rd_kafka_resp_err_t error,
  * Membership
  * ------------------------------------------------------------------------- */
 
-/* For the view: which partitions are ours. */
+/* Which partitions are ours and restored; 'known' false: that changes just now. */
 static void
-note_assigned(EsSourceRun *run)
+note_share(EsSourceRun *run, bool known)
 {
 	const rd_kafka_topic_partition_list_t *owned = run->group->owned;
 	int32								  *numbers;
@@ -127,8 +130,15 @@ note_assigned(EsSourceRun *run)
 	for (int i = 0; i < owned->cnt; i++)
 		numbers[i] = owned->elems[i].partition;
 	if (es_task_hold(es_source_key(run->source->id)))
-		es_progress_note_assigned(run->source, numbers, owned->cnt);
+		es_share_note(run->source->id, known ? numbers : NULL, known ? owned->cnt : 0);
 	es_run_commit(run);
+}
+
+void
+es_group_note_loaded(EsSourceRun *run)
+{
+	if (run->group != NULL && !run->restoring && run->halt == ES_HALT_NONE)
+		note_share(run, true);
 }
 
 static void
@@ -213,7 +223,7 @@ es_group_join(EsSourceRun *run)
 	group->committed = rd_kafka_topic_partition_list_new(0);
 	run->group = group;
 	open_member(run, group);
-	note_assigned(run);
+	note_share(run, false);
 	subscribe(run);
 	group->joined = true;
 }
@@ -314,9 +324,19 @@ answer(struct EsGroup *group)
 static void
 settle(EsSourceRun *run)
 {
+	uint32 sink;
+
 	if (run->halt == ES_HALT_NONE && run->retry_at == 0 && run->leave == ES_LEAVE_NOT)
 		es_batch_write(run);
 	commit_offsets(run);
+	/* Nothing is published while something is restored. */
+	if (run->npartitions == 0 || run->restoring)
+		return;
+	es_run_begin();
+	sink = es_share_find_sink(run->source->id);
+	es_run_commit(run);
+	if (sink != 0)
+		es_share_drain(sink, DRAIN_MS);
 }
 
 /* Errors are all that a member can be sent; the reader meets those of the topic, too. */
@@ -355,7 +375,8 @@ es_group_serve(EsSourceRun *run)
 	}
 	if (!group->giving)
 		settle(run);
-	note_assigned(run);
+	if (group->changed)
+		note_share(run, false);
 	answer(group);
 	/* The coordinator has answered. */
 	es_kafka_fine(group->member);

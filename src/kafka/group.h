@@ -32,6 +32,9 @@ extern void es_group_wait(EsSourceRun *run, long timeout_ms);
 /* The group has not said which partitions are ours; the state shows it. */
 extern bool es_group_awaits(EsSourceRun *run);
 
+/* All that are ours are loaded: who publishes their changes may go on (share.c). */
+extern void es_group_note_loaded(EsSourceRun *run);
+
 /* Is this partition ours? */
 extern bool es_group_has(const EsSourceRun *run, int32 partition);
 

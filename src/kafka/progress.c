@@ -187,20 +187,6 @@ es_progress_note_count(const EsSource *source, int count)
 }
 
 void
-es_progress_note_assigned(const EsSource *source, const int32 *partitions, int n)
-{
-	Oid			types[2] = {INT4OID, INT4ARRAYOID};
-	Datum	   *elements = palloc(sizeof(Datum) * Max(n, 1));
-	Datum		values[2] = {Int32GetDatum((int32) source->id)};
-
-	for (int i = 0; i < n; i++)
-		elements[i] = Int32GetDatum(partitions[i]);
-	values[1] = PointerGetDatum(construct_array(elements, n, INT4OID, 4, true, TYPALIGN_INT));
-	run_statement("UPDATE eventstore.source SET assigned = $2 WHERE id = $1",
-				  2, types, values, NULL, SPI_OK_UPDATE);
-}
-
-void
 es_progress_resynced(const EsSource *source)
 {
 	Oid			types[1] = {INT4OID};

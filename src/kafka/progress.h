@@ -42,9 +42,6 @@ extern bool es_progress_advance(const EsSource *source, const EsProgress *partit
 /* How many partitions the topic has: who changes the store by SQL goes by it. */
 extern void es_progress_note_count(const EsSource *source, int count);
 
-/* Which partitions its group has given to it, for the view. */
-extern void es_progress_note_assigned(const EsSource *source, const int32 *partitions, int n);
-
 /* resync() was asked for, and is done. */
 extern void es_progress_resynced(const EsSource *source);
 

@@ -10,10 +10,10 @@
  * node, another node's partition taken over) is restored first: the partition
  * of the changelog topic of the same number, from where we stand in it to the end
  * that it had when we began.  Its offsets are kept as any other's, so a restore
- * that was interrupted goes on.  Then the source's partition begins behind the
- * last record that the restored changes came from: what the changelog topic did
- * not have yet is read from the source once more.  Where no change said so it
- * begins where 'start' says.
+ * that was interrupted goes on.  Then the source's partition begins where the
+ * transaction began that the last restored change is of: it may not be in the
+ * changelog topic as a whole, and what is not is read from the source once more.
+ * Where no change said so it begins where 'start' says.
  *
  * What is restored is recorded in the store's own changelog like any change, with
  * the topic that it came from in the metadata; by that the sink knows that the
@@ -69,10 +69,11 @@ header_is(const EsHeader *header, const char *value)
 		memcmp(header->value, value, header->length) == 0;
 }
 
-int64
-es_restore_resume_offset(const EsSource *source, const EsRecord *record)
+/* An offset of the source's topic; -1: none. */
+static int64
+header_offset(const EsSource *source, const EsRecord *record, const char *name)
 {
-	const EsHeader *offset = find_header(record, ES_HEADER_OFFSET);
+	const EsHeader *offset = find_header(record, name);
 	char		number[12];
 	char		digits[24];
 	char	   *end;
@@ -88,7 +89,18 @@ es_restore_resume_offset(const EsSource *source, const EsRecord *record)
 	digits[offset->length] = '\0';
 	errno = 0;
 	value = strtoi64(digits, &end, 10);
-	return errno != 0 || *end != '\0' || value < 0 || value == PG_INT64_MAX ? -1 : value + 1;
+	return errno != 0 || *end != '\0' || value < 0 || value == PG_INT64_MAX ? -1 : value;
+}
+
+int64
+es_restore_resume_offset(const EsSource *source, const EsRecord *record)
+{
+	int64		since = header_offset(source, record, ES_HEADER_SINCE);
+	int64		offset = header_offset(source, record, ES_HEADER_OFFSET);
+
+	if (since >= 0 || offset < 0)
+		return since;
+	return offset + 1;
 }
 
 /* ---------------------------------------------------------------------------
@@ -118,15 +130,15 @@ collect_changes(const EsSource *source, const EsRecord *records, int n,
 
 	for (int i = 0; i < n; i++)
 	{
-		int64		resume;
+		int64		offset;
 
 		if (!records[i].from_changelog || problems[i].sqlstate != 0 || records[i].key == NULL)
 			continue;
-		resume = es_restore_resume_offset(source, &records[i]);
+		offset = header_offset(source, &records[i], ES_HEADER_OFFSET);
 		keys[count] = PointerGetDatum(cstring_to_text_with_len(records[i].key,
 															   (int) records[i].key_length));
-		offsets[count] = Int64GetDatum(resume - 1);
-		offset_nulls[count] = resume < 0;
+		offsets[count] = Int64GetDatum(offset);
+		offset_nulls[count] = offset < 0;
 		numbers[count++] = i;
 	}
 	values[0] = array_of(keys, key_nulls, count, BYTEAOID, -1, false);

@@ -45,6 +45,7 @@ typedef struct EsPartition
 	int64	   restore_end;	   /* where restoring it ends */
 	int64	   position; /* of the next record to be taken: lower ones are dropped */
 	int64	   seen_end; /* the end, when it was reached; 0 = not yet */
+	int64	   since;	 /* of the transaction: its first record */
 	int64	   wanted;	 /* wait_for_source(): up to here; 0 = nobody waits */
 	bool	   probing;	 /* the record before 'position' is awaited (topic.c) */
 	bool	   answered; /* since the client began: it gave a record, or its end */

@@ -50,7 +50,6 @@ typedef struct EsSink
 	EsSinkKey	 key;
 	char		*key_text;	   /* as given */
 	char		*tag_prefix;   /* "NAME:" */
-	Oid			 key_function; /* InvalidOid: it is gone, or none */
 	bool		 exactly_once;
 	EsSinkPolicy on_error;
 	int			 flush_count;

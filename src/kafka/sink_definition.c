@@ -5,7 +5,7 @@
  * As definition.c does for sources: all that a worker needs to know stands in
  * eventstore.sink, and what can be checked is checked here, in the session of
  * who gives it.  A function for the key is kept as text, for an OID would not
- * survive pg_upgrade, and is looked up each time the sink is loaded.
+ * survive pg_upgrade or DROP FUNCTION, and is looked up each time events are read.
  *
  * A crash: nothing but the tables matters.
  */
@@ -84,7 +84,7 @@ es_sink_key(uint32 id)
  * Loading
  * ------------------------------------------------------------------------- */
 
-/* From key_text; a function's OID is the loader's affair. */
+/* From key_text. */
 static void
 parse_key(EsSink *sink)
 {
@@ -116,7 +116,6 @@ read_sink(MemoryContext context)
 	sink->topic = es_task_text("topic", context);
 	sink->collection = DatumGetObjectId(es_task_column("collection", context));
 	sink->key_text = es_task_text("key", context);
-	sink->key_function = DatumGetObjectId(es_task_column("key_function", context));
 	sink->exactly_once = DatumGetBool(es_task_column("exactly_once", context));
 	sink->on_error = es_kafka_word_index(policy_words, es_task_text("on_error", context));
 	sink->flush_count = DatumGetInt32(es_task_column("flush_count", context));
@@ -146,8 +145,6 @@ es_sink_load(uint32 id)
 	static const char sql[] =
 		"SELECT s.*, p.position, (s.system_identifier OPERATOR(pg_catalog.=) $2"
 		" AND s.database_oid OPERATOR(pg_catalog.=) $3) AS at_home,"
-		" CASE WHEN s.key LIKE '%(%' AND s.key NOT LIKE 'tag:%'"
-		" THEN pg_catalog.to_regprocedure(s.key)::pg_catalog.oid END AS key_function,"
 		" COALESCE(s.name, f.name, 'changelog sink ' || s.id) AS shown_name"
 		" FROM eventstore.sink s JOIN eventstore.sink_position p ON p.sink = s.id"
 		" LEFT JOIN eventstore.source f ON f.id = s.changelog_of WHERE s.id = $1";

@@ -37,6 +37,8 @@
 
 /* What one transaction reads at most: some tens of milliseconds. */
 #define CHUNK_EVENTS 5000
+/* Until it is asked again which partitions are ours. */
+#define UNSETTLED_MS 200
 #define CHUNK_BYTES	 (8 * 1024 * 1024)
 
 /*
@@ -116,9 +118,9 @@ note_read(EsSinkRun *run, EsPosition position, int events)
 
 /* True at the end of what there is. */
 static bool
-put_events(EsSinkRun *run, EsCollection *coll, EsRead *read)
+put_events(EsSinkRun *run, EsCollection *coll, EsRead *read, const EsShare *share)
 {
-	EsSinkWriter *writer = es_sink_record_begin(run->sink, coll);
+	EsSinkWriter *writer = es_sink_record_begin(run->sink, coll, share);
 	MemoryContext chunk = CurrentMemoryContext;
 	int64		  limit = chunk_limit(run);
 	size_t		  bytes = 0;
@@ -165,9 +167,19 @@ read_chunk(EsSinkRun *run)
 	EsView		  view;
 	EsRead		 *read;
 	bool		  end;
+	EsShare		 *share = NULL;
 
 	run->current = 0;
 	run->at_bad = false;
+	if (run->sink->changelog_of != 0)
+		share = es_share_load(run->sink->changelog_of);
+	if (!es_share_is_settled(share))
+	{
+		run->more = true;
+		run->retry_at =
+			TimestampTzPlusMilliseconds(GetCurrentTimestamp(), UNSETTLED_MS);
+		return;
+	}
 	es_role_assume(run->sink->owner, &saved);
 	coll = es_read_open_collection(run->sink->collection);
 	es_wait_keep(coll, run->read_to, run->sink->query);
@@ -175,7 +187,7 @@ read_chunk(EsSinkRun *run)
 	es_collection_check_cursor(coll, run->read_to);
 	flush_log();
 	read = es_read_begin_in(&args, &view);
-	end = put_events(run, coll, read);
+	end = put_events(run, coll, read, share);
 	es_read_end(read);
 	es_view_close(&view);
 	es_role_restore(&saved);

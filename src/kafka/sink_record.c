@@ -12,7 +12,7 @@
  * spelt out; the record's key is the bytes.
  *
  * A changelog's own sink says, instead of the metadata, from which record of
- * which topic the change came (es-topic, es-partition, es-offset), and leaves
+ * which topic the change came (es-topic, es-partition, es-offset, es-since), and leaves
  * out what came from the topic that it writes: that was restored from there.
  *
  * This runs for each event, hundreds of thousands a second, so nothing is
@@ -37,7 +37,6 @@
 #include "utils/fmgrprotos.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
-#include "utils/syscache.h"
 #include "utils/typcache.h"
 #include "utils/uuid.h"
 
@@ -47,6 +46,9 @@
 struct EsSinkWriter
 {
 	const EsSink *sink;
+	const EsShare *share;  /* of a changelog's sink; NULL: all */
+	EsPosition	   current; /* of the event that is being made */
+	Datum		   stream;	/* its own */
 	const EsStore
 			 *byte_keys; /* the store whose changelog this is, if its keys are bytes */
 	bool	  text_body; /* the body is text, in the database's encoding */
@@ -61,35 +63,38 @@ struct EsSinkWriter
 	StringInfoData tags;
 };
 
-/* Whoever may make a function anew under its name may give it other types. */
+/*
+ * By its name, each time: whoever may make a function anew may give it other
+ * types.
+ */
 static void
 find_key_function(EsSinkWriter *writer)
 {
 	const EsSink *sink = writer->sink;
 	Oid			  event = get_rel_type_id(es_extension_relation("event"));
+	Oid			  function;
 	Oid			  argument;
 
-	if (!SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(sink->key_function)))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_FUNCTION),
-						errmsg("function %s does not exist", sink->key_text),
-						errdetail("It is the key of sink \"%s\".", sink->name)));
-	es_kafka_check_execute(sink->key_function, sink->owner);
-	if (!es_kafka_function_types(sink->key_function, &argument, &writer->key_type) ||
+	function = DatumGetObjectId(
+		DirectFunctionCall1(regprocedurein, CStringGetDatum(sink->key_text)));
+	es_kafka_check_execute(function, sink->owner);
+	if (!es_kafka_function_types(function, &argument, &writer->key_type) ||
 		argument != event || (writer->key_type != TEXTOID && writer->key_type != BYTEAOID))
 		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
 						errmsg("function %s returns neither text nor bytea any more",
 							   sink->key_text),
 						errdetail("It is the key of sink \"%s\".", sink->name)));
-	fmgr_info(sink->key_function, &writer->function);
+	fmgr_info(function, &writer->function);
 	writer->event_desc = lookup_rowtype_tupdesc_copy(event, -1);
 }
 
 EsSinkWriter *
-es_sink_record_begin(const EsSink *sink, const EsCollection *coll)
+es_sink_record_begin(const EsSink *sink, const EsCollection *coll, const EsShare *share)
 {
 	EsSinkWriter *writer = palloc0(sizeof(EsSinkWriter));
 
 	writer->sink = sink;
+	writer->share = share;
 	writer->utf8 = GetDatabaseEncoding() == PG_UTF8;
 	initStringInfo(&writer->tags);
 	if (OidIsValid(coll->store))
@@ -397,13 +402,14 @@ add_progress(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 	add_text_header(writer, record, ES_HEADER_OFFSET, psprintf(INT64_FORMAT, offset));
 }
 
-/* False where the change came from the topic itself. */
+/* False where the change came from the topic itself, or is not ours to publish. */
 static bool
 add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 {
 	const char *topic;
 	const char *partition;
 	const char *offset;
+	const char *since;
 
 	if (!JB_ROOT_IS_OBJECT(metadata))
 		return true;
@@ -417,9 +423,15 @@ add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 	}
 	if (strcmp(topic, writer->sink->topic) == 0)
 		return false;
+	if (!es_share_has(writer->share, writer->current, topic, pg_strtoint32(partition),
+					  writer->stream))
+		return false;
 	add_text_header(writer, record, ES_HEADER_TOPIC, topic);
 	add_text_header(writer, record, ES_HEADER_PARTITION, partition);
 	add_text_header(writer, record, ES_HEADER_OFFSET, offset);
+	since = metadata_text(metadata, "since");
+	if (since != NULL)
+		add_text_header(writer, record, ES_HEADER_SINCE, since);
 	/* Who restores a partition of the source looks into the one of that number. */
 	record->partition = pg_strtoint32(partition);
 	return true;
@@ -446,6 +458,8 @@ es_sink_record_make(EsSinkWriter *writer, TupleTableSlot *slot, EsRecord *record
 	slot_getsomeattrs(slot, ES_EVENT_NATTS);
 	memset(record, 0, sizeof(*record));
 	record->partition = ES_SINK_ANY_PARTITION;
+	writer->current = DatumGetInt64(slot->tts_values[ES_ATT_POSITION - 1]);
+	writer->stream = slot->tts_values[ES_ATT_STREAM - 1];
 	record->headers = writer->headers;
 	make_headers(writer, slot, record);
 	make_key(writer, slot, record);

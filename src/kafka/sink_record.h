@@ -10,6 +10,7 @@
 #include "collection/collection.h"
 #include "executor/tuptable.h"
 #include "kafka/codec.h"
+#include "kafka/share.h"
 #include "kafka/sink.h"
 
 /* The partition of a record that the partitioner chooses one for. */
@@ -19,9 +20,10 @@ typedef struct EsSinkWriter EsSinkWriter;
 
 /*
  * In the current memory context, for one transaction, as the sink's owner.
- * 42883 where the function for the key is gone.
+ * 42883 where the function for the key is gone.  'share': of a changelog's sink.
  */
-extern EsSinkWriter *es_sink_record_begin(const EsSink *sink, const EsCollection *coll);
+extern EsSinkWriter *es_sink_record_begin(const EsSink *sink, const EsCollection *coll,
+										  const EsShare *share);
 
 /*
  * The record of the event in the slot, with its partition, which it points into; the rest is in the

@@ -523,6 +523,7 @@ run_client(EsSourceRun *run)
 	if (find_topic(run) && (run->restoring || run->suspicion != NULL || es_resync(run)))
 	{
 		es_topic_assign(run);
+		es_group_note_loaded(run);
 		run_loop(run);
 	}
 	close_client(run);

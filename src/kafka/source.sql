@@ -43,6 +43,8 @@ CREATE TABLE eventstore.source (
 	resumes bigint NOT NULL DEFAULT 0,
 	partition_count integer,
 	assigned integer[],
+	assigned_by integer,
+	assigned_after bigint,
 	resync boolean NOT NULL DEFAULT false,
 	system_identifier bigint NOT NULL,
 	database_oid oid NOT NULL,

@@ -62,7 +62,7 @@ SELECT s.name AS source, o.topic, o.partition, o.next_offset AS position, o.end_
 			THEN GREATEST(EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - o.record_time), 0) END::double precision
 		AS lag_seconds,
 	o.record_time, o.updated_at,
-	s.group_id IS NULL OR o.topic = s.topic AND o.partition = ANY (s.assigned) AS assigned
+	s.group_id IS NULL OR COALESCE(o.topic = s.topic AND o.partition = ANY (s.assigned), false) AS assigned
 FROM eventstore.source_offset o
 	JOIN eventstore.source s ON s.id = o.source
 WHERE eventstore.source_shown(s.owner, s.target);

@@ -87,6 +87,25 @@ my %headers = @{ $made->{headers} };
 is_deeply([ @headers{qw(es-topic es-partition es-offset)}, $made->{partition} ], [ 'in', 0, 11, 0 ], 'where it came from, in the partition of the same number');
 is(scalar(grep { $_->{key} eq 'c' } $mock->consume('in-changelog')), 1, 'what was restored is not published again');
 
+# ---- half published ---------------------------------------------------------------------------
+
+# A batch of the records 2 to 6, whose changes are recorded in the order of keys: c, d and e are missing.
+$mock->create_topic('torn', 1);
+$mock->create_topic('torn-changelog', 1);
+$mock->produce('torn', map { [ $_, '1' ] } qw(a b e d c b a));
+$mock->produce('torn-changelog',
+	[ 'a', '0', made_by('torn', 0, 0) ],
+	[ 'b', '0', made_by('torn', 0, 1) ],
+	[ 'a', '1', [ @{ made_by('torn', 0, 6) }, 'es-since' => '2' ] ],
+	[ 'b', '1', [ @{ made_by('torn', 0, 5) }, 'es-since' => '2' ] ]);
+query("SELECT eventstore.create_store('torn')");
+query("SELECT eventstore.create_source('torn', 'k', 'torn', 'torn', changelog_topic => 'torn-changelog', $fast)");
+caught_up('torn');
+is(in_store('torn'), 'a=1 b=1 c=1 d=1 e=1', 'a transaction that is there in part is read from the source once more');
+$mock->await('all of it is published', sub { published('torn-changelog') eq in_store('torn') });
+my %since = map { my %h = @{ $_->{headers} }; ($_->{key} => $h{'es-since'}) } $mock->consume('torn-changelog');
+is_deeply(\%since, { a => 2, b => 2, c => 2, d => 2, e => undef }, 'each change says where its transaction begins');
+
 # ---- a store that has something newer ------------------------------------------------------
 
 $mock->create_topic('new', 1);

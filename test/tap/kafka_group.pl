@@ -191,6 +191,11 @@ query('b', $create);
 await_assigned($_, 'kv', 2) foreach 'b', 'a';
 produce('kv', 1000);
 caught_up($_, 'kv') foreach 'a', 'b';
+
+# It dies before it has published all that it has written.
+kill 'STOP', query('a', "SELECT pid FROM pg_stat_activity WHERE backend_type = 'eventstore sink'");
+produce('kv', 1000);
+caught_up('a', 'kv');
 crash('a');
 produce('kv', 1000);
 await_assigned('b', 'kv', 4);
@@ -199,6 +204,12 @@ is(in_store('b'), last_values('kv'), 'one dies: what it had is restored from the
 
 start_again('a');
 await_assigned($_, 'kv', 2) foreach 'a', 'b';
+foreach my $name ('a', 'b')
+{
+	caught_up($name, 'kv');
+	await_true($servers{$name}, "SELECT changelog_lag = 0 FROM eventstore.sources WHERE name = 'kv'");
+}
+ok(last_values('kv-changelog') eq last_values('kv'), 'back again, it publishes nothing that is out of date');
 produce('kv', 1000);
 caught_up($_, 'kv') foreach 'a', 'b';
 $servers{b}->stop;
