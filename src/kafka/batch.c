@@ -225,8 +225,7 @@ note_since(EsSourceRun *run, int from, int to)
 	for (int i = from; i < to; i++)
 	{
 		EsRecord	*record = &run->records[i];
-		EsPartition *partition =
-			es_run_partition(run, record->topic, record->partition);
+		EsPartition *partition = es_run_partition(run, record->topic, record->partition);
 
 		if (partition->since < 0)
 			partition->since = record->offset;
@@ -244,7 +243,7 @@ static int
 write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 			EsProblem *stopped_by)
 {
-	EsWriter	*writer = es_writer_begin(run->source);
+	EsWriter	*writer;
 	EsProblem	*problems = palloc(sizeof(EsProblem) * (to - from));
 	EsDecoded	*decoded = NULL;
 	EsRoleSwitch saved;
@@ -253,13 +252,15 @@ write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 	int			 skipped = 0;
 	int			 end;
 
+	es_restore_hold(run);
+	writer = es_writer_begin(run->source);
 	/* What is known to fail is not tried again: it may have been its decoding. */
 	if (known != NULL)
 		problems[0] = *known;
 	else
 		decoded = es_writer_decode(writer, &run->records[from], to - from, problems);
 	if (run->guarded)
-		es_restore_guard(run->source, &run->records[from], to - from, problems);
+		es_restore_guard(run, &run->records[from], to - from, problems);
 	end = apply_policies(run, from, to, problems, &parked, &skipped);
 	if (end < to)
 		*stopped_by = problems[end - from];
@@ -273,6 +274,7 @@ write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 						&written);
 		es_role_restore(&saved);
 	}
+	es_restore_note_written(run);
 	advance_to(run, from, end);
 
 	es_worker_count(ES_WORKER_RECORDS, end - from);
@@ -395,6 +397,9 @@ write_step(EsSourceRun *run)
 		/* It was this one: once more, to be dealt with as a record that is bad. */
 		to = run->nwritten + 1;
 		outcome = try_range(run, run->nwritten, &to, &problem);
+		/* It cannot even be parked. */
+		if (outcome == OUTCOME_BAD_RECORD)
+			outcome = OUTCOME_RETRY;
 	}
 	switch (outcome)
 	{

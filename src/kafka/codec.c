@@ -97,6 +97,21 @@ es_codec_decode(EsStoreFormat format, const char *bytes, size_t length, Datum *v
 	return set_problem(problem, ERRCODE_INTERNAL_ERROR, "unknown format");
 }
 
+const char *
+es_codec_bytes(EsStoreFormat format, Datum value, size_t *length)
+{
+	struct varlena *packed = PG_DETOAST_DATUM_PACKED(value);
+	char	   *bytes = VARDATA_ANY(packed);
+	char	   *converted = bytes;
+
+	*length = VARSIZE_ANY_EXHDR(packed);
+	if (format == ES_STORE_TEXT)
+		converted = pg_server_to_any(bytes, (int) *length, PG_UTF8);
+	if (converted != bytes)
+		*length = strlen(converted);
+	return converted;
+}
+
 /* ---------------------------------------------------------------------------
  * Headers and metadata
  * ------------------------------------------------------------------------- */

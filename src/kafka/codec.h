@@ -61,6 +61,9 @@ typedef struct EsProblem
 extern bool es_codec_decode(EsStoreFormat format, const char *bytes, size_t length,
 							Datum *value, EsProblem *problem);
 
+/* The bytes that Kafka has of a value: text is UTF-8 there. */
+extern const char *es_codec_bytes(EsStoreFormat format, Datum value, size_t *length);
+
 /* [[name, value], ...] in their order; a value that is no text is {"base64": "..."}.  NULL: none. */
 extern Jsonb *es_codec_headers(const EsRecord *record);
 

@@ -9,9 +9,12 @@
  *
  * A dead letter is old.  In a store whose changelog says that a later record of
  * the same partition has been written for its key, it is out of date, and
- * writing it would bring an old value back: its row goes, and nothing else.
+ * writing it would bring an old value back: its row goes, and nothing else.  One
+ * of the changelog topic is so, too, where a record of the source's own was
+ * written since.  So that nothing is written between that look and ours, the
+ * source's row is locked: the worker waits for the end of the caller's transaction.
  *
- * Locks: rows of source_dead_letter, then those of the target.
+ * Locks: the source, rows of source_dead_letter, then those of the target.
  */
 #include "postgres.h"
 
@@ -21,6 +24,7 @@
 #include "fmgr.h"
 #include "kafka/progress.h"
 #include "kafka/source.h"
+#include "kafka/task.h"
 #include "kafka/writer.h"
 #include "miscadmin.h"
 #include "spi.h"
@@ -59,7 +63,7 @@ bytes_column(int column, uint64 row, MemoryContext context, size_t *length)
 }
 
 static void
-read_letter(DeadLetter *letter, uint64 row, MemoryContext context)
+read_letter(const EsSource *source, DeadLetter *letter, uint64 row, MemoryContext context)
 {
 	TupleDesc	desc = SPI_tuptable->tupdesc;
 	HeapTuple	tuple = SPI_tuptable->vals[row];
@@ -68,6 +72,8 @@ read_letter(DeadLetter *letter, uint64 row, MemoryContext context)
 
 	letter->id = *DatumGetUUIDP(SPI_getbinval(tuple, desc, 1, &isnull));
 	record->topic = MemoryContextStrdup(context, SPI_getvalue(tuple, desc, 2));
+	record->from_changelog = source->changelog_topic != NULL &&
+		strcmp(record->topic, source->changelog_topic) == 0;
 	record->partition = DatumGetInt32(SPI_getbinval(tuple, desc, 3, &isnull));
 	record->offset = DatumGetInt64(SPI_getbinval(tuple, desc, 4, &isnull));
 	record->time = DatumGetTimestampTz(SPI_getbinval(tuple, desc, 5, &isnull));
@@ -98,7 +104,7 @@ load_letters(const EsSource *source, const NullableDatum *ids, DeadLetter **lett
 	n = (int) SPI_processed;
 	*letters = MemoryContextAllocZero(context, sizeof(DeadLetter) * Max(n, 1));
 	for (int i = 0; i < n; i++)
-		read_letter(&(*letters)[i], i, context);
+		read_letter(source, &(*letters)[i], i, context);
 	SPI_finish();
 	es_role_restore(&saved);
 	return n;
@@ -108,16 +114,16 @@ load_letters(const EsSource *source, const NullableDatum *ids, DeadLetter **lett
  * One of them
  * ------------------------------------------------------------------------- */
 
-/* Has a later record of the partition been written for its key? */
+/* Has a later record of the partition, or of what it was restored for, been written for its key? */
 static bool
 is_out_of_date(const EsSource *source, const EsRecord *record)
 {
-	Oid			types[5] = {OIDOID, TEXTOID, TEXTOID, INT4OID, INT8OID};
+	Oid			types[6] = {OIDOID, TEXTOID, TEXTOID, INT4OID, INT8OID, TEXTOID};
 	EsProblem	problem;
 	EsRoleSwitch saved;
 	EsStore    *store;
 	Datum		key;
-	Datum		values[5];
+	Datum		values[6];
 	bool		later;
 
 	if (!source->is_store || record->key == NULL)
@@ -131,12 +137,14 @@ is_out_of_date(const EsSource *source, const EsRecord *record)
 	values[2] = CStringGetTextDatum(record->topic);
 	values[3] = Int32GetDatum(record->partition);
 	values[4] = Int64GetDatum(record->offset);
+	values[5] = CStringGetTextDatum(record->from_changelog ? source->topic : record->topic);
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
 	es_spi_execute("SELECT FROM eventstore.peek($1::pg_catalog.regclass, $2) e"
 				   " WHERE e.metadata->>'topic' = $3 AND (e.metadata->>'partition')::int4 = $4"
-				   " AND (e.metadata->>'offset')::int8 > $5",
-				   5, types, values, NULL, true, SPI_OK_SELECT);
+				   " AND (e.metadata->>'offset')::int8 > $5"
+				   " OR $6 <> $3 AND e.metadata->>'topic' = $6",
+				   6, types, values, NULL, true, SPI_OK_SELECT);
 	later = SPI_processed > 0;
 	SPI_finish();
 	es_role_restore(&saved);
@@ -232,6 +240,7 @@ es_retry_dead_letters(PG_FUNCTION_ARGS)
 
 	es_require_arg(&fcinfo->args[0], "name");
 	source = es_source_require_own(&fcinfo->args[0]);
+	es_task_lock(es_source_key(source->id));
 	writer = es_writer_begin(source);
 	n = load_letters(source, &fcinfo->args[1], &letters);
 	each = AllocSetContextCreate(CurrentMemoryContext, "eventstore dead letter",

@@ -31,9 +31,11 @@
 #include "miscadmin.h"
 #include "shmem.h"
 #include "spi.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/datetime.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/regproc.h"
@@ -399,8 +401,8 @@ check_changelog_topic(EsSource *source, const NullableDatum *args)
 		return;
 	}
 	source->changelog_topic = es_kafka_topic_arg(&args[ARG_CHANGELOG_TOPIC], "changelog_topic");
-	/* Nobody else can write it then. */
-	if ((source->mode == ES_SOURCE_REPLICA || !args[ARG_REPLICA_PARTITIONS].isnull) &&
+	/* One source has that part in a store, and keys that it follows nobody else can write. */
+	if (source->mode != ES_SOURCE_RELAY &&
 		!es_owns_relation(source->target, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, get_rel_name(source->target));
 	if (strcmp(source->changelog_topic, source->topic) == 0)
@@ -510,6 +512,24 @@ check_arguments(EsSource *source, NullableDatum *args)
  * create_source, drop_source
  * ------------------------------------------------------------------------- */
 
+/* What "start" says, such that the worker's settings for times do not matter. */
+static const char *
+start_as_text(const EsSource *source, const NullableDatum *args)
+{
+	struct pg_tm tm;
+	fsec_t		fsec;
+	char		iso[MAXDATELEN + 1];
+
+	if (args[ARG_START].isnull)
+		return "earliest";
+	if (source->start != ES_START_TIME ||
+		timestamp2tm(source->start_time, NULL, &tm, &fsec, NULL, NULL) != 0)
+		return TextDatumGetCString(args[ARG_START].value);
+	tm.tm_isdst = 0;
+	EncodeDateTime(&tm, fsec, true, 0, "UTC", USE_ISO_DATES, iso);
+	return pstrdup(iso);
+}
+
 /* Its id. */
 static uint32
 insert_source(const EsSource *source, const NullableDatum *args)
@@ -527,7 +547,7 @@ insert_source(const EsSource *source, const NullableDatum *args)
 	Datum		values[] = {
 		CStringGetTextDatum(source->name), args[ARG_SERVER].value, ObjectIdGetDatum(GetUserId()),
 		CStringGetTextDatum(source->topic), ObjectIdGetDatum(source->target),
-		args[ARG_START].isnull ? CStringGetTextDatum("earliest") : args[ARG_START].value,
+		CStringGetTextDatum(start_as_text(source, args)),
 		args[ARG_PARTITIONS].value, CStringGetTextDatum(mode_words[source->mode]),
 		CStringGetTextDatum(es_store_format_name(source->value_format)),
 		source->transform_name != NULL ? CStringGetTextDatum(source->transform_name) : (Datum) 0,
@@ -619,7 +639,11 @@ es_create_source(PG_FUNCTION_ARGS)
 		publish_changelog(&source, args);
 	}
 	if (source.mode == ES_SOURCE_REPLICA || !args[ARG_REPLICA_PARTITIONS].isnull)
+	{
+		/* Whoever is writing it does not know of the mark. */
+		LockRelationOid(source.target, ShareRowExclusiveLock);
 		es_publish_mark(source.target, "follower", source.id);
+	}
 	es_task_call_at_commit(es_source_key(source.id));
 	PG_RETURN_VOID();
 }

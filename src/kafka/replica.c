@@ -25,8 +25,8 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
+#include "kafka/codec.h"
 #include "kafka/source.h"
-#include "mb/pg_wchar.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -58,10 +58,9 @@ load_follower(uint32 id)
 
 /* Why the key must not be changed here; NULL: it may. */
 static const char *
-reason_against(const EsSource *source, EsStoreFormat key_format, Datum key)
+reason_against(const EsStore *store, const EsSource *source, Datum key)
 {
-	struct varlena *bytes;
-	char	   *sent;
+	const char *bytes;
 	size_t		length;
 	int32		partition;
 
@@ -71,15 +70,9 @@ reason_against(const EsSource *source, EsStoreFormat key_format, Datum key)
 	if (source->partition_count == 0)
 		return psprintf("How many partitions topic \"%s\" has is not known yet (source \"%s\").",
 						source->topic, source->name);
-	bytes = PG_DETOAST_DATUM_PACKED(key);
-	sent = VARDATA_ANY(bytes);
-	length = VARSIZE_ANY_EXHDR(bytes);
-	if (key_format == ES_STORE_TEXT)
-		sent = pg_server_to_any(sent, (int) length, PG_UTF8);
-	if (sent != VARDATA_ANY(bytes))
-		length = strlen(sent);
-	partition = rd_kafka_msg_partitioner_murmur2(NULL, sent, length,
-												 source->partition_count, NULL, NULL);
+	bytes = es_codec_bytes(store->key_format, key, &length);
+	partition = rd_kafka_msg_partitioner_murmur2(NULL, bytes, length, source->partition_count,
+												 NULL, NULL);
 	for (int i = 0; i < source->nreplicas; i++)
 		if (source->replicas[i] == partition)
 			return psprintf("The key is in partition %d, which is a replica (source \"%s\").",
@@ -91,7 +84,7 @@ void
 es_replica_check(const EsStore *store, Datum key)
 {
 	const EsSource *source = load_follower(store->follower);
-	const char *reason = source != NULL ? reason_against(source, store->key_format, key) : NULL;
+	const char *reason = source != NULL ? reason_against(store, source, key) : NULL;
 
 	if (reason != NULL)
 		ereport(ERROR,

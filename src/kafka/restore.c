@@ -19,15 +19,22 @@
  * the topic that it came from in the metadata; by that the sink knows that the
  * topic has it already.
  *
- * A store that is not empty may have changes that the topic does not have (made
- * by SQL, or not published when the source was dropped).  So there each record is
- * compared with what the store last recorded of its key (es_restore_guard); an
- * empty store is spared that.
+ * A store may have changes that the topic does not have, or has further on (made
+ * by SQL, also meanwhile, or not published when the source was dropped).  So each
+ * record is compared with what the store last recorded of its key
+ * (es_restore_guard); a store that nobody but us has ever changed is spared that.
+ * For the time of a batch nobody else changes it (es_restore_hold): what is
+ * committed between the look and the write would be overwritten.
+ *
+ * A change made by SQL that was published before the restore began is not in the
+ * way: the topic has it, and what follows there is newer (the partition was
+ * another server's meanwhile).
  *
  * Following.  Replica partitions are partitions of the changelog topic that are
  * read like those of the source, without an end.
  *
- * Locks: those of progress.c.  A crash: the offsets tell how far it was.
+ * Locks: those of progress.c; between the source and its offsets the store,
+ * against others' changes.  A crash: the offsets tell how far it was.
  */
 #include "postgres.h"
 
@@ -39,15 +46,20 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "catalog/pg_type.h"
+#include "collection/collection.h"
 #include "executor/tuptable.h"
 #include "kafka/topic.h"
 #include "spi.h"
+#include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+
+#define HOLD_TIMEOUT "3s"
 
 /* ---------------------------------------------------------------------------
  * Records of a changelog topic
@@ -146,18 +158,51 @@ collect_changes(const EsSource *source, const EsRecord *records, int n,
 	return count;
 }
 
-void
-es_restore_guard(const EsSource *source, const EsRecord *records, int n, EsProblem *problems)
+/* The last position that its changelog has given away. */
+static EsPosition
+last_change(const EsSourceRun *run)
 {
-	/* A change without a topic was made by SQL, here, where nobody else writes the key. */
+	Oid			changelog;
+
+	if (!es_store_exists(run->source->target, &changelog) || !OidIsValid(changelog))
+		return 0;
+	return es_collection_last_allotted(es_collection_open(changelog, AccessShareLock));
+}
+
+void
+es_restore_hold(EsSourceRun *run)
+{
+	if (!run->restoring)
+		return;
+	/* Longer than deadlock_timeout, after which an autovacuum gives way. */
+	(void) set_config_option("lock_timeout", HOLD_TIMEOUT, PGC_SUSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+	LockRelationOid(run->source->target, ShareRowExclusiveLock);
+	if (last_change(run) != run->last_change)
+		run->guarded = true;
+}
+
+void
+es_restore_note_written(EsSourceRun *run)
+{
+	if (run->restoring)
+		run->last_change = last_change(run);
+}
+
+void
+es_restore_guard(const EsSourceRun *run, const EsRecord *records, int n, EsProblem *problems)
+{
+	/* A change without a topic was made by SQL, here. */
 	static const char sql[] =
 	"SELECT r.i FROM unnest($1, $2) WITH ORDINALITY r (key, source_offset, i),"
 	" LATERAL eventstore.peek($3::pg_catalog.regclass,"
 	" CASE WHEN $4 THEN r.key::text ELSE pg_catalog.convert_from(r.key, 'UTF8') END) e"
-	" WHERE e.position IS NOT NULL AND ((e.metadata->>'topic') IS NULL"
+	" WHERE e.position IS NOT NULL"
+	" AND ((e.metadata->>'topic') IS NULL AND e.position > $6"
 	" OR e.metadata->>'topic' = $5 AND (e.metadata->>'offset')::int8 >= r.source_offset)";
-	Oid			types[5] = {BYTEAARRAYOID, INT8ARRAYOID, OIDOID, BOOLOID, TEXTOID};
-	Datum		values[5];
+	const EsSource *source = run->source;
+	Oid			types[6] = {BYTEAARRAYOID, INT8ARRAYOID, OIDOID, BOOLOID, TEXTOID, INT8OID};
+	Datum		values[6];
 	EsStore    *store = es_store_open(source->target, RowExclusiveLock);
 	int		   *numbers = palloc(sizeof(int) * n);
 	EsRoleSwitch saved;
@@ -168,9 +213,10 @@ es_restore_guard(const EsSource *source, const EsRecord *records, int n, EsProbl
 	values[2] = ObjectIdGetDatum(store->changelog);
 	values[3] = BoolGetDatum(store->key_format == ES_STORE_BYTES);
 	values[4] = CStringGetTextDatum(source->topic);
+	values[5] = Int64GetDatum(run->published);
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
-	es_spi_execute(sql, 5, types, values, NULL, false, SPI_OK_SELECT);
+	es_spi_execute(sql, 6, types, values, NULL, false, SPI_OK_SELECT);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool		isnull;
@@ -286,6 +332,31 @@ store_is_empty(EsSourceRun *run)
 	return empty;
 }
 
+/* How far the store's own changes are in the topic; before we look where that ends. */
+static EsPosition
+find_published(EsSourceRun *run)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		values[1] = {Int32GetDatum((int32) run->source->id)};
+	EsRoleSwitch saved;
+	EsPosition	published = 0;
+	bool		isnull;
+
+	es_run_begin();
+	es_role_assume(es_extension_owner(), &saved);
+	SPI_connect();
+	es_spi_execute("SELECT p.position FROM eventstore.sink s"
+				   " JOIN eventstore.sink_position p ON p.sink = s.id WHERE s.changelog_of = $1",
+				   1, types, values, NULL, true, SPI_OK_SELECT);
+	if (SPI_processed > 0)
+		published = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+												&isnull));
+	SPI_finish();
+	es_role_restore(&saved);
+	es_run_commit(run);
+	return published;
+}
+
 bool
 es_restore_begin(EsSourceRun *run, const bool *wanted, int count, bool *ready)
 {
@@ -302,6 +373,7 @@ es_restore_begin(EsSourceRun *run, const bool *wanted, int count, bool *ready)
 	nlog = es_topic_count_partitions(run, run->source->changelog_topic);
 	if (nlog == 0)
 		return true;
+	run->published = find_published(run);
 	nloaded = load_changelog(run, &loaded);
 	run->npartitions = 0;
 	make_room(run, count);
@@ -309,7 +381,7 @@ es_restore_begin(EsSourceRun *run, const bool *wanted, int count, bool *ready)
 		if (wanted[i] && (!has_enough(run, i, nlog) || !add_partition(run, i, loaded, nloaded)))
 			return true;
 	run->restoring = true;
-	run->guarded = !store_is_empty(run);
+	run->last_change = 0;
 	*ready = true;
 	return true;
 }

@@ -37,7 +37,15 @@ extern int64 es_restore_resume_offset(const EsSource *source, const EsRecord *re
  * Marks those records of the changelog topic as out of date (ES_PROBLEM_OUT_OF_DATE)
  * for whose keys the store has something newer.  In a transaction.
  */
-extern void es_restore_guard(const EsSource *source, const EsRecord *records, int n,
+extern void es_restore_guard(const EsSourceRun *run, const EsRecord *records, int n,
 							 EsProblem *problems);
+
+/*
+ * While something is restored: keeps others from changing the store to the end of
+ * the transaction, and sets run->guarded where they have changed it.  Before
+ * anything of it is looked at; es_restore_note_written after it was written.
+ */
+extern void es_restore_hold(EsSourceRun *run);
+extern void es_restore_note_written(EsSourceRun *run);
 
 #endif							/* ES_KAFKA_RESTORE_H */

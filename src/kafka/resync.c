@@ -13,7 +13,8 @@
  * none, if it was a record of this topic that wrote them last.  Who reads the
  * store sees it as it is meanwhile.
  *
- * A key that was changed by SQL is not touched: the changelog says who changed it
+ * A key that was changed by SQL is not touched, nor is one from a partition of the
+ * topic that another source reads: the changelog says who changed it
  * last, looked up with the row locked.  A store without a changelog cannot say;
  * there each key goes that the topic does not have.
  *
@@ -33,10 +34,12 @@
 #include "common/pg_prng.h"
 #include "kafka/batch.h"
 #include "kafka/codec.h"
+#include "kafka/task.h"
 #include "kafka/topic.h"
 #include "miscadmin.h"
 #include "spi.h"
 #include "store/batch.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/jsonb.h"
@@ -207,10 +210,11 @@ reason_of(const EsSource *source)
 }
 
 static bool
-is_live(const Resync *resync, Datum key)
+is_live(const Resync *resync, const EsStore *store, Datum key)
 {
-	struct varlena *bytes = PG_DETOAST_DATUM_PACKED(key);
-	uint64		hash = hash_key(resync, VARDATA_ANY(bytes), VARSIZE_ANY_EXHDR(bytes));
+	size_t		length;
+	const char *bytes = es_codec_bytes(store->key_format, key, &length);
+	uint64		hash = hash_key(resync, bytes, length);
 	Seen	   *seen = hash_search(resync->seen, &hash, HASH_FIND, NULL);
 
 	return seen != NULL && seen->live;
@@ -242,7 +246,7 @@ next_keys(Resync *resync, EsStore *store, Datum *last, Datum **gone, int *ngone)
 		MemoryContext old = MemoryContextSwitchTo(caller);
 
 		key = PointerGetDatum(PG_DETOAST_DATUM_COPY(key));
-		if (!is_live(resync, key))
+		if (!is_live(resync, store, key))
 			(*gone)[(*ngone)++] = key;
 		*last = key;
 		MemoryContextSwitchTo(old);
@@ -251,13 +255,27 @@ next_keys(Resync *resync, EsStore *store, Datum *last, Datum **gone, int *ngone)
 	return any;
 }
 
-/* With the row locked: was it a record of this topic that wrote the key last? */
-static bool
-is_the_topics(const EsSource *source, EsStore *store, Datum key)
+/* Those of the source's topic that were read. */
+static Datum
+partitions_array(const EsSourceRun *run)
 {
-	Oid			types[3] = {store->key_format == ES_STORE_BYTES ? BYTEAOID : TEXTOID, TEXTOID, OIDOID};
-	Datum		values[3] = {key, CStringGetTextDatum(source->topic),
-	ObjectIdGetDatum(store->changelog)};
+	Datum	   *numbers = palloc(sizeof(Datum) * Max(run->npartitions, 1));
+	int			n = 0;
+
+	for (int i = 0; i < run->npartitions; i++)
+		if (!run->partitions[i].from_changelog)
+			numbers[n++] = Int32GetDatum(run->partitions[i].progress.partition);
+	return PointerGetDatum(construct_array(numbers, n, INT4OID, sizeof(int32), true, TYPALIGN_INT));
+}
+
+/* With the row locked: was it a record of these partitions that wrote the key last? */
+static bool
+is_the_topics(const EsSource *source, EsStore *store, Datum partitions, Datum key)
+{
+	Oid			types[4] = {store->key_format == ES_STORE_BYTES ? BYTEAOID : TEXTOID, TEXTOID,
+	OIDOID, INT4ARRAYOID};
+	Datum		values[4] = {key, CStringGetTextDatum(source->topic),
+	ObjectIdGetDatum(store->changelog), partitions};
 	EsRoleSwitch saved;
 	bool		result;
 
@@ -270,8 +288,10 @@ is_the_topics(const EsSource *source, EsStore *store, Datum key)
 	{
 		es_role_assume(es_extension_owner(), &saved);
 		es_spi_execute("SELECT FROM eventstore.peek($3::pg_catalog.regclass, $1::pg_catalog.text) e"
-					   " WHERE e.metadata OPERATOR(pg_catalog.->>) 'topic' OPERATOR(pg_catalog.=) $2",
-					   3, types, values, NULL, false, SPI_OK_SELECT);
+					   " WHERE e.metadata OPERATOR(pg_catalog.->>) 'topic' OPERATOR(pg_catalog.=) $2"
+					   " AND (e.metadata OPERATOR(pg_catalog.->>) 'partition')::pg_catalog.int4"
+					   " OPERATOR(pg_catalog.=) ANY ($4)",
+					   4, types, values, NULL, false, SPI_OK_SELECT);
 		result = SPI_processed > 0;
 		es_role_restore(&saved);
 	}
@@ -294,18 +314,26 @@ sweep_chunk(Resync *resync, Datum *last, int64 *deleted)
 	EsRoleSwitch saved;
 	EsStore    *store;
 	MemoryContext old;
+	Datum		partitions;
 	Datum	   *gone;
 	int			ngone;
 	int			nchanges = 0;
 	bool		any;
 
 	es_run_begin();
+	if (!es_task_hold(es_source_key(source->id)))
+	{
+		es_run_commit(resync->run);
+		resync->run->leave = ES_LEAVE_AND_RETURN;
+		return false;
+	}
 	store = es_store_open(source->target, RowExclusiveLock);
+	partitions = partitions_array(resync->run);
 	es_role_assume(source->owner, &saved);
 	any = next_keys(resync, store, last, &gone, &ngone);
 	changes = palloc0(sizeof(EsStoreChange) * Max(ngone, 1));
 	for (int i = 0; i < ngone; i++)
-		if (is_the_topics(source, store, gone[i]))
+		if (is_the_topics(source, store, partitions, gone[i]))
 		{
 			EsStoreChange *change = &changes[nchanges++];
 
@@ -342,9 +370,9 @@ sweep(Resync *resync)
 
 		if (previous != (Datum) 0 && previous != last)
 			pfree(DatumGetPointer(previous));
-		if (!any)
+		if (!any && run->leave == ES_LEAVE_NOT)
 			break;
-		if (called_away(run))
+		if (run->leave != ES_LEAVE_NOT || called_away(run))
 			return false;
 	}
 	ereport(LOG, (errmsg("source \"%s\": resync has removed " INT64_FORMAT " keys",

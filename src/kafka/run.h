@@ -14,6 +14,7 @@
 #include "kafka/client.h"
 #include "kafka/progress.h"
 #include "kafka/source.h"
+#include "position/position.h"
 
 /* How long a call into librdkafka may keep us from serving interrupts. */
 #define ES_RUN_CALL_MS 1000
@@ -66,6 +67,8 @@ typedef struct EsSourceRun
 	int			   npartitions;
 	bool		   restoring; /* all of them are of the changelog topic, see restore.c */
 	bool		   guarded;	  /* what the store has may be newer than that */
+	EsPosition	last_change;  /* of the store, as we know; else others write it, too */
+	EsPosition	published;	  /* of its changes, what the topic had when that began */
 
 	/* The batch (batch.c): messages, and the same as records. */
 	rd_kafka_message_t **messages;

@@ -707,7 +707,8 @@ es_sink_main(Datum arg)
 		MemoryContextReset(run->scratch);
 		MemoryContextReset(run->life);
 		run->sink = NULL;
-		(void) es_worker_take(ES_WAKE_CONFIG);
+		/* One that is left standing would have an absent worker started again and again. */
+		(void) es_worker_take(ES_WAKE_CONFIG | ES_WAKE_ERRAND);
 		run->sink = load_if_wanted(run, key.object, first);
 		first = false;
 		if (run->sink == NULL)

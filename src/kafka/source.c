@@ -632,7 +632,8 @@ es_source_main(Datum arg)
 		MemoryContextReset(run->scratch);
 		MemoryContextReset(run->life);
 		run->source = NULL;
-		(void) es_worker_take(ES_WAKE_CONFIG);
+		/* One that is left standing would have an absent worker started again and again. */
+		(void) es_worker_take(ES_WAKE_CONFIG | ES_WAKE_ERRAND);
 		run->source = load_if_wanted(run, key.object, first);
 		first = false;
 		if (run->source == NULL)

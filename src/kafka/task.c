@@ -117,6 +117,15 @@ es_task_hold(EsWorkerKey key)
 				   SPI_OK_SELECT, NULL) > 0;
 }
 
+void
+es_task_lock(EsWorkerKey key)
+{
+	(void) run_for(key,
+				   "SELECT FROM eventstore.%s t WHERE t.id = $1"
+				   " AND $2 IS NOT NULL AND $3 IS NOT NULL FOR NO KEY UPDATE",
+				   SPI_OK_SELECT, NULL);
+}
+
 bool
 es_task_note_start(EsWorkerKey key)
 {

@@ -75,6 +75,9 @@ extern bool es_task_pause(int pause_ms, const bool *changed);
  */
 extern bool es_task_hold(EsWorkerKey key);
 
+/* The same against the worker: it writes nothing until the transaction's end. */
+extern void es_task_lock(EsWorkerKey key);
+
 /*
  * A start of the worker; false where there were too many without any progress:
  * it has failed then, until resume().  es_task_lives ends the count.

@@ -118,7 +118,10 @@ es_topic_out_of_range(EsSourceRun *run, EsPartition *partition)
 		!es_topic_find_ends(run, partition, &low, &high) ||
 		(wanted >= low && wanted <= high))
 	{
-		run->leave = ES_LEAVE_AND_RETURN; /* and ask again */
+		/* And ask again; not at once, for what is in the way may last. */
+		run->leave = ES_LEAVE_AND_RETURN;
+		if (!run->unprobed)
+			run->pause_ms = ES_RUN_PAUSE_MS;
 		return;
 	}
 	run->halted_topic = partition->progress.topic;
@@ -241,6 +244,18 @@ es_topic_count_partitions(EsSourceRun *run, const char *name)
 	return 0;
 }
 
+/* Who changes the store by SQL goes by it, also where not all partitions are read. */
+static void
+note_count(EsSourceRun *run, int count)
+{
+	if (count == run->source->partition_count)
+		return;
+	es_run_begin();
+	es_progress_note_count(run->source, count);
+	es_run_commit(run);
+	run->source->partition_count = count;
+}
+
 /*
  * While the source runs: has the topic gone, come again, or grown?
  */
@@ -262,6 +277,7 @@ es_topic_look(EsSourceRun *run)
 		run->look_at = es_run_ms_from_now(LOOK_AGAIN_MS);
 		return;
 	}
+	note_count(run, count);
 	if (was_missing)
 	{
 		/* The next client finds out whether that matters. */

@@ -133,6 +133,13 @@ caught_up('parsed');
 is(query('SELECT key, value FROM parsed ORDER BY key'), qq(a|{"n": 1}\ne|{"n": 5}), 'transform');
 is(query("SELECT record_offset, sqlstate FROM eventstore.dead_letters WHERE source = 'parsed'"), '2|22P02', 'its error is the record\'s');
 
+# ---- a start that is a time ---------------------------------------------------------------
+
+$mock->create_topic('times', 1);
+query("SELECT eventstore.create_collection('timed')");
+query("SET datestyle = 'German, DMY'; SET timezone = 'Asia/Tokyo'; " . create('timed', 'times', 'timed', "start => '01.02.2026 10:00:00'"));
+like(query("SELECT start FROM eventstore.sources WHERE name = 'timed'"), qr{^2026-02-01 01:00:00(\+00| UTC)}, 'a start that is a time means the same to the worker');
+
 # ---- pause, resume, drop -----------------------------------------------------------------
 
 query("SELECT eventstore.pause('latest')");
