@@ -91,7 +91,7 @@ set_headers(EsSourceRun *run, EsRecord *record, const rd_kafka_message_t *messag
 bool
 es_batch_add(EsSourceRun *run, rd_kafka_message_t *message)
 {
-	EsPartition				 *partition =
+	EsPartition *partition =
 		es_run_partition(run, rd_kafka_topic_name(message->rkt), message->partition);
 	EsRecord				 *record = &run->records[run->nrecords];
 	rd_kafka_timestamp_type_t type;
@@ -160,7 +160,8 @@ advance_to(EsSourceRun *run, int from, int to)
 
 		progress->next = run->records[i].offset + 1;
 		if (record->from_changelog)
-			progress->resume = Max(progress->resume, es_restore_resume_offset(run->source, record));
+			progress->resume =
+				Max(progress->resume, es_restore_resume_offset(run->source, record));
 		progress->has_time = run->records[i].has_time;
 		progress->time = run->records[i].time;
 	}
@@ -224,8 +225,7 @@ note_since(EsSourceRun *run, int from, int to)
 	for (int i = from; i < to; i++)
 	{
 		EsRecord	*record = &run->records[i];
-		EsPartition *partition =
-			es_run_partition(run, record->topic, record->partition);
+		EsPartition *partition = es_run_partition(run, record->topic, record->partition);
 
 		if (partition->since < 0)
 			partition->since = record->offset;
@@ -243,9 +243,9 @@ static int
 write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 			EsProblem *stopped_by)
 {
-	EsWriter  *writer;
-	EsProblem *problems = palloc(sizeof(EsProblem) * (to - from));
-	EsDecoded *decoded;
+	EsWriter	*writer;
+	EsProblem	*problems = palloc(sizeof(EsProblem) * (to - from));
+	EsDecoded	*decoded = NULL;
 	EsRoleSwitch saved;
 	EsWritten	 written = {0};
 	int			 parked = 0;
@@ -254,9 +254,11 @@ write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 
 	es_restore_hold(run);
 	writer = es_writer_begin(run->source);
-	decoded = es_writer_decode(writer, &run->records[from], to - from, problems);
-	if (known != NULL && problems[0].sqlstate == 0)
+	/* What is known to fail is not tried again: it may have been its decoding. */
+	if (known != NULL)
 		problems[0] = *known;
+	else
+		decoded = es_writer_decode(writer, &run->records[from], to - from, problems);
 	if (run->guarded)
 		es_restore_guard(run, &run->records[from], to - from, problems);
 	end = apply_policies(run, from, to, problems, &parked, &skipped);
@@ -268,7 +270,8 @@ write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 	if (run->source->mode != ES_SOURCE_RELAY)
 	{
 		es_role_assume(run->source->owner, &saved);
-		es_writer_write(writer, &run->records[from], decoded, end - from, problems, &written);
+		es_writer_write(writer, &run->records[from], decoded, end - from, problems,
+						&written);
 		es_role_restore(&saved);
 	}
 	es_restore_note_written(run);
@@ -356,8 +359,8 @@ try_range(EsSourceRun *run, int from, int *to, EsProblem *problem)
 		es_run_abort(run);
 		problem->sqlstate = error->sqlerrcode;
 		problem->reason = error->message;
-		outcome =
-			es_batch_is_records_fault(error->sqlerrcode) ? OUTCOME_BAD_RECORD : OUTCOME_RETRY;
+		outcome = es_batch_is_records_fault(error->sqlerrcode) ? OUTCOME_BAD_RECORD
+															   : OUTCOME_RETRY;
 	}
 	PG_END_TRY();
 

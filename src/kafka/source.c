@@ -99,9 +99,9 @@ note_message_error(EsSourceRun *run, const rd_kafka_message_t *message)
 		case RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART:
 		case RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC:
 		case RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION:
-			/* It may be there again already, as another one: the next client finds out. */
-			es_batch_write(run);
-			run->leave = ES_LEAVE_AND_RETURN;
+			/* It may be there again already, as another one. */
+			run->topic_missing = true;
+			run->look_at = 0;
 			break;
 		case RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED:
 			run->fetch_denied = true;
@@ -114,7 +114,11 @@ note_message_error(EsSourceRun *run, const rd_kafka_message_t *message)
 	}
 }
 
-/* Takes what is there, as long as the batch has room. */
+/*
+ * Takes what is there, as long as the batch has room.  A client whose topic has
+ * gone is kept until there is one again, though it is of no use: librdkafka before
+ * 2.6.1 may never come back from closing it.
+ */
 static void
 collect(EsSourceRun *run)
 {
@@ -134,6 +138,12 @@ collect(EsSourceRun *run)
 		run->ntaken = (int) n;
 		for (int i = run->next_taken = 0; i < n; i = ++run->next_taken)
 		{
+			/* What comes of a topic that was gone may be of another one. */
+			if (run->topic_missing)
+			{
+				rd_kafka_message_destroy(taken[i]);
+				continue;
+			}
 			es_topic_recognise(run, taken[i]);
 			if (taken[i]->err == RD_KAFKA_RESP_ERR_NO_ERROR &&
 				run->leave == ES_LEAVE_NOT && es_batch_add(run, taken[i]))

@@ -107,6 +107,9 @@ es_topic_out_of_range(EsSourceRun *run, EsPartition *partition)
 	int64 low;
 	int64 high;
 
+	/* Another partition's is dealt with: this one's comes again. */
+	if (run->halt != ES_HALT_NONE || run->leave != ES_LEAVE_NOT)
+		return;
 	es_batch_write(run);
 	wanted = partition->progress.written;
 	/* It may have been the record before that was asked for, and is gone. */
@@ -269,6 +272,8 @@ es_topic_look(EsSourceRun *run)
 	count = es_topic_count_partitions(run, es_topic_followed(run->source));
 	if (count == 0)
 	{
+		if (run->topic_missing)
+			es_batch_write(run);
 		run->look_at = es_run_ms_from_now(LOOK_AGAIN_MS);
 		return;
 	}
@@ -387,9 +392,8 @@ es_topic_find_start(EsSourceRun *run, int32 partition, int64 *offset)
 {
 	EsProgress *loaded;
 	int			n = load_progress(run, &loaded);
-	EsStart		start =
-		n == 0 || run->group != NULL ? run->source->start : ES_START_EARLIEST;
-	bool known = true;
+	EsStart start = n == 0 || run->group != NULL ? run->source->start : ES_START_EARLIEST;
+	bool	known = true;
 
 	*offset = -1;
 	if (start == ES_START_LATEST && run->group != NULL)
@@ -437,8 +441,11 @@ add_partitions(EsSourceRun *run, int count)
 	run->partitions = MemoryContextAllocZero(run->life, sizeof(EsPartition) * Max(n, 1));
 	run->npartitions = 0;
 	for (int i = 0; i < n; i++)
-		if (loaded[i].partition >= count && loaded[i].written > 0)
-			run->suspicion = "the topic has fewer partitions than it had";
+		if (loaded[i].partition >= count)
+		{
+			if (loaded[i].written > 0)
+				run->suspicion = "the topic has fewer partitions than it had";
+		}
 		else if (is_wanted_partition(run, loaded[i].partition))
 		{
 			EsPartition *partition = &run->partitions[run->npartitions++];

@@ -1,0 +1,205 @@
+# What becomes of a source when its topic or its broker does: down and back,
+# records gone, topics deleted, made anew and enlarged.  Each is a state that
+# sources shows, and has the outcome that the source was told.  Against the real
+# broker.
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+
+use EventstoreTest;
+use EventstoreTest::Kafka;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $kafka = kafka_broker();
+my $node = new_server('failures', settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms' ]);
+my $address = $kafka->address;
+
+sub query { return $node->safe_psql('postgres', $_[0]); }
+
+# make($name, topic => ..., further arguments as SQL): a store and a source of one name.
+sub make
+{
+	my ($name, $topic, @more) = @_;
+
+	query("SELECT eventstore.create_store('$name', 'text')");
+	query("SELECT eventstore.create_source('$name', 'k', '$topic', '$name', flush_interval => '10 ms'" . join('', map { ", $_" } @more) . ')');
+	return;
+}
+
+sub caught_up
+{
+	my ($name, $what) = @_;
+	await_true($node, "SELECT eventstore.wait_for_source('$name', '2 s')");
+	pass($what // "$name has caught up");
+	return;
+}
+
+sub await_state
+{
+	my ($name, $state, $message) = @_;
+	await_true($node, "SELECT state = '$state' AND COALESCE(message, '') ~ '" . ($message // '') . "' FROM eventstore.sources WHERE name = '$name'");
+	pass("$name: $state");
+	return;
+}
+
+sub keys_of { return query("SELECT COALESCE(string_agg(key, ' ' ORDER BY key), '') FROM $_[0]"); }
+
+sub positions_of { return query("SELECT string_agg(position::text, ' ' ORDER BY partition) FROM eventstore.source_partitions WHERE source = '$_[0]'"); }
+
+# records('a' .. 'c'): into partition 0.
+sub records { return map { [ $_, 'v', [], { partition => 0 } ] } @_; }
+
+query(qq(CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '$address', "reconnect.backoff.max.ms" '500')));
+
+# ---- records that are gone -----------------------------------------------------------------
+
+$kafka->create_topic('gone', 2);
+$kafka->produce('gone', records('a', 'b'));
+make($_, 'gone', "on_gap => '$_'") foreach ('stop', 'earliest', 'latest');
+foreach my $name ('stop', 'earliest', 'latest')
+{
+	caught_up($name);
+	query("SELECT eventstore.pause('$name')");
+}
+$kafka->produce('gone', records('c' .. 'h'), map { [ $_, 'v', [], { partition => 1 } ] } 'p' .. 't');
+$kafka->delete_records('gone', 0, 5);
+$kafka->delete_records('gone', 1, 2);
+query("SELECT eventstore.resume('$_')") foreach ('stop', 'earliest', 'latest');
+caught_up('earliest', 'on_gap earliest: goes on with what there is');
+is(keys_of('earliest'), 'a b f g h r s t', 'all of it');
+caught_up('latest', 'on_gap latest: goes on at the end');
+is(keys_of('latest'), 'a b', 'passing over what there is');
+await_state('stop', 'gap', 'partition . begins at offset ., and . was to be read next');
+is(query("SELECT eventstore.wait_for_source('stop', '0.5 s')"), 'f', 'nothing more is read');
+is(query("SELECT count(*) FROM eventstore.gaps WHERE source = 'stop'"), '0', 'what is not accepted is not noted');
+query("SELECT eventstore.resume('stop')");
+caught_up('stop', 'resumed: once, for both partitions');
+is(keys_of('stop'), 'a b f g h r s t', 'from the first record that there is');
+is(query('SELECT source, partition, first_offset, next_offset, reason FROM eventstore.gaps ORDER BY 1, 2'),
+	join("\n", map { ("$_|0|2|" . ($_ eq 'latest' ? 8 : 5) . '|retention', "$_|1|0|" . ($_ eq 'latest' ? 5 : 2) . '|retention') } ('earliest', 'latest', 'stop')), 'gaps');
+$kafka->produce('gone', records('i'));
+caught_up($_) foreach ('stop', 'earliest', 'latest');
+is(keys_of('latest'), 'a b i', 'and so on');
+
+# ---- more partitions -------------------------------------------------------------------------
+
+$kafka->create_topic('more', 1);
+make('more', 'more', "start => 'latest'");
+make('two', 'more', "partitions => '{0, 1}'");
+caught_up('more');
+$kafka->produce('more', records('a'));
+caught_up($_) foreach ('more', 'two');
+$kafka->add_partitions('more', 3);
+$kafka->produce('more', map { [ "n$_", 'v', [], { partition => $_ } ] } 0 .. 2);
+await_true($node, q(SELECT count(*) = 4 FROM more));
+is(keys_of('more'), 'a n0 n1 n2', 'new partitions are read from their beginning');
+await_true($node, q(SELECT count(*) = 3 FROM two));
+is(keys_of('two'), 'a n0 n1', 'those that were asked for');
+
+# ---- no topic, and another one --------------------------------------------------------------------
+
+make('absent', 'absent');
+await_state('absent', 'topic_missing', 'there is no topic .absent.');
+$kafka->create_topic('absent', 2);
+$kafka->produce('absent', records('a' .. 'c'), [ 'x', 'v', [], { partition => 1 } ]);
+caught_up('absent', 'a topic that comes later');
+is(keys_of('absent'), 'a b c x', 'is read');
+
+$kafka->delete_topic('absent');
+await_state('absent', 'topic_missing');
+is(query("SELECT count(*) FROM absent"), '4', 'what was written stays');
+$kafka->create_topic('absent', 2);
+$kafka->produce('absent', map { records("new$_") } 1 .. 9);
+await_state('absent', 'topic_recreated', 'made anew');
+is(query("SELECT count(*) FROM absent WHERE key LIKE 'new%'"), '0', 'nothing is read of another topic');
+query("SELECT eventstore.resume('absent')");
+caught_up('absent', 'resumed');
+is(query("SELECT count(*) FROM absent WHERE key LIKE 'new%'"), '9', 'from the beginning');
+is(query("SELECT string_agg(format('%s:%s-%s %s', partition, first_offset, next_offset, reason), ', ' ORDER BY partition) FROM eventstore.gaps WHERE source = 'absent'"),
+	'0:3-0 the topic was made anew, 1:1-0 the topic was made anew', 'which is noted');
+
+# While nobody looks: it ends earlier, or has other records, or fewer partitions.
+$kafka->create_topic($_, 2) foreach ('short', 'long', 'narrow');
+foreach my $name ('short', 'long', 'narrow')
+{
+	$kafka->produce($name, records('a' .. 'e'), [ 'x', 'v', [], { partition => 1 } ]);
+	make($name, $name);
+	caught_up($name);
+	query("SELECT eventstore.pause('$name')");
+	$kafka->delete_topic($name);
+	$kafka->create_topic($name, $name eq 'narrow' ? 1 : 2);
+}
+$kafka->produce('short', records('s'));
+$kafka->produce('long', records(map { "l$_" } 1 .. 20));
+$kafka->produce('narrow', records(map { "w$_" } 1 .. 5));
+query("SELECT eventstore.resume('$_')") foreach ('short', 'long', 'narrow');
+await_state('short', 'topic_recreated');
+await_state('long', 'topic_recreated', 'not the record that was read');
+await_state('narrow', 'topic_recreated', 'fewer partitions');
+query("SELECT eventstore.resume('$_')") foreach ('short', 'long', 'narrow');
+caught_up($_) foreach ('short', 'long', 'narrow');
+is(keys_of('short'), 'a b c d e s x', 'short');
+is(query("SELECT count(*) FROM long WHERE key LIKE 'l%'"), '20', 'long');
+is(query("SELECT count(*) FROM narrow WHERE key LIKE 'w%'"), '5', 'narrow');
+
+# The same topic is recognised, whatever is gone from it.
+foreach my $name ('more', 'earliest')
+{
+	query("SELECT eventstore.pause('$name'); SELECT eventstore.resume('$name')");
+}
+$kafka->delete_records('gone', 0, 9);
+query("SELECT eventstore.pause('earliest')");
+query("SELECT eventstore.resume('earliest')");
+caught_up($_, "$_: the same topic") foreach ('more', 'earliest');
+
+# ---- marks of transactions -----------------------------------------------------------------------
+
+$kafka->create_topic('marks');
+make('marks', 'marks');
+my $producer = $kafka->producer('marks', { properties => { 'transactional.id' => 'one' } });
+$producer->send([ 'a', 'kept' ]);
+$producer->commit;
+$producer->send([ 'b', 'gone' ]);
+$producer->abort;
+$producer->send([ 'c', 'open' ]);
+$producer->flush;
+caught_up('marks', 'an open transaction is not waited for');
+is(keys_of('marks'), 'a', 'what is committed');
+is(positions_of('marks'), '4', 'past marks and aborted records, up to the open ones');
+$producer->commit;
+$producer->finish;
+caught_up('marks');
+is(keys_of('marks') . ' ' . positions_of('marks'), 'a c 6', 'and the rest');
+is(query("SELECT lag_records FROM eventstore.source_partitions WHERE source = 'marks'"), '0', 'no lag');
+
+# ---- large records -------------------------------------------------------------------------------
+
+$kafka->create_topic('large', 1, 'max.message.bytes' => 30_000_000);
+make('large', 'large');
+my %large = (properties => { 'message.max.bytes' => 30_000_000, 'compression.codec' => 'none' }, limit => 60);
+$kafka->produce('large', [ 'twenty', 'x' x 20_000_000 ], [ 'one', 'x' x 1_000_000 ], [ 'k' x 900_000, 'v' ], \%large);
+caught_up('large', 'many megabytes');
+is(query('SELECT key, length(value) FROM large ORDER BY 2'), "one|1000000\ntwenty|20000000", 'are stored');
+is(query("SELECT record_offset, sqlstate, length(key) FROM eventstore.dead_letters WHERE source = 'large'"), '2|54000|900000', 'a key that no index can hold is a dead letter');
+
+# ---- the broker -----------------------------------------------------------------------------------
+
+my $sources = query('SELECT count(*) FROM eventstore.sources');
+$kafka->kill;
+await_true($node, "SELECT count(*) = $sources FROM eventstore.sources WHERE state = 'disconnected' AND message <> ''");
+pass('down: disconnected');
+is(query('SELECT count(*) FROM eventstore.sources WHERE pid IS NULL'), '0', 'the workers live');
+is(query("SELECT eventstore.wait_for_source('more', '1 s')"), 'f', 'nothing can be waited for');
+$kafka->start;
+$kafka->produce('more', records('z'));
+caught_up('more', 'up: it goes on by itself');
+await_true($node, "SELECT count(*) = $sources FROM eventstore.sources WHERE state = 'running'");
+pass('all of them');
+is(query('SELECT max(starts) FROM eventstore.source'), '0', 'none has ended for that');
+
+$node->stop;
+no_crash($node);
+done_testing();
