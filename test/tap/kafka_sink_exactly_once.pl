@@ -112,7 +112,7 @@ is(scalar(keys %$once), scalar @positions, 'and nothing else');
 ok($ordered, 'each key in order');
 my ($least) = tally('least');
 is_deeply([ grep { !$least->{$_} } @positions ], [], 'at least once: none is lost');
-is(join(',', map { $_->{value} } grep { $_->{key} =~ /^eventstore-\d+-\d+-\d+$/ } ($kafka->consume('eventstore-sink-progress'))[-1]),
+is(join(',', map { $_->{value} } grep { $_->{key} =~ /^eventstore-\d+-\d+-\d+-\d+$/ } ($kafka->consume('eventstore-sink-progress'))[-1]),
 	$positions[-1], 'the progress topic was made, and has the position');
 
 # ---- a server that has lost its newest commits -----------------------------------------
@@ -130,7 +130,7 @@ is(scalar(keys %$once), scalar(@positions) + 1, 'and it goes on');
 
 # ---- somebody else with the same identity -----------------------------------------------
 
-my $id = query("SELECT 'eventstore-' || (SELECT system_identifier FROM pg_control_system()) || '-' || (SELECT oid FROM pg_database WHERE datname = 'postgres') || '-' || (SELECT id FROM eventstore.sink WHERE name = 'once')");
+my $id = query("SELECT 'eventstore-' || (SELECT system_identifier FROM pg_control_system()) || '-' || (SELECT oid FROM pg_database WHERE datname = 'postgres') || '-' || (SELECT id || '-' || (EXTRACT(EPOCH FROM created_at - '2000-01-01Z') * 1000000)::bigint FROM eventstore.sink WHERE name = 'once')");
 my $other = $kafka->producer('fenced', { properties => { 'transactional.id' => $id } });
 $other->send([ 'k', 'v' ]);
 $other->commit;
