@@ -133,8 +133,10 @@ has_every_key('everything', 'every key is found in a new store');
 is(query("SELECT sum(position) FILTER (WHERE topic = 'in'), sum(position) FILTER (WHERE topic <> 'in') >= $keys FROM eventstore.source_partitions"),
 	"$keys|t", 'it goes on behind the last record that was restored');
 is(query("SELECT DISTINCT metadata->>'topic' FROM everything_changelog"), 'all-changelog', 'nothing came from the topic itself');
-# Read again it would change nothing, and not be seen in the store.
-is(query("SELECT records - (SELECT sum(position) FROM eventstore.source_partitions WHERE topic <> 'in') FROM eventstore.sources"), 0, 'nor was it read again');
+# Read again it would change nothing, and not be seen in the store.  The last batch
+# of each partition is: it may have been published in part (restore.c).
+cmp_ok(query("SELECT records - (SELECT sum(position) FROM eventstore.source_partitions WHERE topic <> 'in') FROM eventstore.sources"),
+	'<=', 10_000 * query("SELECT count(*) FROM eventstore.source_partitions WHERE topic = 'in'"), 'nor was it read again, but for a batch');
 query("SELECT eventstore.drop_source('everything'), eventstore.drop_store('everything')");
 
 # ---- two servers, half of the partitions each --------------------------------------------------
