@@ -364,7 +364,8 @@ static const Setting defaults[] = {
 	{"socket.keepalive.enable", "true", true, true},
 	/* as fast as librdkafka's four times as much */
 	{"queued.max.messages.kbytes", "16384", true, false},
-	{"queued.min.messages", "20000", true, false},
+	/* bytes alone are to be the bound: at this one old versions stop fetching for a whole second */
+	{"queued.min.messages", "1000000", true, false},
 	{"queue.buffering.max.kbytes", "32768", false, true},
 };
 
