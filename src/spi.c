@@ -179,6 +179,22 @@ es_spi_execute(const char *sql, int nargs, Oid *types, Datum *values, const char
 		elog(ERROR, "unexpected result of \"%s\": %s", sql, SPI_result_code_string(result));
 }
 
+uint64
+es_spi_execute_as_owner(const char *sql, int nargs, Oid *types, Datum *values,
+						const char *nulls, int expected)
+{
+	EsRoleSwitch saved;
+	uint64		rows;
+
+	es_role_assume(es_extension_owner(), &saved);
+	SPI_connect();
+	es_spi_execute(sql, nargs, types, values, nulls, false, expected);
+	rows = SPI_processed;
+	SPI_finish();
+	es_role_restore(&saved);
+	return rows;
+}
+
 char *
 es_relation_name(Oid relid)
 {

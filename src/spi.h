@@ -53,6 +53,13 @@ extern HeapTuple es_extension_row(const char *table, const char *index, AttrNumb
 extern void es_spi_execute(const char *sql, int nargs, Oid *types, Datum *values,
 						   const char *nulls, bool read_only, int expected);
 
+/*
+ * One statement as the extension's owner, with SPI opened and closed around it;
+ * how many rows.  Otherwise as es_spi_execute, not read-only.
+ */
+extern uint64 es_spi_execute_as_owner(const char *sql, int nargs, Oid *types, Datum *values,
+									  const char *nulls, int expected);
+
 /* The schema-qualified, quoted name of a relation; an error when it is gone. */
 extern char *es_relation_name(Oid relid);
 

@@ -158,13 +158,8 @@ execute_for(const char *sql, const DeadLetter *letter, const EsProblem *problem,
 	Datum		values[3] = {UUIDPGetDatum(&letter->id),
 		CStringGetTextDatum(problem->reason != NULL ? problem->reason : ""),
 	CStringGetTextDatum(unpack_sql_state(problem->sqlstate))};
-	EsRoleSwitch saved;
 
-	es_role_assume(es_extension_owner(), &saved);
-	SPI_connect();
-	es_spi_execute(sql, 3, types, values, NULL, false, expected);
-	SPI_finish();
-	es_role_restore(&saved);
+	(void) es_spi_execute_as_owner(sql, 3, types, values, NULL, expected);
 }
 
 /* True where it is written now; else the problem, or none where it was dropped. */

@@ -655,13 +655,8 @@ execute_for(const char *sql, uint32 id, int expected)
 	Oid			types[3] = {INT4OID, INT8OID, OIDOID};
 	Datum		values[3] = {Int32GetDatum((int32) id),
 		Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId)};
-	EsRoleSwitch saved;
 
-	es_role_assume(es_extension_owner(), &saved);
-	SPI_connect();
-	es_spi_execute(sql, 3, types, values, NULL, false, expected);
-	SPI_finish();
-	es_role_restore(&saved);
+	(void) es_spi_execute_as_owner(sql, 3, types, values, NULL, expected);
 }
 
 Datum

@@ -16,43 +16,12 @@
 
 #include "kafka/progress.h"
 
-#include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "spi.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
-
-/* One statement about the source, as the extension's owner.  SPI stays open till es_end. */
-static void
-begin_statement(EsRoleSwitch *saved)
-{
-	es_role_assume(es_extension_owner(), saved);
-	SPI_connect();
-}
-
-static void
-end_statement(const EsRoleSwitch *saved)
-{
-	SPI_finish();
-	es_role_restore(saved);
-}
-
-/* The whole of it, where no result is wanted; how many rows. */
-static uint64
-run_statement(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls,
-			  int expected)
-{
-	EsRoleSwitch saved;
-	uint64		rows;
-
-	begin_statement(&saved);
-	es_spi_execute(sql, nargs, types, values, nulls, false, expected);
-	rows = SPI_processed;
-	end_statement(&saved);
-	return rows;
-}
 
 /* ---------------------------------------------------------------------------
  * Offsets
@@ -67,7 +36,8 @@ es_progress_load(const EsSource *source, const char *topic, EsProgress **partiti
 	EsRoleSwitch saved;
 	int			n;
 
-	begin_statement(&saved);
+	es_role_assume(es_extension_owner(), &saved);
+	SPI_connect();
 	es_spi_execute("SELECT o.partition, o.next_offset, o.resume_offset, o.record_time"
 				   " FROM eventstore.source_offset o"
 				   " WHERE o.source = $1 AND o.topic = $2 ORDER BY 1",
@@ -91,7 +61,8 @@ es_progress_load(const EsSource *source, const char *topic, EsProgress **partiti
 		if (isnull)
 			progress->resume = -1;
 	}
-	end_statement(&saved);
+	SPI_finish();
+	es_role_restore(&saved);
 	return n;
 }
 
@@ -102,7 +73,7 @@ es_progress_begin(const EsSource *source, const char *topic, int32 partition, in
 	Datum		values[4] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(topic),
 	Int32GetDatum(partition), Int64GetDatum(next)};
 
-	run_statement("INSERT INTO eventstore.source_offset (source, topic, partition, next_offset)"
+	es_spi_execute_as_owner("INSERT INTO eventstore.source_offset (source, topic, partition, next_offset)"
 				  " VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
 				  4, types, values, NULL, SPI_OK_INSERT);
 }
@@ -163,7 +134,7 @@ es_progress_advance(const EsSource *source, const EsProgress *partitions, int n)
 	for (int c = 0; c < MOVE_COLUMNS; c++)
 		values[1 + c] = make_array(columns[c], nulls[c], n, elements[c]);
 
-	return run_statement("UPDATE eventstore.source_offset o"
+	return es_spi_execute_as_owner("UPDATE eventstore.source_offset o"
 					  " SET next_offset = m.next, end_offset = m.\"end\","
 					  " resume_offset = COALESCE(m.resume, o.resume_offset),"
 					  " record_time = m.at,"
@@ -182,7 +153,7 @@ es_progress_note_count(const EsSource *source, int count)
 	Datum		values[2] = {Int32GetDatum((int32) source->id), Int32GetDatum(count)};
 
 	if (count != source->partition_count)
-		run_statement("UPDATE eventstore.source SET partition_count = $2 WHERE id = $1",
+		es_spi_execute_as_owner("UPDATE eventstore.source SET partition_count = $2 WHERE id = $1",
 					  2, types, values, NULL, SPI_OK_UPDATE);
 }
 
@@ -192,7 +163,7 @@ es_progress_resynced(const EsSource *source)
 	Oid			types[1] = {INT4OID};
 	Datum		values[1] = {Int32GetDatum((int32) source->id)};
 
-	run_statement("UPDATE eventstore.source SET resync = false WHERE id = $1",
+	es_spi_execute_as_owner("UPDATE eventstore.source SET resync = false WHERE id = $1",
 				  1, types, values, NULL, SPI_OK_UPDATE);
 }
 
@@ -210,7 +181,7 @@ es_progress_jump(const EsSource *source, const EsProgress *from, int64 to, const
 	move.next = to;
 	if (!es_progress_advance(source, &move, 1))
 		return false;
-	run_statement("INSERT INTO eventstore.source_gap"
+	es_spi_execute_as_owner("INSERT INTO eventstore.source_gap"
 				  " (source, topic, partition, first_offset, next_offset, reason)"
 				  " VALUES ($1, $2, $3, $4, $5, $6)",
 				  6, types, values, NULL, SPI_OK_INSERT);
@@ -224,7 +195,7 @@ es_progress_restart(const EsSource *source, const char *topic, const char *reaso
 	Datum		values[3] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(topic),
 	CStringGetTextDatum(reason)};
 
-	run_statement("WITH old AS MATERIALIZED (SELECT o.* FROM eventstore.source_offset o"
+	es_spi_execute_as_owner("WITH old AS MATERIALIZED (SELECT o.* FROM eventstore.source_offset o"
 				  " WHERE o.source = $1 AND o.topic = $2 FOR UPDATE),"
 				  " gap AS (INSERT INTO eventstore.source_gap"
 				  " (source, topic, partition, first_offset, next_offset, reason)"
@@ -269,7 +240,7 @@ es_progress_park(const EsSource *source, const EsRecord *record, const EsProblem
 
 	nulls[4] = record->has_time ? ' ' : 'n';
 	nulls[7] = headers != NULL ? ' ' : 'n';
-	run_statement("INSERT INTO eventstore.source_dead_letter"
+	es_spi_execute_as_owner("INSERT INTO eventstore.source_dead_letter"
 				  " (source, topic, partition, record_offset, record_time, key, value, headers,"
 				  " sqlstate, reason) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
 				  10, types, values, nulls, SPI_OK_INSERT);

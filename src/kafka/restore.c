@@ -270,21 +270,6 @@ add_partition(EsSourceRun *run, int32 number, const EsProgress *loaded, int n)
 	return true;
 }
 
-/* In life. */
-static int
-load_changelog(EsSourceRun *run, EsProgress **loaded)
-{
-	MemoryContext old;
-	int			n;
-
-	es_run_begin();
-	old = MemoryContextSwitchTo(run->life);
-	n = es_progress_load(run->source, run->source->changelog_topic, loaded);
-	MemoryContextSwitchTo(old);
-	es_run_commit(run);
-	return n;
-}
-
 /* Room for so many, and the first of them. */
 static void
 make_room(EsSourceRun *run, int count)
@@ -374,7 +359,7 @@ es_restore_begin(EsSourceRun *run, const bool *wanted, int count, bool *ready)
 	if (nlog == 0)
 		return true;
 	run->published = find_published(run);
-	nloaded = load_changelog(run, &loaded);
+	nloaded = es_run_load_progress(run, run->source->changelog_topic, &loaded);
 	run->npartitions = 0;
 	make_room(run, count);
 	for (int32 i = 0; i < count; i++)
@@ -399,7 +384,7 @@ es_restore_follow(EsSourceRun *run)
 	nlog = es_topic_count_partitions(run, source->changelog_topic);
 	if (nlog == 0)
 		return false;
-	nloaded = load_changelog(run, &loaded);
+	nloaded = es_run_load_progress(run, run->source->changelog_topic, &loaded);
 	make_room(run, run->npartitions + source->nreplicas);
 	for (int i = 0; i < source->nreplicas; i++)
 		if (!has_enough(run, source->replicas[i], nlog) ||

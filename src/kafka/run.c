@@ -84,6 +84,20 @@ es_run_ms_from_now(int ms)
 	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
 }
 
+int
+es_run_load_progress(EsSourceRun *run, const char *topic, EsProgress **loaded)
+{
+	MemoryContext old;
+	int			  n;
+
+	es_run_begin();
+	old = MemoryContextSwitchTo(run->life);
+	n = es_progress_load(run->source, topic, loaded);
+	MemoryContextSwitchTo(old);
+	es_run_commit(run);
+	return n;
+}
+
 EsPartition *
 es_run_partition(EsSourceRun *run, const char *topic, int32 number)
 {

@@ -124,6 +124,9 @@ extern void es_run_abort(EsSourceRun *run);
 
 extern TimestampTz es_run_ms_from_now(int ms);
 
+/* The partitions of that topic that have been begun, in 'life'; how many. */
+extern int es_run_load_progress(EsSourceRun *run, const char *topic, EsProgress **loaded);
+
 /* NULL where it is not ours. */
 extern EsPartition *es_run_partition(EsSourceRun *run, const char *topic, int32 number);
 extern EsPartition *es_run_partition_of(EsSourceRun				 *run,

@@ -17,22 +17,6 @@
 #include "spi.h"
 #include "utils/builtins.h"
 
-/* Runs a statement as the extension's owner; how many rows. */
-static uint64
-run_statement(const char *sql, int nargs, Oid *types, Datum *values, int expected)
-{
-	EsRoleSwitch saved;
-	uint64		 rows;
-
-	es_role_assume(es_extension_owner(), &saved);
-	SPI_connect();
-	es_spi_execute(sql, nargs, types, values, NULL, false, expected);
-	rows = SPI_processed;
-	SPI_finish();
-	es_role_restore(&saved);
-	return rows;
-}
-
 void
 es_sink_save(EsSinkRun *run, EsPosition position)
 {
@@ -41,16 +25,16 @@ es_sink_save(EsSinkRun *run, EsPosition position)
 					   Int64GetDatum(run->saved)};
 
 	es_sink_begin();
-	if (run_statement("UPDATE eventstore.sink_position SET position = $2,"
+	if (es_spi_execute_as_owner("UPDATE eventstore.sink_position SET position = $2,"
 					  " updated_at = pg_catalog.clock_timestamp()"
 					  " WHERE sink = $1 AND position = $3",
-					  3, types, values, SPI_OK_UPDATE) > 0)
+					  3, types, values, NULL, SPI_OK_UPDATE) > 0)
 	{
 		run->saved = position;
 		run->progressed = true;
 	}
-	else if (run_statement("SELECT FROM eventstore.sink_position WHERE sink = $1", 1,
-						   types, values, SPI_OK_SELECT) > 0)
+	else if (es_spi_execute_as_owner("SELECT FROM eventstore.sink_position WHERE sink = $1", 1,
+						   types, values, NULL, SPI_OK_SELECT) > 0)
 		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 						errmsg("the position of sink \"%s\" was moved by somebody else",
 							   run->sink->name)));
@@ -68,8 +52,8 @@ es_sink_park(EsSinkRun *run, EsPosition position, int sqlstate, const char *reas
 					   CStringGetTextDatum(unpack_sql_state(sqlstate)),
 					   CStringGetTextDatum(reason)};
 
-	(void) run_statement(
+	(void) es_spi_execute_as_owner(
 		"INSERT INTO eventstore.sink_dead_letter (sink, position, sqlstate,"
 		" reason) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
-		4, types, values, SPI_OK_INSERT);
+		4, types, values, NULL, SPI_OK_INSERT);
 }

@@ -363,21 +363,6 @@ find_start(EsSourceRun *run, int32 partition, EsStart start, int64 *offset)
 	return true;
 }
 
-/* In life; the number of them. */
-static int
-load_progress(EsSourceRun *run, EsProgress **loaded)
-{
-	MemoryContext old;
-	int			  n;
-
-	es_run_begin();
-	old = MemoryContextSwitchTo(run->life);
-	n = es_progress_load(run->source, es_topic_followed(run->source), loaded);
-	MemoryContextSwitchTo(old);
-	es_run_commit(run);
-	return n;
-}
-
 static bool
 has_progress(const EsProgress *loaded, int n, int32 partition)
 {
@@ -391,7 +376,7 @@ bool
 es_topic_find_start(EsSourceRun *run, int32 partition, int64 *offset)
 {
 	EsProgress *loaded;
-	int			n = load_progress(run, &loaded);
+	int			n = es_run_load_progress(run, es_topic_followed(run->source), &loaded);
 	EsStart start = n == 0 || run->group != NULL ? run->source->start : ES_START_EARLIEST;
 	bool	known = true;
 
@@ -434,7 +419,7 @@ static void
 add_partitions(EsSourceRun *run, int count)
 {
 	EsProgress *loaded;
-	int			n = load_progress(run, &loaded);
+	int			n = es_run_load_progress(run, es_topic_followed(run->source), &loaded);
 
 	if (run->topic_missing && has_read(loaded, n))
 		run->suspicion = "the topic was deleted and made anew";
@@ -467,7 +452,7 @@ es_topic_load_partitions(EsSourceRun *run, int count)
 	EsProgress	   *loaded;
 	bool		   *begin = palloc0(sizeof(bool) * count);
 	bool			ready;
-	int				n = load_progress(run, &loaded);
+	int				n = es_run_load_progress(run, es_topic_followed(run->source), &loaded);
 
 	run->restoring = run->guarded = false;
 	for (int32 i = 0; i < count; i++)
