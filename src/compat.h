@@ -20,6 +20,11 @@
 #error "eventstore needs PostgreSQL 15 or newer"
 #endif
 
+/* VARDATA_ANY and its like have a header of their own since 16 (d952373a9). */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
 /*
  * Wait events of our own have names since 17 (c8e318b1b); before, every
  * extension shares one event.
@@ -33,6 +38,11 @@
 
 /* One function for all kinds of objects since 16 (afbfc0298). */
 #if PG_VERSION_NUM >= 160000
+#include "catalog/pg_database.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_proc.h"
+
 #define es_owns_relation(relid, roleid) \
 	object_ownercheck(RelationRelationId, (relid), (roleid))
 #define es_owns_database(dbid, roleid) \

@@ -83,6 +83,19 @@ es_extension_schema(void)
 	return get_namespace_oid(EXTENSION_NAME, true);
 }
 
+/* ConditionalLockDatabaseObject, which not every minor version has. */
+static bool
+try_lock_extension(Oid extension)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, extension, 0);
+	if (LockAcquire(&tag, AccessShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+		return false;
+	AcceptInvalidationMessages();
+	return true;
+}
+
 bool
 es_extension_pin(void)
 {
@@ -91,8 +104,7 @@ es_extension_pin(void)
 	if (!OidIsValid(extension))
 		return false;
 	/* DROP EXTENSION takes this lock before anything else. */
-	return ConditionalLockDatabaseObject(ExtensionRelationId, extension, 0,
-										 AccessShareLock) &&
+	return try_lock_extension(extension) &&
 		get_extension_oid(EXTENSION_NAME, true) == extension;
 }
 
