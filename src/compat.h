@@ -213,6 +213,27 @@ es_try_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot, Snapsho
 #define es_create_wait_set(events)	CreateWaitEventSet(TopMemoryContext, (events))
 #endif
 
+/* A deferrable one may be asked for since 18 (it is not meant). */
+#if PG_VERSION_NUM >= 180000
+#define es_primary_key(rel)		RelationGetPrimaryKeyIndex((rel), false)
+#else
+#define es_primary_key(rel)		RelationGetPrimaryKeyIndex(rel)
+#endif
+
+/* How keys that are plain memory are compared, hashed and, since 17, copied. */
+#if PG_VERSION_NUM >= 170000
+#define ES_DSHASH_MEMORY		dshash_memcmp, dshash_memhash, dshash_memcpy
+#else
+#define ES_DSHASH_MEMORY		dshash_memcmp, dshash_memhash
+#endif
+
+/* Goes before the type since 18, where it was allowed before as well. */
+#if PG_VERSION_NUM >= 180000
+#define es_noreturn				pg_noreturn
+#else
+#define es_noreturn				pg_attribute_noreturn()
+#endif
+
 /* PostgreSQL 15 exports everything; later servers need the mark on worker mains. */
 #ifndef PGDLLEXPORT
 #define PGDLLEXPORT

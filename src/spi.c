@@ -161,7 +161,7 @@ es_extension_row(const char *table, const char *index, AttrNumber column, Oid ke
 				 Datum *values, bool *nulls)
 {
 	Relation	rel = table_open(es_extension_relation(table), AccessShareLock);
-	Oid			indexid = index == NULL ? RelationGetPrimaryKeyIndex(rel) :
+	Oid			indexid = index == NULL ? es_primary_key(rel) :
 		get_relname_relid(index, RelationGetNamespace(rel));
 	ScanKeyData scankey;
 	SysScanDesc scan;

@@ -548,7 +548,7 @@ highest_key(Oid segment)
 	if (rel == NULL)
 		return 0;				/* dropped by retention, after our list was made */
 	es_layout_check(rel);
-	pk = RelationGetPrimaryKeyIndex(rel);
+	pk = es_primary_key(rel);
 	if (OidIsValid(pk))
 	{
 		Relation	index = index_open(pk, AccessShareLock);
@@ -688,7 +688,7 @@ EsPosition
 es_collection_tick(Oid collection, Snapshot snapshot)
 {
 	Relation	rel = table_open(es_extension_relation("tick"), AccessShareLock);
-	Oid			pk = RelationGetPrimaryKeyIndex(rel);
+	Oid			pk = es_primary_key(rel);
 	EsPosition	head = 0;
 	ScanKeyData key;
 	SysScanDesc scan;
@@ -719,7 +719,7 @@ newest_safe_head(Oid segment, Snapshot snapshot)
 	if (rel == NULL)
 		return -1;
 	es_layout_check(rel);
-	pk = RelationGetPrimaryKeyIndex(rel);
+	pk = es_primary_key(rel);
 	if (OidIsValid(pk))
 	{
 		Relation	index = index_open(pk, AccessShareLock);

@@ -193,7 +193,7 @@ load_reads_channel(EsStore *store)
 static bool
 has_key(const EsStore *store, Relation rel)
 {
-	Oid			pk = RelationGetPrimaryKeyIndex(rel);
+	Oid			pk = es_primary_key(rel);
 	Relation	index;
 	bool		fits;
 
@@ -432,7 +432,7 @@ bool
 es_store_find(const EsStore *store, Relation rel, Datum key, Snapshot snapshot,
 			  TupleTableSlot *slot)
 {
-	Relation	index = index_open(RelationGetPrimaryKeyIndex(rel), AccessShareLock);
+	Relation	index = index_open(es_primary_key(rel), AccessShareLock);
 	IndexScanDesc scan = es_index_beginscan(rel, index, snapshot, 1);
 	ScanKeyData scankey;
 	bool		found;
