@@ -156,9 +156,20 @@ es_extension_relation(const char *name)
 	return relid;
 }
 
+static void
+read_fields(HeapTuple tuple, TupleDesc desc, int natts, Datum *values, bool *nulls)
+{
+	for (int i = 0; i < natts; i++)
+	{
+		nulls[i] = true;
+		if (i < desc->natts)
+			values[i] = heap_getattr(tuple, i + 1, desc, &nulls[i]);
+	}
+}
+
 HeapTuple
 es_extension_row(const char *table, const char *index, AttrNumber column, Oid key,
-				 Datum *values, bool *nulls)
+				 int natts, Datum *values, bool *nulls)
 {
 	Relation	rel = table_open(es_extension_relation(table), AccessShareLock);
 	Oid			indexid = index == NULL ? es_primary_key(rel) :
@@ -173,7 +184,7 @@ es_extension_row(const char *table, const char *index, AttrNumber column, Oid ke
 	if (HeapTupleIsValid(tuple))
 	{
 		tuple = heap_copytuple(tuple);
-		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		read_fields(tuple, RelationGetDescr(rel), natts, values, nulls);
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
