@@ -162,8 +162,14 @@ find_place(const Leaf *leaf, IndexTuple tuple, OffsetNumber *offset)
 	if (leaf->last != InvalidOffsetNumber &&
 		_bt_compare(leaf->index, leaf->key, page, leaf->last) <= 0)
 		return PLACE_ELSEWHERE;
-	if (!P_RIGHTMOST(opaque) && _bt_compare(leaf->index, leaf->key, page, P_HIKEY) > 0)
-		return PLACE_ELSEWHERE;
+	if (!P_RIGHTMOST(opaque))
+	{
+		order = _bt_compare(leaf->index, leaf->key, page, P_HIKEY);
+		if (order > 0)
+			return PLACE_ELSEWHERE;
+		if (order == 0 && leaf->unique)
+			return PLACE_UNKNOWN; /* others of the key may be on the next leaf */
+	}
 	if (PageGetFreeSpace(page) < IndexTupleSize(tuple))
 		return PLACE_UNKNOWN;
 	*offset = search_page(leaf, page,

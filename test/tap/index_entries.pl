@@ -81,6 +81,13 @@ foreach my $columns ('(created_at, type) WHERE stream IS NOT NULL', '(lower(type
 	trees_are_whole('indexed', "with an index $columns");
 }
 
+# What is there already is found, also amid a batch
+$node->safe_psql('postgres', q{
+	SET session_replication_role = replica;
+	INSERT INTO indexed (position, type) SELECT max(position) + 5, 'ahead' FROM indexed;});
+is(sqlstate_of($node, q{SELECT batch('indexed', 0, 10)}), '23505', 'a position that is taken');
+trees_are_whole('indexed', 'after that');
+
 no_crash($node);
 $node->stop;
 done_testing();
