@@ -603,10 +603,10 @@ publish_changelog(const EsSource *source, const NullableDatum *args)
 
 /* The sink of a source's changelog topic; 0. */
 static uint32
-changelog_sink(const EsSource *source)
+changelog_sink(uint32 source)
 {
 	Oid			types[1] = {INT4OID};
-	Datum		values[1] = {Int32GetDatum((int32) source->id)};
+	Datum		values[1] = {Int32GetDatum((int32) source)};
 	EsRoleSwitch saved;
 	uint32		id = 0;
 	bool		isnull;
@@ -659,22 +659,25 @@ execute_for(const char *sql, uint32 id, int expected)
 	(void) es_spi_execute_as_owner(sql, 3, types, values, NULL, expected);
 }
 
+void
+es_source_drop_internal(uint32 id)
+{
+	uint32		sink = changelog_sink(id);
+
+	if (sink != 0)
+		es_sink_drop_internal(sink);
+	es_publish_unmark(id);
+	execute_for("DELETE FROM eventstore.source"
+				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
+				id, SPI_OK_DELETE);
+	es_task_call_at_commit(es_source_key(id));
+}
+
 Datum
 es_drop_source(PG_FUNCTION_ARGS)
 {
-	EsSource   *source;
-	uint32		sink;
-
 	es_require_arg(&fcinfo->args[0], "name");
-	source = es_source_require_own(&fcinfo->args[0]);
-	sink = changelog_sink(source);
-	if (sink != 0)
-		es_sink_drop_internal(sink);
-	es_publish_unmark(source->id);
-	execute_for("DELETE FROM eventstore.source"
-				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
-				source->id, SPI_OK_DELETE);
-	es_task_call_at_commit(es_source_key(source->id));
+	es_source_drop_internal(es_source_require_own(&fcinfo->args[0])->id);
 	PG_RETURN_VOID();
 }
 

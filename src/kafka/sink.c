@@ -330,7 +330,8 @@ reload(EsSinkRun *run)
 
 	es_sink_begin();
 	now = es_sink_load(run->sink->id);
-	if (now == NULL || now->paused || now->failure != NULL || !now->at_home)
+	if (now == NULL || now->paused || now->failure != NULL || !now->at_home ||
+		now->owner != run->sink->owner)
 		run->leave = ES_LEAVE_AND_RETURN;
 	else if (now->resumes > run->accepted_resumes)
 	{

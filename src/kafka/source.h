@@ -104,6 +104,9 @@ extern EsSource *es_source_load_named(const char *name);
 /* The source that a function's argument names: LG007, 22004; 42501 for who does not own it. */
 extern EsSource *es_source_require_own(const NullableDatum *name);
 
+/* Drops it with all that is its own; quiet where there is none. */
+extern void es_source_drop_internal(uint32 id);
+
 /* Parses 'start'; false where it is none of those that there are. */
 extern bool es_source_parse_start(EsSource *source, const char *start);
 

@@ -20,6 +20,7 @@
 #include "postgres.h"
 
 #include "kafka/client.h"
+#include "kafka/owner.h"
 #include "kafka/task.h"
 
 #include "access/xact.h"
@@ -58,8 +59,8 @@ PG_FUNCTION_INFO_V1(es_kafka_workers);
 #define STARTS_MAX 10
 
 /*
- * Classes of our locks, which are advisory ones (SQL has 1 and 2): others that are
- * held for a session end with its first aborted transaction.
+ * Classes of our locks, which are advisory ones (SQL has 1 and 2, owner.c the next):
+ * others that are held for a session end with its first aborted transaction.
  */
 #define OWNER_LOCK 0xE6
 #define NAME_LOCK  0xE7
@@ -330,6 +331,7 @@ es_tasks_want(void)
 	Datum values[2] = {Int64GetDatum((int64) GetSystemIdentifier()),
 					   ObjectIdGetDatum(MyDatabaseId)};
 
+	es_owner_check();
 	SPI_connect();
 	es_spi_execute("SELECT t.is_sink, t.id FROM"
 				   " (SELECT false AS is_sink, id, paused, failure, system_identifier,"

@@ -131,3 +131,14 @@ Of a subscription: source is "subscription"; reason: "nack" or "lease expired", 
 Of a source: source is its name, collection its target; the record as it was, with its headers ([name, value] in their order); reason and sqlstate of the last attempt. A row stays until retry_dead_letters() has written it, or drop_source().
 Of a sink: sink is its name; the event is in the collection at that position. One whose reason says that events are no longer retained stands for all of them. A row stays until drop_sink().';
 GRANT SELECT ON eventstore.dead_letters TO PUBLIC;
+
+CREATE FUNCTION eventstore.note_owners() RETURNS trigger
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'es_note_owners';
+COMMENT ON FUNCTION eventstore.note_owners() IS
+'Statement trigger of sources and sinks: keeps the roles that own some from being dropped. PostgreSQL shows them as having a privilege on column "owner" of the views sources and sinks.';
+
+CREATE TRIGGER note_owners AFTER INSERT OR DELETE OR UPDATE OF owner ON eventstore.source
+	FOR EACH STATEMENT EXECUTE FUNCTION eventstore.note_owners();
+CREATE TRIGGER note_owners AFTER INSERT OR DELETE OR UPDATE OF owner ON eventstore.sink
+	FOR EACH STATEMENT EXECUTE FUNCTION eventstore.note_owners();
