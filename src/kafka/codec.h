@@ -74,4 +74,12 @@ extern Jsonb *es_codec_metadata(const EsRecord *record);
 extern int64 es_codec_kafka_time(TimestampTz time);
 extern bool es_codec_time(int64 kafka_time, TimestampTz *time);
 
+/*
+ * The offset in an event's metadata, in SQL, as numeric; null where it is none.
+ * Metadata may be whatever its writer has made of them.
+ */
+#define ES_METADATA_OFFSET \
+	"CASE WHEN jsonb_typeof(e.metadata->'offset') = 'number'" \
+	" THEN (e.metadata->'offset')::numeric END"
+
 #endif							/* ES_KAFKA_CODEC_H */

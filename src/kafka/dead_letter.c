@@ -141,8 +141,8 @@ is_out_of_date(const EsSource *source, const EsRecord *record)
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
 	es_spi_execute("SELECT FROM eventstore.peek($1::pg_catalog.regclass, $2) e"
-				   " WHERE e.metadata->>'topic' = $3 AND (e.metadata->>'partition')::int4 = $4"
-				   " AND (e.metadata->>'offset')::int8 > $5"
+				   " WHERE e.metadata->>'topic' = $3 AND e.metadata->'partition' = to_jsonb($4)"
+				   " AND " ES_METADATA_OFFSET " > $5"
 				   " OR $6 <> $3 AND e.metadata->>'topic' = $6",
 				   6, types, values, NULL, true, SPI_OK_SELECT);
 	later = SPI_processed > 0;

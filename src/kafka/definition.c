@@ -349,16 +349,17 @@ set_target(EsSource *source, Oid target)
 {
 	source->target = target;
 	source->is_store = es_store_exists(target, NULL);
-	if (source->is_store)
-		(void) es_store_open(target, AccessShareLock);
-	else
-		(void) es_collection_open(target, AccessShareLock);
-	check_rights(target, ACL_INSERT);
+	/* Who may not write it does not even wait for its lock. */
+	if (source->is_store || es_collection_exists(target))
+		check_rights(target, ACL_INSERT);
 	if (source->is_store)
 	{
 		check_rights(target, ACL_UPDATE);
 		check_rights(target, ACL_DELETE);
+		(void) es_store_open(target, AccessShareLock);
 	}
+	else
+		(void) es_collection_open(target, AccessShareLock);
 }
 
 /* The two lists have no partition in common. */
