@@ -224,6 +224,27 @@ es_codec_time(int64 kafka_time, TimestampTz *time)
 	return true;
 }
 
+/*
+ * A quarter of what jsonb can hold in one array, 256 MB, for memory has to be
+ * bounded; librdkafka takes no more than 100,000 headers.
+ */
+#define HEADERS_MAX_BYTES	(64 * 1024 * 1024)
+
+bool
+es_codec_headers_fit(const EsRecord *record)
+{
+	size_t		bytes = 0;
+
+	for (int i = 0; i < record->nheaders; i++)
+	{
+		const EsHeader *header = &record->headers[i];
+
+		/* As base64, at most. */
+		bytes += (strlen(header->name) + header->length) / 3 * 4;
+	}
+	return !record->headers_lost && bytes <= HEADERS_MAX_BYTES;
+}
+
 Jsonb *
 es_codec_headers(const EsRecord *record)
 {

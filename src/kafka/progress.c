@@ -226,7 +226,7 @@ es_progress_park(const EsSource *source, const EsRecord *record, const EsProblem
 	Oid			types[10] = {INT4OID, TEXTOID, INT4OID, INT8OID, TIMESTAMPTZOID, BYTEAOID, BYTEAOID,
 	JSONBOID, TEXTOID, TEXTOID};
 	char		nulls[11] = "          ";
-	Jsonb	   *headers = es_codec_headers(record);
+	Jsonb	   *headers = es_codec_headers_fit(record) ? es_codec_headers(record) : NULL;
 	Datum		values[10] = {
 		Int32GetDatum((int32) source->id), CStringGetTextDatum(record->topic),
 		Int32GetDatum(record->partition), Int64GetDatum(record->offset),
