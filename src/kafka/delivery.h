@@ -11,6 +11,8 @@
 #include "kafka/codec.h"
 #include "position/head.h"
 
+#define ES_UUID_TEXT_LEN 36
+
 /* More are not on their way at one time; a power of two. */
 #define ES_DELIVERY_MAX (128 * 1024)
 

@@ -199,6 +199,8 @@ es_sink_rewind(EsSinkRun *run, EsPosition position)
 	run->unsaved = 0;
 	run->oldest = 0;
 	run->more = true;
+	/* It was not published; it is marked still. */
+	run->letter[0] = '\0';
 	es_delivery_reset(&run->delivery);
 }
 
@@ -209,7 +211,9 @@ handle_failure(EsSinkRun *run)
 	rd_kafka_resp_err_t error = run->delivery.error;
 	EsPosition			failed = es_delivery_failed(&run->delivery);
 	EsPosition			was_read_to = run->read_to;
+	char				letter[lengthof(run->letter)];
 
+	strlcpy(letter, run->letter, sizeof(letter));
 	if (run->sink->exactly_once)
 	{
 		es_sink_transaction_abort(run);
@@ -224,6 +228,8 @@ handle_failure(EsSinkRun *run)
 	}
 	if (!is_events_fault(error) || failed == 0)
 		es_sink_retry_later(run, state_for(error), rd_kafka_err2str(error));
+	else if (letter[0] != '\0')
+		es_sink_letter_failed(run, letter, ERRCODE_FDW_ERROR, rd_kafka_err2str(error));
 	else if (failed <= run->single_to)
 		es_sink_note_bad(run, failed, ERRCODE_FDW_ERROR, rd_kafka_err2str(error));
 	else
@@ -266,8 +272,9 @@ save_due_at(const EsSinkRun *run)
 {
 	if (run->oldest == 0)
 		return DT_NOEND;
-	if (run->closing || run->flush_wanted || run->unsaved >= run->sink->flush_count ||
-		run->read_to <= run->single_to || run->halt == ES_SINK_AT_EVENT)
+	if (run->closing || run->flush_wanted || es_sink_letters_wait(run) ||
+		run->unsaved >= run->sink->flush_count || run->read_to <= run->single_to ||
+		run->halt == ES_SINK_AT_EVENT)
 		return 0;
 	return run->oldest + run->sink->flush_us;
 }
@@ -293,7 +300,7 @@ static bool
 may_read(EsSinkRun *run, TimestampTz now)
 {
 	if (run->halt != ES_SINK_GOES_ON || run->leave != ES_LEAVE_NOT || run->full ||
-		run->closing || run->retry_at > now ||
+		run->closing || es_sink_letters_wait(run) || run->retry_at > now ||
 		run->delivery.error != RD_KAFKA_RESP_ERR_NO_ERROR)
 		return false;
 	if (run->read_to < run->single_to && run->saved < run->read_to)
@@ -340,6 +347,7 @@ reload(EsSinkRun *run)
 		resumed = true;
 	}
 	es_sink_commit(run);
+	run->letters = true;
 	if (resumed && run->halt != ES_SINK_GOES_ON)
 		accept_halt(run);
 }
@@ -396,6 +404,10 @@ round_of_loop(EsSinkRun *run)
 		GetCurrentTimestamp() >= save_due_at(run))
 		save(run);
 	take_errands(run);
+	if (run->leave == ES_LEAVE_NOT)
+		es_sink_letter_settle(run);
+	if (es_sink_letter_is_due(run, GetCurrentTimestamp()))
+		es_sink_letter_put(run);
 	if (may_read(run, GetCurrentTimestamp()))
 		es_sink_read(run);
 	settle_errands(run);
@@ -408,7 +420,7 @@ time_to_wait(EsSinkRun *run)
 	TimestampTz until = TimestampTzPlusMilliseconds(now, es_wait_keep_ms());
 	TimestampTz due = save_due_at(run);
 
-	if (may_read(run, now))
+	if (may_read(run, now) || es_sink_letter_is_due(run, now))
 		return 0;
 	if (run->retry_at > now)
 		until = Min(until, run->retry_at);
@@ -488,6 +500,7 @@ finish(EsSinkRun *run)
 	}
 	if (arrived_to(run) > run->saved)
 		es_sink_save(run, arrived_to(run));
+	es_sink_letter_settle(run);
 }
 
 /* ---------------------------------------------------------------------------
@@ -595,6 +608,7 @@ run_client(EsSinkRun *run)
 	run->flush_wanted = false;
 	run->flush_ticket = 0;
 	run->bad = run->single_to = 0;
+	run->letters = true;
 	es_sink_rewind(run, run->saved);
 	/* A trouble is shown until it is known to be over. */
 	if (run->state[0] == '\0' || strcmp(run->state, "running") == 0)

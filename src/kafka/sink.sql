@@ -54,6 +54,8 @@ CREATE TABLE eventstore.sink_dead_letter (
 	position bigint NOT NULL,
 	sqlstate text COLLATE "C" NOT NULL,
 	reason text NOT NULL,
+	attempts integer NOT NULL DEFAULT 1,
+	retry boolean NOT NULL DEFAULT false,
 	created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
 CREATE UNIQUE INDEX ON eventstore.sink_dead_letter (sink, position);

@@ -55,12 +55,18 @@ typedef struct EsSinkRun
 	char	   bad_reason[256];
 	EsPosition single_to;
 
+	/* Dead letters that are to be published again (sink_letter.c). */
+	bool	   letters;						 /* there may be some */
+	char	   letter[ES_UUID_TEXT_LEN + 1]; /* the one that is on its way; '' = none */
+	EsPosition letter_position;
+	char published_letter[ES_UUID_TEXT_LEN + 1]; /* of the last committed transaction */
+
 	/* exactly_once: a transaction of Kafka (sink_transaction.c). */
 	bool			  in_transaction;
 	bool			  closing; /* its position is on its way, too */
 	TimestampTz		  transaction_began;
 	rd_kafka_topic_t *progress_topic;
-	char identity[128]; /* transactional.id, and the key of its progress */
+	char			  identity[128]; /* transactional.id, and the key of its progress */
 
 	TimestampTz retry_at; /* 0 = the last thing went well */
 	int			retry_ms;
@@ -111,6 +117,26 @@ extern void es_sink_read(EsSinkRun *run);
 
 /* resume() after a gap: what was dropped is passed over, and noted. */
 extern void es_sink_pass_gap(EsSinkRun *run);
+
+/*
+ * Puts the event of run->letter; false where it was not: because of it
+ * (run->bad), or something that may pass.
+ */
+extern bool es_sink_read_letter(EsSinkRun *run);
+
+/* --- sink_letter.c: dead letters again --- */
+
+/* Are they to be seen to before anything is read?  May the next one be put now? */
+extern bool es_sink_letters_wait(const EsSinkRun *run);
+extern bool es_sink_letter_is_due(const EsSinkRun *run, TimestampTz now);
+
+extern void es_sink_letter_put(EsSinkRun *run);
+
+/* Where it has arrived its row goes. */
+extern void es_sink_letter_settle(EsSinkRun *run);
+extern void es_sink_letter_forget(EsSinkRun *run, const char *id);
+extern void es_sink_letter_failed(EsSinkRun *run, const char *id, int sqlstate,
+								  const char *reason);
 
 /* --- sink_transaction.c: exactly once --- */
 

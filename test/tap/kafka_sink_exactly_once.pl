@@ -172,4 +172,29 @@ is(query("SELECT eventstore.flush('small2')"), 't', 'the same with transactions'
 ($small) = tally('small');
 is_deeply([ map { $small->{$_} } sort { $a <=> $b } keys %$small ], [ (2) x 8 ], 'each once more');
 
+
+# ---- dead letters, once each ------------------------------------------------------------------
+
+query(q(CREATE FUNCTION half(eventstore.event) RETURNS text LANGUAGE sql AS $$SELECT (1 / (($1.data #>> '{}')::int % 2))::text$$));
+query("SELECT eventstore.create_collection('d')");
+$kafka->create_topic('letters', 1);
+query("SELECT eventstore.append('d', 'x', to_jsonb(i)) FROM generate_series(1, 6) i");
+query("SELECT eventstore.create_sink('letters', 'k', 'letters', 'd', key => 'half(eventstore.event)', exactly_once => true, on_error => 'park')");
+is(query("SELECT eventstore.flush('letters')"), 't', 'with dead letters');
+is(join(' ', map { position_of($_) } $kafka->consume('letters')), '1 3 5', 'the others are there');
+query(q(CREATE OR REPLACE FUNCTION half(eventstore.event) RETURNS text LANGUAGE sql AS $$SELECT 'k'$$));
+query("CREATE TABLE last AS SELECT * FROM eventstore.sink_dead_letter WHERE position = 6");
+is(query("SELECT eventstore.retry_dead_letters('letters')"), '3', 'tried again');
+await_true($node, "SELECT count(*) = 0 FROM eventstore.dead_letters WHERE sink = 'letters'");
+is(join(' ', map { position_of($_) } $kafka->consume('letters')), '1 3 5 2 4 6', 'each is published');
+# As after a crash between the two commits.
+query("SELECT eventstore.pause('letters')");
+await_true($node, "SELECT pid IS NULL FROM eventstore.sinks WHERE name = 'letters'");
+query("INSERT INTO eventstore.sink_dead_letter SELECT (l).* FROM (SELECT last AS l FROM last) x; UPDATE eventstore.sink_dead_letter SET retry = true");
+query("SELECT eventstore.resume('letters')");
+await_true($node, "SELECT count(*) = 0 FROM eventstore.dead_letters WHERE sink = 'letters'");
+query("SELECT eventstore.append('d', 'x', '7')");
+is(query("SELECT eventstore.flush('letters')"), 't', 'and on');
+is(join(' ', map { position_of($_) } $kafka->consume('letters')), '1 3 5 2 4 6 7', 'Kafka knows that the last one was published');
+
 done_testing();
