@@ -391,7 +391,7 @@ begin_round(EsSinkRun *run)
 		run->leave = ES_LEAVE_FOR_GOOD;
 	else if (es_worker_take(ES_WAKE_CONFIG) != 0)
 		reload(run);
-	if (reconnect && run->leave == ES_LEAVE_NOT)
+	if (run->leave == ES_LEAVE_NOT && (reconnect || es_kafka_is_lost(run->client)))
 		run->leave = ES_LEAVE_AND_RETURN;
 	return run->leave == ES_LEAVE_NOT;
 }

@@ -12,7 +12,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $mock = kafka_mock();
-my $node = new_server('sink', settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms' ]);
+my $node = new_server('sink', settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms', 'eventstore.kafka_renew_after = 1s' ]);
 my $address = $mock->address;
 
 sub query { return $node->safe_psql('postgres', $_[0]); }
@@ -248,6 +248,9 @@ flushed('all');
 $mock->down;
 query(q(SELECT eventstore.append('c', 'down')));
 await_state('all', 'disconnected');
+await_true($node, "SELECT count(*) > 1 FROM eventstore.kafka_log WHERE worker = 'all' AND message LIKE 'no broker for long%'");
+pass('where none comes back it begins with a new client, again and again');
+is(query("SELECT state FROM eventstore.sinks WHERE name = 'all'"), 'disconnected', 'and says so all the time');
 $mock->up;
 await_state('all', 'running');
 flushed('all');
@@ -256,6 +259,16 @@ $mock->inject('Produce', 1, 'TOPIC_AUTHORIZATION_FAILED');
 query(q(SELECT eventstore.append('c', 'denied')));
 flushed('all');
 is(header((records('all'))[-1], 'es-position'), query("SELECT eventstore.head('c')"), 'an error of the broker is tried again');
+
+# What a client cannot recover from ends it, and another one goes on.
+query("SELECT eventstore.pause('all')");
+await_true($node, "SELECT pid IS NULL FROM eventstore.sinks WHERE name = 'all'");
+$mock->inject('InitProducerId', 1, 'CLUSTER_AUTHORIZATION_FAILED');
+query(q(SELECT eventstore.append('c', 'fatal')));
+query("SELECT eventstore.resume('all')");
+flushed('all');
+is(header((records('all'))[-1], 'es-position'), query("SELECT eventstore.head('c')"), 'a fatal error: published by another client');
+is(query("SELECT count(*) > 0 FROM eventstore.kafka_log WHERE worker = 'all' AND message LIKE 'failed for good%'"), 't', 'it was one');
 
 query('REVOKE USAGE ON FOREIGN SERVER k FROM app');
 await_state('rls', 'denied');

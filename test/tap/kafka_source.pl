@@ -12,7 +12,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $mock = kafka_mock();
-my $node = new_server('source', settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms' ]);
+my $node = new_server('source', settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms', 'eventstore.kafka_renew_after = 1s' ]);
 my $address = $mock->address;
 
 # The mock answers a fetch only when its time is over.
@@ -180,6 +180,9 @@ is(query('SELECT count(*) FROM kv'), '4', 'what was written stays');
 
 $mock->down;
 await_state('held', 'disconnected');
+await_true($node, "SELECT count(*) > 1 FROM eventstore.kafka_log WHERE worker = 'held' AND message LIKE 'no broker for long%'");
+pass('where none comes back it begins with a new client, again and again');
+is(query("SELECT state FROM eventstore.sources WHERE name = 'held'"), 'disconnected', 'and says so all the time');
 $mock->up;
 $mock->produce('batches', [ 'e', '1' ], [ 'f', '1' ], [ 'g', '1' ]);
 await_true($node, 'SELECT count(*) = 7 FROM held');
