@@ -151,6 +151,7 @@ read_source(MemoryContext context)
 	source->on_gap = es_kafka_word_index(gap_words, es_task_text("on_gap", context));
 	source->flush_count = DatumGetInt32(es_task_column("flush_count", context));
 	source->flush_us = es_kafka_interval_us(es_task_column("flush_interval", context));
+	source->topic_id = es_task_text("topic_id", context);
 	source->partition_count = DatumGetInt32(es_task_column("partition_count", context));
 	source->group_id = es_task_text("group_id", context);
 	source->key_as_tag = strcmp(es_task_text("key_as", context), "tag") == 0;

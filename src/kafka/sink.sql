@@ -42,6 +42,8 @@ SELECT pg_catalog.pg_extension_config_dump('eventstore.sink', '');
 CREATE TABLE eventstore.sink_position (
 	sink integer PRIMARY KEY REFERENCES eventstore.sink ON DELETE CASCADE,
 	position bigint NOT NULL,
+	ends bigint[],
+	topic_id text COLLATE "C",
 	updated_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.1);
 COMMENT ON TABLE eventstore.sink_position IS

@@ -23,7 +23,8 @@ typedef enum EsSinkHalt
 	ES_SINK_AT_EVENT, /* on_error: stop */
 	ES_SINK_AT_GAP,	  /* events were dropped before they were published */
 	ES_SINK_AHEAD,	  /* the collection is not the one that was read */
-	ES_SINK_FENCED	  /* another one publishes as this sink */
+	ES_SINK_FENCED,	  /* another one publishes as this sink */
+	ES_SINK_RECREATED /* the topic is not the one that was published to */
 } EsSinkHalt;
 
 typedef struct EsSinkRun
@@ -72,6 +73,9 @@ typedef struct EsSinkRun
 	int			retry_ms;
 	bool		pause_first; /* before the next client */
 	bool		progressed;	 /* something was saved since the start */
+
+	bool topic_missing; /* outlives a client */
+	int	 doubts;		/* how often in a row it looked like another one */
 
 	bool	   flush_wanted; /* flush(): all that there is now ... */
 	bool	   flush_known;	 /* ... which is up to here */
@@ -123,6 +127,20 @@ extern void es_sink_pass_gap(EsSinkRun *run);
  * (run->bad), or something that may pass.
  */
 extern bool es_sink_read_letter(EsSinkRun *run);
+
+/* The state that the error of a record shows. */
+extern const char *es_sink_state_for(rd_kafka_resp_err_t error);
+
+/* --- sink_topic.c --- */
+
+/* How many partitions the topic has; 0 where it is not there now, and the state says why. */
+extern int es_sink_topic_count(EsSinkRun *run);
+
+/* False where that cannot be told now; stops where the topic is another one. */
+extern bool es_sink_topic_check(EsSinkRun *run, int count);
+
+/* resume(): it is to be this one. */
+extern void es_sink_topic_accept(EsSinkRun *run);
 
 /* --- sink_letter.c: dead letters again --- */
 

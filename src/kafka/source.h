@@ -81,6 +81,7 @@ typedef struct EsSource
 	int32	   *partitions;
 	int			nreplicas;		/* partitions of the changelog topic that are followed */
 	int32	   *replicas;
+	char	   *topic_id;		/* of the topic that is followed; NULL: not known */
 	int			partition_count;	/* of the topic, as last heard of; 0: not yet */
 	char	   *group_id;		/* NULL: partitions are assigned by hand */
 	bool		key_as_tag;

@@ -42,6 +42,7 @@ CREATE TABLE eventstore.source (
 	starts integer NOT NULL DEFAULT 0,
 	resumes bigint NOT NULL DEFAULT 0,
 	partition_count integer,
+	topic_id text COLLATE "C",
 	assigned integer[],
 	assigned_by integer,
 	assigned_after bigint,
@@ -163,7 +164,7 @@ CREATE FUNCTION eventstore.resume(name text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_kafka_resume';
 COMMENT ON FUNCTION eventstore.resume(text) IS
-'Lets a source or sink go on: after pause(), and where it has stopped by itself. A gap in the topic that it has stopped at is accepted (the view gaps has it), a topic made anew is read from its beginning, a record that it has stopped at is tried again. In a copy of the server it says that this copy is to run it.
+'Lets a source or sink go on: after pause(), and where it has stopped by itself. A gap in the topic that it has stopped at is accepted (the view gaps has it), a topic made anew is read from its beginning (a sink goes on with what comes from then on), a record that it has stopped at is tried again. What publishes a source''s changelog goes on with it. In a copy of the server it says that this copy is to run it.
 Errors: LG007 no such source or sink; 42501 not the owner; 22004 null.';
 
 CREATE FUNCTION eventstore.flush(name text, timeout interval = '30 s') RETURNS boolean

@@ -155,8 +155,40 @@ $kafka->delete_topic('least');
 append_some(5);
 await_true($node, "SELECT state = 'topic_missing' FROM eventstore.sinks WHERE name = 'least'");
 $kafka->create_topic('least', 1);
+await_true($node, "SELECT state = 'topic_recreated' FROM eventstore.sinks WHERE name = 'least'");
+is(scalar(my @none = $kafka->consume('least')), 0, 'a topic made anew gets nothing by itself');
+query("SELECT eventstore.resume('least')");
 await_true($node, "SELECT state = 'running' AND lag_events = 0 FROM eventstore.sinks WHERE name = 'least'");
-pass('a topic that was deleted is a state, and passes');
+is(scalar($kafka->consume('least')), 5, 'resumed: what comes from then on');
+
+# Unnoticed: it was made anew while the sink rested, or was idle.
+foreach my $way ('idle', 'resting', 'exactly')
+{
+	my $exactly = $way eq 'exactly' ? 'true' : 'false';
+
+	$kafka->create_topic($way, 2);
+	query("SELECT eventstore.create_sink('$way', 'k', '$way', 'c', exactly_once => $exactly, after => eventstore.head('c') - 40)");
+	is(query("SELECT eventstore.flush('$way')"), 't', "$way: published");
+	query("SELECT eventstore.pause('$way')") if $way eq 'resting';
+	await_true($node, "SELECT pid IS NULL FROM eventstore.sinks WHERE name = '$way'") if $way eq 'resting';
+	$kafka->delete_topic($way);
+	$kafka->create_topic($way, 2);
+}
+query("SELECT eventstore.resume('resting')");
+await_true($node, "SELECT state = 'topic_recreated' AND message ~ 'partition . ends at offset 0, and had|its id is' FROM eventstore.sinks WHERE name = 'resting'");
+pass('while it rested');
+append_some(20);
+await_true($node, "SELECT count(*) = 2 FROM eventstore.sinks WHERE name IN ('idle', 'exactly') AND state = 'topic_recreated'");
+pass('while it was idle');
+is(scalar(@none = $kafka->consume('exactly')), 0, 'nothing of the transaction that noticed it is published');
+query("SELECT eventstore.resume('$_')") foreach 'idle', 'resting', 'exactly';
+foreach my $way ('idle', 'resting', 'exactly')
+{
+	is(query("SELECT eventstore.flush('$way')"), 't', "$way: resumed");
+	my ($count) = tally($way);
+	is(scalar(keys %$count), 20, "$way: what comes from then on");
+	query("SELECT eventstore.drop_sink('$way')");
+}
 
 # ---- a record that the broker does not take --------------------------------------------------
 
