@@ -253,6 +253,55 @@ es_codec_headers(const EsRecord *record)
 	return record->nheaders == 0 ? NULL : JsonbValueToJsonb(push_headers(&state, record));
 }
 
+/* What push_bytes has made of them; NULL for null. */
+static const char *
+bytes_of(JsonbValue *value, size_t *length)
+{
+	JsonbValue	encoded;
+	char	   *bytes;
+
+	*length = 0;
+	if (value == NULL || value->type == jbvNull)
+		return NULL;
+	if (value->type == jbvString)
+	{
+		text	   *string = cstring_to_text_with_len(value->val.string.val, value->val.string.len);
+
+		return es_codec_bytes(ES_STORE_TEXT, PointerGetDatum(string), length);
+	}
+	if (value->type != jbvBinary || !JsonContainerIsObject(value->val.binary.data) ||
+		getKeyJsonValueFromContainer(value->val.binary.data, "base64", 6, &encoded) == NULL ||
+		encoded.type != jbvString)
+		return NULL;
+	bytes = palloc(pg_b64_dec_len(encoded.val.string.len) + 1);
+	*length = Max(pg_b64_decode(encoded.val.string.val, encoded.val.string.len, (void *) bytes,
+								pg_b64_dec_len(encoded.val.string.len)), 0);
+	return bytes;
+}
+
+void
+es_codec_read_headers(Jsonb *headers, EsRecord *record)
+{
+	int			n = JB_ROOT_IS_ARRAY(headers) ? JB_ROOT_COUNT(headers) : 0;
+
+	record->headers = palloc(sizeof(EsHeader) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+	{
+		JsonbValue *pair = getIthJsonbValueFromContainer(&headers->root, i);
+		EsHeader   *header = &record->headers[record->nheaders];
+		const char *name;
+		size_t		length;
+
+		if (pair->type != jbvBinary || !JsonContainerIsArray(pair->val.binary.data))
+			continue;
+		name = bytes_of(getIthJsonbValueFromContainer(pair->val.binary.data, 0), &length);
+		header->name = name == NULL ? "" : pnstrdup(name, length);
+		header->value = bytes_of(getIthJsonbValueFromContainer(pair->val.binary.data, 1),
+								 &header->length);
+		record->nheaders++;
+	}
+}
+
 static void
 push_field(JsonbParseState **state, const char *key, JsonbValue value)
 {

@@ -71,6 +71,9 @@ extern bool es_codec_headers_fit(const EsRecord *record);
 /* [[name, value], ...] in their order; a value that is no text is {"base64": "..."}.  NULL: none. */
 extern Jsonb *es_codec_headers(const EsRecord *record);
 
+/* The reverse, into the record; in the current context. */
+extern void es_codec_read_headers(Jsonb *headers, EsRecord *record);
+
 /* {"topic", "partition", "offset", "since", "timestamp", "headers"}: where an event came from. */
 extern Jsonb *es_codec_metadata(const EsRecord *record);
 

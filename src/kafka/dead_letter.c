@@ -70,6 +70,7 @@ static void
 read_letter(const EsSource *source, DeadLetter *letter, HeapTuple row, TupleDesc desc)
 {
 	EsRecord   *record = &letter->record;
+	Datum		headers;
 	bool		isnull;
 
 	memset(letter, 0, sizeof(*letter));
@@ -83,6 +84,9 @@ read_letter(const EsSource *source, DeadLetter *letter, HeapTuple row, TupleDesc
 	record->has_time = !isnull;
 	record->key = bytes_column(row, desc, 6, &record->key_length);
 	record->value = bytes_column(row, desc, 7, &record->value_length);
+	headers = SPI_getbinval(row, desc, 8, &isnull);
+	if (!isnull)
+		es_codec_read_headers(DatumGetJsonbP(headers), record);
 }
 
 /* Oldest first, locked as they are fetched; in SPI. */
@@ -96,7 +100,7 @@ open_letters(const EsSource *source, const NullableDatum *ids)
 
 	es_role_assume(es_extension_owner(), &saved);
 	letters = SPI_cursor_open_with_args(NULL,
-										"SELECT id, topic, partition, record_offset, record_time, key, value"
+										"SELECT id, topic, partition, record_offset, record_time, key, value, headers"
 										" FROM eventstore.source_dead_letter"
 										" WHERE source = $1 AND ($2 IS NULL OR id = ANY ($2))"
 										" ORDER BY created_at, topic, partition, record_offset"

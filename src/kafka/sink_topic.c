@@ -52,6 +52,8 @@ es_sink_topic_accept(EsSinkRun *run)
 	Datum values[1] = {Int32GetDatum((int32) run->sink->id)};
 
 	run->topic_missing = false;
+	/* What is saved from here on is not of them. */
+	run->delivery.nends = 0;
 	es_sink_begin();
 	(void) es_spi_execute_as_owner("UPDATE eventstore.sink_position"
 								   " SET topic_id = NULL, ends = NULL WHERE sink = $1",
