@@ -29,6 +29,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/dependency.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_authid.h"
@@ -189,7 +190,7 @@ es_owner_check(void)
 {
 	static bool done = false;
 
-	if (!done)
+	if (!done && !RecoveryInProgress())
 		done = compare_owners(false);
 }
 

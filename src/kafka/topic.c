@@ -430,8 +430,8 @@ begin_partitions(EsSourceRun *run, const bool *begin, int count)
 	for (int32 i = 0; i < count; i++)
 		if (begin[i] && !es_topic_find_start(run, i, &offsets[i]))
 			return false;
+	note_count(run, count);
 	es_run_begin();
-	es_progress_note_count(run->source, count);
 	for (int32 i = 0; i < count; i++)
 		if (begin[i])
 			es_progress_begin(run->source, es_topic_followed(run->source), i, offsets[i]);
