@@ -10,6 +10,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 import traceback
 import urllib.error
 import urllib.request
@@ -111,9 +112,11 @@ def a_live_event_shows_up_without_reload(app, browser):
     browser.until("document.querySelector('#state').dataset.state === 'live' && document.querySelector('#log .event')")
     assert browser.run("return " + POSITIONS) == list(range(150, 50, -1))
     browser.run("window.loaded = 1")
+    began = time.monotonic()
     for _ in range(3):
         position = append("orders", stream="order-1")
         browser.until("document.querySelector('#log .event').dataset.position == arguments[0]", position)
+    assert time.monotonic() - began < 15, "nobody heard, somebody looked"
     browser.click("#older")
     browser.until(POSITIONS + ".at(-1) === 1")
     assert browser.run("return " + POSITIONS) == list(range(153, 0, -1))
