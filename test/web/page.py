@@ -82,12 +82,12 @@ class Application:
         self.process.wait()
 
     @contextlib.contextmanager
-    def following(self, collection):
+    def following(self, collection, header=""):
         """A browser that follows from the first event, as a socket; it reads when somebody reads."""
         with socket.socket() as browser:
             browser.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             browser.connect(("127.0.0.1", self.port))
-            browser.sendall(f"GET /api/live?collection={collection} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            browser.sendall(f"GET /api/live?collection={collection} HTTP/1.1\r\nHost: localhost\r\n{header}\r\n".encode())
             yield browser
 
 
@@ -187,6 +187,8 @@ def a_browser_that_comes_back_misses_nothing(app, browser):
     browser.until(POSITIONS + ".length === 5")
     assert browser.run("return " + POSITIONS) == [5, 4, 3, 2, 1]
     assert browser.run("return window.loaded") == 1
+    with app.following("short", "Last-Event-ID: 3\r\n") as again, again.makefile("rb") as lines:
+        assert next(line for line in lines if line.startswith(b"id: ")) == b"id: 4\n"
 
 
 def a_listening_connection_that_is_lost_is_made_again(app, browser):
