@@ -29,10 +29,21 @@ es_delivery_init(EsDelivery *delivery)
 void
 es_delivery_reset(EsDelivery *delivery)
 {
-	EsDeliverySlot *slots = delivery->slots;
+	memset(delivery, 0, offsetof(EsDelivery, slots));
+}
 
-	memset(delivery, 0, sizeof(*delivery));
-	delivery->slots = slots;
+static void
+note_end(EsDelivery *delivery, const rd_kafka_message_t *message)
+{
+	int64 *end;
+
+	if (message->rkt != delivery->topic || message->partition >= delivery->nends ||
+		message->partition < 0 || message->offset < 0)
+		return;
+	end = &delivery->ends[message->partition];
+	if (message->offset < *end)
+		delivery->went_back = true;
+	*end = message->offset + 1;
 }
 
 static void
@@ -51,6 +62,7 @@ hear_report(rd_kafka_t *handle, const rd_kafka_message_t *message, void *opaque)
 		}
 		return;
 	}
+	note_end(delivery, message);
 	SLOT(delivery, number)->arrived = true;
 	while (delivery->first < delivery->next && SLOT(delivery, delivery->first)->arrived)
 	{

@@ -11,6 +11,8 @@
 #include "kafka/codec.h"
 #include "position/head.h"
 
+#define ES_UUID_TEXT_LEN 36
+
 /* More are not on their way at one time; a power of two. */
 #define ES_DELIVERY_MAX (128 * 1024)
 
@@ -23,13 +25,21 @@ typedef struct EsDeliverySlot
 /* Plain memory only: librdkafka's callback writes to it. */
 typedef struct EsDelivery
 {
-	EsDeliverySlot	   *slots;	 /* a ring, by number */
 	uint64				first;	 /* all before this number have arrived */
 	uint64				next;	 /* the number of the next record */
 	uint64				reports; /* how many have been heard of, arrived or not */
 	EsPosition			arrived; /* of the last one before 'first' */
 	rd_kafka_resp_err_t error;	 /* of the failed one with the lowest number; 0: none */
 	uint64				failed;	 /* its number */
+
+	/* The rest outlives es_delivery_reset. */
+	EsDeliverySlot *slots; /* a ring, by number */
+
+	/* The topic whose ends are noted; offsets behind what it has acknowledged. */
+	rd_kafka_topic_t *topic;
+	int64			 *ends; /* by partition; 0: nothing */
+	int				  nends;
+	bool			  went_back; /* it has acknowledged a lower one again */
 } EsDelivery;
 
 /* es_kafka_properties for a producer, with our defaults. */

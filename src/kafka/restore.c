@@ -199,7 +199,7 @@ es_restore_guard(const EsSourceRun *run, const EsRecord *records, int n, EsProbl
 	" CASE WHEN $4 THEN r.key::text ELSE pg_catalog.convert_from(r.key, 'UTF8') END) e"
 	" WHERE e.position IS NOT NULL"
 	" AND ((e.metadata->>'topic') IS NULL AND e.position > $6"
-	" OR e.metadata->>'topic' = $5 AND (e.metadata->>'offset')::int8 >= r.source_offset)";
+	" OR e.metadata->>'topic' = $5 AND " ES_METADATA_OFFSET " >= r.source_offset)";
 	const EsSource *source = run->source;
 	Oid			types[6] = {BYTEAARRAYOID, INT8ARRAYOID, OIDOID, BOOLOID, TEXTOID, INT8OID};
 	Datum		values[6];

@@ -15,20 +15,38 @@
 
 #include "catalog/pg_type.h"
 #include "spi.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
+
+/* As an array; 0 where the topic is not known yet. */
+static Datum
+acknowledged_ends(const EsDelivery *delivery)
+{
+	Datum *ends = palloc(sizeof(Datum) * Max(delivery->nends, 1));
+
+	if (delivery->nends == 0)
+		return (Datum) 0;
+	for (int i = 0; i < delivery->nends; i++)
+		ends[i] = Int64GetDatum(delivery->ends[i]);
+	return PointerGetDatum(construct_array(ends, delivery->nends, INT8OID, sizeof(int64),
+										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
 
 void
 es_sink_save(EsSinkRun *run, EsPosition position)
 {
-	Oid	  types[3] = {INT4OID, INT8OID, INT8OID};
-	Datum values[3] = {Int32GetDatum((int32) run->sink->id), Int64GetDatum(position),
+	Oid	  types[4] = {INT4OID, INT8OID, INT8OID, INT8ARRAYOID};
+	Datum values[4] = {Int32GetDatum((int32) run->sink->id), Int64GetDatum(position),
 					   Int64GetDatum(run->saved)};
 
 	es_sink_begin();
+	values[3] = acknowledged_ends(&run->delivery);
 	if (es_spi_execute_as_owner("UPDATE eventstore.sink_position SET position = $2,"
+					  " ends = COALESCE($4, ends),"
 					  " updated_at = pg_catalog.clock_timestamp()"
 					  " WHERE sink = $1 AND position = $3",
-					  3, types, values, NULL, SPI_OK_UPDATE) > 0)
+					  4, types, values, values[3] == (Datum) 0 ? "   n" : NULL,
+					  SPI_OK_UPDATE) > 0)
 	{
 		run->saved = position;
 		run->progressed = true;

@@ -23,7 +23,8 @@ typedef enum EsSinkHalt
 	ES_SINK_AT_EVENT, /* on_error: stop */
 	ES_SINK_AT_GAP,	  /* events were dropped before they were published */
 	ES_SINK_AHEAD,	  /* the collection is not the one that was read */
-	ES_SINK_FENCED	  /* another one publishes as this sink */
+	ES_SINK_FENCED,	  /* another one publishes as this sink */
+	ES_SINK_RECREATED /* the topic is not the one that was published to */
 } EsSinkHalt;
 
 typedef struct EsSinkRun
@@ -55,17 +56,26 @@ typedef struct EsSinkRun
 	char	   bad_reason[256];
 	EsPosition single_to;
 
+	/* Dead letters that are to be published again (sink_letter.c). */
+	bool	   letters;						 /* there may be some */
+	char	   letter[ES_UUID_TEXT_LEN + 1]; /* the one that is on its way; '' = none */
+	EsPosition letter_position;
+	char published_letter[ES_UUID_TEXT_LEN + 1]; /* of the last committed transaction */
+
 	/* exactly_once: a transaction of Kafka (sink_transaction.c). */
 	bool			  in_transaction;
 	bool			  closing; /* its position is on its way, too */
 	TimestampTz		  transaction_began;
 	rd_kafka_topic_t *progress_topic;
-	char identity[128]; /* transactional.id, and the key of its progress */
+	char			  identity[128]; /* transactional.id, and the key of its progress */
 
 	TimestampTz retry_at; /* 0 = the last thing went well */
 	int			retry_ms;
 	bool		pause_first; /* before the next client */
 	bool		progressed;	 /* something was saved since the start */
+
+	bool topic_missing; /* outlives a client */
+	int	 doubts;		/* how often in a row it looked like another one */
 
 	bool	   flush_wanted; /* flush(): all that there is now ... */
 	bool	   flush_known;	 /* ... which is up to here */
@@ -111,6 +121,40 @@ extern void es_sink_read(EsSinkRun *run);
 
 /* resume() after a gap: what was dropped is passed over, and noted. */
 extern void es_sink_pass_gap(EsSinkRun *run);
+
+/*
+ * Puts the event of run->letter; false where it was not: because of it
+ * (run->bad), or something that may pass.
+ */
+extern bool es_sink_read_letter(EsSinkRun *run);
+
+/* The state that the error of a record shows. */
+extern const char *es_sink_state_for(rd_kafka_resp_err_t error);
+
+/* --- sink_topic.c --- */
+
+/* How many partitions the topic has; 0 where it is not there now, and the state says why. */
+extern int es_sink_topic_count(EsSinkRun *run);
+
+/* False where that cannot be told now; stops where the topic is another one. */
+extern bool es_sink_topic_check(EsSinkRun *run, int count);
+
+/* resume(): it is to be this one. */
+extern void es_sink_topic_accept(EsSinkRun *run);
+
+/* --- sink_letter.c: dead letters again --- */
+
+/* Are they to be seen to before anything is read?  May the next one be put now? */
+extern bool es_sink_letters_wait(const EsSinkRun *run);
+extern bool es_sink_letter_is_due(const EsSinkRun *run, TimestampTz now);
+
+extern void es_sink_letter_put(EsSinkRun *run);
+
+/* Where it has arrived its row goes. */
+extern void es_sink_letter_settle(EsSinkRun *run);
+extern void es_sink_letter_forget(EsSinkRun *run, const char *id);
+extern void es_sink_letter_failed(EsSinkRun *run, const char *id, int sqlstate,
+								  const char *reason);
 
 /* --- sink_transaction.c: exactly once --- */
 
