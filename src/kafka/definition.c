@@ -598,6 +598,8 @@ publish_changelog(const EsSource *source, const NullableDatum *args)
 	sink.collection = changelog;
 	sink.producer_properties = DatumGetJsonbP(args[ARG_CHANGELOG_PROPERTIES].value);
 	sink.changelog_of = source->id;
+	/* In transactions that the group's coordinator vouches for: share.c. */
+	sink.exactly_once = !args[ARG_GROUP_ID].isnull;
 	(void) es_sink_create_internal(&sink);
 }
 

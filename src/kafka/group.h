@@ -45,6 +45,12 @@ extern bool es_group_has(const EsSourceRun *run, int32 partition);
 extern bool es_group_is_restored(const EsSourceRun *run, int32 partition);
 extern void es_group_note_restored(EsSourceRun *run, int32 partition);
 
+/*
+ * The end of a partition of the changelog topic, behind all that who had it before
+ * us may still commit (share.c); false: not known now.
+ */
+extern bool es_group_find_end(EsSourceRun *run, int32 partition, int64 *end);
+
 /* How far the group has come with a partition, -1: it has not begun; false: not known now. */
 extern bool es_group_find_committed(EsSourceRun *run, int32 partition, int64 *offset);
 
