@@ -640,7 +640,9 @@ es_create_source(PG_FUNCTION_ARGS)
 		es_publish_mark(source.target, "publisher", source.id);
 		publish_changelog(&source, args);
 	}
-	if (source.mode == ES_SOURCE_REPLICA || !args[ARG_REPLICA_PARTITIONS].isnull)
+	if (source.mode == ES_SOURCE_REPLICA || !args[ARG_REPLICA_PARTITIONS].isnull ||
+		(source.mode == ES_SOURCE_PRIMARY && source.changelog_topic != NULL &&
+		 !args[ARG_GROUP_ID].isnull))
 	{
 		/* Whoever is writing it does not know of the mark. */
 		LockRelationOid(source.target, ShareRowExclusiveLock);

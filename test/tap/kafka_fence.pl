@@ -111,6 +111,31 @@ my $owner = query('a', "SELECT bool_or(assigned) FROM eventstore.source_partitio
 note("the partition is now $owner\'s");
 $owner eq 'b' and is($left, "the key's partition is another member's of the group now", 'the change by SQL that nobody else knows of is a dead letter');
 
+$servers{b}->stop;
+await_assigned('a', 'kv', 1);
+is(query('a', "SELECT eventstore.get_text('kv', 'k')"), 'second', 'back again, it has what the other one published');
+$servers{b}->start;
+
+# ---- whose a key is to change ------------------------------------------------------------------
+
+make_topics('shared', 2);
+create($_, 'shared') foreach 'a', 'b';
+await_assigned($_, 'shared', 1) foreach 'a', 'b';
+my %owner;
+foreach my $key (map { "k$_" } 1 .. 20)
+{
+	my %state = map { $_ => sqlstate_of($servers{$_}, "SELECT eventstore.put_text('shared', '$key', '$_')") } 'a', 'b';
+
+	$owner{$key} = join ' ', grep { $state{$_} eq '00000' } sort keys %state;
+	fail("$key: $state{a} $state{b}") unless join(' ', sort values %state) eq '00000 55000';
+}
+is(join(' ', sort keys %{ { reverse %owner } }), 'a b', 'each key can be changed by SQL where its partition is, and nowhere else');
+await_published($_, 'shared') foreach 'a', 'b';
+is(last_values('shared-changelog'), join(' ', map { "$_=$owner{$_}" } sort keys %owner), 'and is published from there');
+my ($mine) = grep { $owner{$_} eq 'a' } sort keys %owner;
+query('b', "SELECT eventstore.pause('shared')");
+is(sqlstate_of($servers{b}, "SELECT eventstore.put_text('shared', '$mine', 'b')"), '55000', 'while it is not known, no key can');
+
 no_crash($_) foreach values %servers;
 $_->stop foreach values %servers;
 done_testing();
