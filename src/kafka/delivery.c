@@ -30,9 +30,25 @@ void
 es_delivery_reset(EsDelivery *delivery)
 {
 	EsDeliverySlot *slots = delivery->slots;
+	int64		   *ends = delivery->ends;
+	int				nends = delivery->nends;
 
 	memset(delivery, 0, sizeof(*delivery));
 	delivery->slots = slots;
+	delivery->ends = ends;
+	delivery->nends = nends;
+	if (nends > 0)
+		memset(ends, 0, sizeof(int64) * nends);
+}
+
+void
+es_delivery_keep_ends(EsDelivery *delivery, int partitions)
+{
+	if (delivery->ends != NULL)
+		pfree(delivery->ends);
+	delivery->ends =
+		MemoryContextAllocZero(TopMemoryContext, sizeof(int64) * Max(partitions, 1));
+	delivery->nends = partitions;
 }
 
 static void
@@ -51,6 +67,9 @@ hear_report(rd_kafka_t *handle, const rd_kafka_message_t *message, void *opaque)
 		}
 		return;
 	}
+	if (message->partition >= 0 && message->partition < delivery->nends)
+		delivery->ends[message->partition] =
+			Max(delivery->ends[message->partition], message->offset + 1);
 	SLOT(delivery, number)->arrived = true;
 	while (delivery->first < delivery->next && SLOT(delivery, delivery->first)->arrived)
 	{

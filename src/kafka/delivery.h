@@ -30,6 +30,8 @@ typedef struct EsDelivery
 	EsPosition			arrived; /* of the last one before 'first' */
 	rd_kafka_resp_err_t error;	 /* of the failed one with the lowest number; 0: none */
 	uint64				failed;	 /* its number */
+	int64 *ends; /* of each partition: behind the last that arrived; 0: none */
+	int	   nends;
 } EsDelivery;
 
 /* es_kafka_properties for a producer, with our defaults. */
@@ -38,6 +40,9 @@ extern List *es_delivery_properties(Oid server, Oid owner, Jsonb *given);
 /* Allocates the ring; nothing is on its way. */
 extern void es_delivery_init(EsDelivery *delivery);
 extern void es_delivery_reset(EsDelivery *delivery);
+
+/* Has 'ends' kept from now on, for a topic of so many partitions. */
+extern void es_delivery_keep_ends(EsDelivery *delivery, int partitions);
 
 /* Has the client report to the EsDelivery that it has as 'arg'. */
 extern void es_delivery_configure(rd_kafka_conf_t *conf, void *arg);

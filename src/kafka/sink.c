@@ -541,14 +541,19 @@ close_client(EsSinkRun *run)
 	run->client = NULL;
 }
 
-static bool
-find_topic(EsSinkRun *run)
+bool
+es_sink_find_topic(EsSinkRun *run)
 {
 	rd_kafka_resp_err_t error;
 	const char		   *state;
+	int count = es_kafka_count_partitions(run->client, run->topic, AGAIN_MS, &error);
 
-	if (es_kafka_count_partitions(run->client, run->topic, AGAIN_MS, &error) > 0)
+	if (count > 0)
+	{
+		if (run->sink->changelog_of != 0 && run->sink->exactly_once)
+			es_delivery_keep_ends(&run->delivery, count);
 		return true;
+	}
 	state = state_for(error);
 	if (strcmp(state, "topic_missing") == 0)
 		es_sink_set_state(run, state,
@@ -570,7 +575,7 @@ get_ready(EsSinkRun *run)
 {
 	while (begin_round(run))
 	{
-		if (find_topic(run) &&
+		if (es_sink_find_topic(run) &&
 			(!run->sink->exactly_once || es_sink_transaction_init(run)))
 			return true;
 		if (run->leave == ES_LEAVE_NOT)

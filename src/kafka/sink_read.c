@@ -104,6 +104,7 @@ put_event(EsSinkRun *run, EsSinkWriter *writer, TupleTableSlot *slot, size_t *by
 							 "the record is larger than message.max.bytes");
 			return false;
 		default:
+			run->grown = result == RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION;
 			es_sink_retry_later(run, "retrying", rd_kafka_err2str(result));
 			/* A transaction that takes nothing more is to be ended. */
 			if (run->in_transaction && run->oldest == 0)
@@ -277,6 +278,10 @@ es_sink_read(EsSinkRun *run)
 		run->at_bad = false;
 	}
 	PG_END_TRY();
+	/* By itself the client looks every five minutes. */
+	if (run->grown)
+		(void) es_sink_find_topic(run);
+	run->grown = false;
 	if (run->stale)
 		es_sink_transaction_abort(run);
 	else if (run->at_bad)

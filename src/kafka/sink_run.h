@@ -44,6 +44,7 @@ typedef struct EsSinkRun
 	EsPosition	saved;	 /* as it stands in the table */
 	EsPosition	read_to; /* all up to there is on its way, or need not be */
 	bool		more;	 /* there may be more to read at once */
+	bool		grown;	 /* the topic may have more partitions than the client knows of */
 	bool		full;	 /* as many as may be are on their way */
 	int			unsaved; /* events read since the last save */
 	TimestampTz oldest;	 /* when the first of them was read; 0 = none */
@@ -85,6 +86,9 @@ typedef struct EsSinkRun
 
 extern void es_sink_set_state(EsSinkRun *run, const char *name, const char *message);
 extern void es_sink_stop_at(EsSinkRun *run, EsSinkHalt reason, const char *message);
+
+/* Asks Kafka for the topic; false where it is not there or does not answer: the state says so. */
+extern bool es_sink_find_topic(EsSinkRun *run);
 
 /* A transaction with a snapshot, after which the current context is 'scratch'. */
 extern void es_sink_begin(void);

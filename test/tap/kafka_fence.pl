@@ -94,6 +94,9 @@ $kafka->produce('kv', [ 'k', 'first' ], [ 'other', '1' ]);
 caught_up('a', 'kv');
 await_published('a', 'kv');
 is(last_values('kv-changelog'), 'k=first other=1', 'published');
+my ($last) = sort { $b <=> $a } map { $_->{offset} } $kafka->consume('kv-changelog');
+is(query('a', "SELECT position FROM eventstore.source_partitions WHERE source = 'kv' AND topic = 'kv-changelog'"),
+	$last + 1, 'what it has published it need not restore');
 
 $proxy->ask('hole');
 query('a', "SELECT eventstore.put_text('kv', 'k', 'too late')");
