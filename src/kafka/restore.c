@@ -422,60 +422,67 @@ rebuild_store(EsSourceRun *run)
 	es_run_commit(run);
 }
 
-/* Each partition from the first record that it has. */
+/* These partitions, from the first record that each has. */
 static bool
-read_again(EsSourceRun *run)
+read_again(EsSourceRun *run, EsProgress *moves, int n)
 {
-	EsProgress *moves = palloc(sizeof(EsProgress) * run->npartitions);
+	bool		moved;
 
-	for (int i = 0; i < run->npartitions; i++)
+	for (int i = 0; i < n; i++)
 	{
+		EsPartition partition = {.progress = moves[i]};
 		int64		high;
 
-		moves[i] = run->partitions[i].progress;
-		if (!es_topic_find_ends(run, &run->partitions[i], &moves[i].next, &high))
+		if (!es_topic_find_ends(run, &partition, &moves[i].next, &high))
 			return false;
+		moves[i].has_time = false;
 	}
 	es_run_begin();
-	if (!es_task_hold(es_source_key(run->source->id)) ||
-		!es_progress_advance(run->source, moves, run->npartitions))
-		run->leave = ES_LEAVE_AND_RETURN;
+	moved = es_task_hold(es_source_key(run->source->id)) &&
+		es_progress_advance(run->source, moves, n);
 	es_run_commit(run);
-	if (run->leave != ES_LEAVE_NOT)
-		return false;
-	for (int i = 0; i < run->npartitions; i++)
-	{
-		EsPartition *partition = &run->partitions[i];
+	if (!moved)
+		run->leave = ES_LEAVE_AND_RETURN;
+	else
+		ereport(LOG, (errmsg("source \"%s\": an unlogged store is filled again from the topic",
+							 run->source->name)));
+	return moved;
+}
 
-		partition->progress.written = partition->progress.next = moves[i].next;
-		partition->progress.has_time = false;
-		partition->position = moves[i].next;
-	}
-	ereport(LOG, (errmsg("source \"%s\": an unlogged store is filled again from the topic",
-						 run->source->name)));
-	return true;
+/*
+ * All partitions that were begun: in a group others have some of them now, and they
+ * may be ours again when the store is not empty any more.
+ */
+static bool
+read_all_again(EsSourceRun *run, const EsProgress *begun, int n, int count)
+{
+	EsProgress *moves = palloc(sizeof(EsProgress) * Max(n, 1));
+	int			nmoves = 0;
+
+	for (int i = 0; i < n; i++)
+		if (begun[i].written > 0 && begun[i].partition < count)
+			moves[nmoves++] = begun[i];
+	return nmoves == 0 || read_again(run, moves, nmoves);
 }
 
 bool
-es_restore_refill(EsSourceRun *run)
+es_restore_refill(EsSourceRun *run, const EsProgress *begun, int n, int count)
 {
 	const EsSource *source = run->source;
 	Oid			changelog = InvalidOid;
-	bool		begun = false;
 	bool		unlogged;
 
-	for (int i = 0; i < run->npartitions; i++)
-		begun = begun || run->partitions[i].progress.written > 0;
-	if (!begun || !source->is_store)
+	if (!source->is_store)
 		return true;
 	es_run_begin();
 	unlogged = get_rel_persistence(source->target) == RELPERSISTENCE_UNLOGGED &&
-		es_store_exists(source->target, &changelog);
+		es_store_exists(source->target, &changelog) &&
+		(!OidIsValid(changelog) || last_change(run) > 0);
 	es_run_commit(run);
 	if (!unlogged || !store_is_empty(run))
 		return true;
 	if (!OidIsValid(changelog))
-		return read_again(run);
+		return read_all_again(run, begun, n, count);
 	rebuild_store(run);
 	return true;
 }

@@ -452,9 +452,11 @@ es_topic_load_partitions(EsSourceRun *run, int count)
 	EsProgress	   *loaded;
 	bool		   *begin = palloc0(sizeof(bool) * count);
 	bool			ready;
-	int				n = es_run_load_progress(run, es_topic_followed(run->source), &loaded);
+	int n = es_run_load_progress(run, es_topic_followed(run->source), &loaded);
 
 	run->restoring = run->guarded = false;
+	if (!es_restore_refill(run, loaded, n, count))
+		return false;
 	for (int32 i = 0; i < count; i++)
 		begin[i] = is_wanted_partition(run, i) &&
 				   (run->group != NULL && source->changelog_topic != NULL
@@ -466,7 +468,7 @@ es_topic_load_partitions(EsSourceRun *run, int count)
 	if (!begin_partitions(run, begin, count))
 		return false;
 	add_partitions(run, count);
-	return es_restore_refill(run) && es_restore_follow(run);
+	return es_restore_follow(run);
 }
 
 /*

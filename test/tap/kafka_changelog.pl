@@ -147,6 +147,7 @@ query("SELECT eventstore.drop_source('again'), eventstore.put('again', 'mine', '
 query("SELECT eventstore.create_source('again', 'k', 'same', 'again', changelog_topic => 'same-changelog', $fast)");
 caught_up('again');
 query("SELECT eventstore.put('again', 'k', '3'), eventstore.put('again', 'mine', '2')");
+await_true($node, "SELECT changelog_lag = 0 FROM eventstore.sources WHERE name = 'again'");
 query("SELECT eventstore.drop_source('again')");
 $mock->produce('same', [ 'k', 4 ]);
 $mock->produce('same-changelog', [ 'k', '4', made_by('same', 0, 2) ], [ 'mine', '0', made_by('same', 0, 1) ]);
