@@ -3,6 +3,7 @@ import os
 import pathlib
 import subprocess
 import tempfile
+import threading
 import time
 
 import psycopg
@@ -37,10 +38,10 @@ class Contender:
             self.process = None
         server.sql("DROP TABLE IF EXISTS kept, kept_offsets")
 
-    def run(self, *command):
+    def run(self, *command, output=None):
         with open(BUILD / f"kafka-{type(self).__name__.lower()}.log", "w") as log:
-            self.process = subprocess.Popen([str(word) for word in command], stdout=log, stderr=log,
-                                            stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen([str(word) for word in command], stdout=output or log, stderr=log,
+                                            stdin=subprocess.DEVNULL, text=True)
 
     def await_first(self, session, topic):
         """Until it shows something; when it was."""
@@ -132,7 +133,39 @@ class Debezium(Contender):
                  topic.partitions, "kept")
 
 
-CONTENDERS = [Eventstore(), Go(), Debezium()]
+class Streams(Contender):
+    """Not in PostgreSQL: a program with the table in it.  It says itself what it shows."""
+    name = "Kafka Streams, RocksDB and changelog, exactly once"
+
+    def build(self):
+        self.jars = fetch_jars("streams")
+        subprocess.run(["javac", "-encoding", "UTF-8", "-d", BUILD / "kafka-streams/classes", "-cp", f"{self.jars}/*",
+                        HERE / "kafka/streams/Latest.java"], check=True)
+
+    def start(self, topic):
+        folder = tempfile.mkdtemp(dir=topic.broker.folder.name)
+        self.run("java", "-Xmx1g", "-XX:+UseParallelGC", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+                 "-cp", f"{BUILD}/kafka-streams/classes:{self.jars}/*", "Latest", topic.broker.address, topic.name,
+                 topic.partitions, folder, *topic.expected, *(f"{key}={number}" for key, number in topic.last),
+                 output=subprocess.PIPE)
+
+    def await_line(self, wanted):
+        timer = threading.Timer(LIMIT_SECONDS, self.process.kill)
+        timer.start()
+        line = self.process.stdout.readline().strip()
+        timer.cancel()
+        if line != wanted:
+            raise SystemExit(f"{self.name} said {line!r}, not {wanted!r}; see build/bench/kafka-streams.log")
+        return time.time()
+
+    def await_first(self, session, topic):
+        return self.await_line("first")
+
+    def await_all(self, session, topic):
+        return self.await_line("all")
+
+
+CONTENDERS = [Eventstore(), Go(), Debezium(), Streams()]
 
 
 # ---- measuring -------------------------------------------------------------------------
@@ -167,21 +200,27 @@ def measure(topic, contenders, postmaster):
 
     figures = report.measure({contender.name: lambda contender=contender: once(contender)
                               for contender in contenders})
-    lines = []
+    lines, middle = [], {}
     for name in figures:
         used, memory = sorted(costs[name])[len(costs[name]) // 2]
+        middle[name] = used
         lines.append([name, report.median(figures, name), f"{used:.1f}",
                       "in the server" if memory is None else f"{memory:.0f}"])
     title = f"{topic.records:,} records, {topic.partitions} partition{'s' if topic.partitions > 1 else ''}"
-    return report.table([title, "records/s", "CPU seconds per million", "client's MB"], lines), figures
+    text = report.table([title, "records/s", "CPU seconds per million", "client's MB"], lines)
+    return text, targets_of(topic, figures, middle)
 
 
-def targets_of(topic, figures):
-    ours, go = CONTENDERS[0].name, Go.name
-    if ours not in figures or go not in figures:
+def targets_of(topic, figures, costs):
+    ours, title = Eventstore.name, f"{topic.records:,} records, {topic.partitions} partitions"
+    if ours not in figures:
         return []
-    return [[f"{topic.records:,} records, {topic.partitions} partitions",
-             report.against(figures, ours, go, 1), "1 × Go"]]
+    targets = [[title, report.against(figures, ours, peer.name, factor), f"{factor} × {peer.__name__}"]
+               for peer, factor in [(Go, 1.5), (Debezium, 3), (Streams, 3)] if peer.name in figures]
+    if Go.name in figures:
+        ratio = costs[ours] / costs[Go.name]
+        targets.append([f"{title}, CPU", f"{ratio:.2f} ×" + (" (missed)" if ratio > 0.6 else ""), "at most 0.6 × Go's"])
+    return targets
 
 
 def main():
@@ -197,9 +236,9 @@ def main():
     for records in RECORDS:
         for partitions in PARTITIONS:
             topic = Topic(broker, partitions, records)
-            text, figures = measure(topic, contenders, postmaster)
+            text, reached = measure(topic, contenders, postmaster)
             parts.append(text)
-            targets += targets_of(topic, figures)
+            targets += reached
     report.write("kafka", "A topic into a keyed table", parts, targets)
 
 

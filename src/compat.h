@@ -20,6 +20,11 @@
 #error "eventstore needs PostgreSQL 15 or newer"
 #endif
 
+/* VARDATA_ANY and its like have a header of their own since 16 (d952373a9). */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
 /*
  * Wait events of our own have names since 17 (c8e318b1b); before, every
  * extension shares one event.
@@ -33,6 +38,11 @@
 
 /* One function for all kinds of objects since 16 (afbfc0298). */
 #if PG_VERSION_NUM >= 160000
+#include "catalog/pg_database.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_proc.h"
+
 #define es_owns_relation(relid, roleid) \
 	object_ownercheck(RelationRelationId, (relid), (roleid))
 #define es_owns_database(dbid, roleid) \
@@ -201,6 +211,27 @@ es_try_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot, Snapsho
 #define es_create_wait_set(events)	CreateWaitEventSet(NULL, (events))
 #else
 #define es_create_wait_set(events)	CreateWaitEventSet(TopMemoryContext, (events))
+#endif
+
+/* A deferrable one may be asked for since 18 (it is not meant). */
+#if PG_VERSION_NUM >= 180000
+#define es_primary_key(rel)		RelationGetPrimaryKeyIndex((rel), false)
+#else
+#define es_primary_key(rel)		RelationGetPrimaryKeyIndex(rel)
+#endif
+
+/* How keys that are plain memory are compared, hashed and, since 17, copied. */
+#if PG_VERSION_NUM >= 170000
+#define ES_DSHASH_MEMORY		dshash_memcmp, dshash_memhash, dshash_memcpy
+#else
+#define ES_DSHASH_MEMORY		dshash_memcmp, dshash_memhash
+#endif
+
+/* Goes before the type since 18, where it was allowed before as well. */
+#if PG_VERSION_NUM >= 180000
+#define es_noreturn				pg_noreturn
+#else
+#define es_noreturn				pg_attribute_noreturn()
 #endif
 
 /* PostgreSQL 15 exports everything; later servers need the mark on worker mains. */

@@ -2,7 +2,7 @@
  * guc.c
  *		The extension's settings.
  *
- * docs/settings.md is made from the descriptions below.  What only the worker
+ * docs/reference.md is made from the descriptions below.  What only the worker
  * reads can be set by a superuser: in postgresql.conf, or for one database by
  * ALTER DATABASE ... SET (which its worker sees when it starts the next time).
  * What a backend obeys while it appends is the user's own to set.
@@ -38,11 +38,11 @@ es_guc_define(void)
 {
 	define_int("eventstore.segments_ahead",
 			   "Empty segments that are kept ready beyond the one being filled.",
-			   "One INSERT or COPY can fill those that were ready when it began.",
+			   "One INSERT or COPY can fill those that were ready when it began; the append functions make the next one.",
 			   &es_segments_ahead, 1, 100, PGC_SUSET, 0);
 	define_int("eventstore.segment_timeout",
 			   "How long an append waits for the worker to make a segment.",
-			   "The append fails after that.",
+			   "The append fails after that (55000). An INSERT or COPY that begins with less room than one segment, or 1,000 positions, waits as long, then goes on with what there is.",
 			   &es_segment_timeout_ms, 1, INT_MAX, PGC_USERSET, GUC_UNIT_MS);
 	define_int("eventstore.maintenance_interval",
 			   "How often the worker looks at segments and retention without being asked.",
@@ -66,7 +66,7 @@ es_guc_define(void)
 			   &es_max_hold_ms, 0, INT_MAX, PGC_SUSET, GUC_UNIT_MS);
 	define_int("eventstore.subscription_hold",
 			   "How long retention waits for a subscription that nobody polls, or a sink that publishes nothing.",
-			   "It keeps what the slowest lane has not passed, until the subscription has not been polled or acknowledged for so long. -1 waits without limit, 0 does not wait.",
+			   "It keeps what the slowest lane has not passed, until the subscription was not polled or acknowledged (the sink's position not saved) for so long. -1 waits without limit, 0 does not wait; truncate_before never waits.",
 			   &es_subscription_hold_ms, -1, INT_MAX, PGC_SUSET, GUC_UNIT_MS);
 	MarkGUCPrefixReserved("eventstore");
 }

@@ -1,6 +1,6 @@
 /*
  * guc.h
- *		The extension's settings (docs/settings.md is made from guc.c).
+ *		The extension's settings (docs/reference.md has them from guc.c).
  */
 #ifndef ES_GUC_H
 #define ES_GUC_H

@@ -83,6 +83,19 @@ es_extension_schema(void)
 	return get_namespace_oid(EXTENSION_NAME, true);
 }
 
+/* ConditionalLockDatabaseObject, which not every minor version has. */
+static bool
+try_lock_extension(Oid extension)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, extension, 0);
+	if (LockAcquire(&tag, AccessShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+		return false;
+	AcceptInvalidationMessages();
+	return true;
+}
+
 bool
 es_extension_pin(void)
 {
@@ -91,8 +104,7 @@ es_extension_pin(void)
 	if (!OidIsValid(extension))
 		return false;
 	/* DROP EXTENSION takes this lock before anything else. */
-	return ConditionalLockDatabaseObject(ExtensionRelationId, extension, 0,
-										 AccessShareLock) &&
+	return try_lock_extension(extension) &&
 		get_extension_oid(EXTENSION_NAME, true) == extension;
 }
 
@@ -144,12 +156,23 @@ es_extension_relation(const char *name)
 	return relid;
 }
 
+static void
+read_fields(HeapTuple tuple, TupleDesc desc, int natts, Datum *values, bool *nulls)
+{
+	for (int i = 0; i < natts; i++)
+	{
+		nulls[i] = true;
+		if (i < desc->natts)
+			values[i] = heap_getattr(tuple, i + 1, desc, &nulls[i]);
+	}
+}
+
 HeapTuple
 es_extension_row(const char *table, const char *index, AttrNumber column, Oid key,
-				 Datum *values, bool *nulls)
+				 int natts, Datum *values, bool *nulls)
 {
 	Relation	rel = table_open(es_extension_relation(table), AccessShareLock);
-	Oid			indexid = index == NULL ? RelationGetPrimaryKeyIndex(rel) :
+	Oid			indexid = index == NULL ? es_primary_key(rel) :
 		get_relname_relid(index, RelationGetNamespace(rel));
 	ScanKeyData scankey;
 	SysScanDesc scan;
@@ -161,7 +184,7 @@ es_extension_row(const char *table, const char *index, AttrNumber column, Oid ke
 	if (HeapTupleIsValid(tuple))
 	{
 		tuple = heap_copytuple(tuple);
-		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		read_fields(tuple, RelationGetDescr(rel), natts, values, nulls);
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);

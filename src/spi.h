@@ -40,11 +40,13 @@ extern Oid	es_extension_relation(const char *name);
 
 /*
  * A copy (heap_freetuple) of the row of such a table that has this OID in this
- * column, and its fields; NULL where there is none.  Found by the named index,
- * or by the primary key; without rights, with a catalog snapshot.
+ * column, and its first 'natts' fields; NULL where there is none.  Found by the
+ * named index, or by the primary key; without rights, with a catalog snapshot.
+ * The table may have more columns, or fewer, than this library knows: between
+ * ALTER EXTENSION ... UPDATE and the restart, or the other way round.
  */
 extern HeapTuple es_extension_row(const char *table, const char *index, AttrNumber column,
-								  Oid key, Datum *values, bool *nulls);
+								  Oid key, int natts, Datum *values, bool *nulls);
 
 /*
  * SPI_execute_with_args, nulls as in SPI; expects 'expected' (an SPI_OK_ code)

@@ -9,7 +9,7 @@ import pathlib
 import re
 import statistics
 
-from lib import options
+from lib import options, summary
 from lib.server import sql
 
 BENCH = pathlib.Path(__file__).parent.parent
@@ -91,7 +91,7 @@ def write(name, title, parts, targets):
 
 
 def write_readme():
-    """The table in README.md: the targets of all results that there are."""
+    """The table in README.md: the targets of all results that there are; and the project's README."""
     lines = []
     for file in sorted((BENCH / "results").glob("*.md")):
         goals = re.search(r"^\| measure \|.*\n.*\n((?:\|.*\n)*)", file.read_text(), re.M)
@@ -104,3 +104,4 @@ def write_readme():
     after = rest.split(end)[1]
     filled = table(["benchmark", "measure", "reached", "target"], lines)
     readme.write_text(f"{before}{start}\n\n{filled}\n\n{end}{after}")
+    summary.write()

@@ -235,7 +235,7 @@ load_row(EsCollection *coll)
 	Datum		values[ES_CATALOG_NATTS];
 	bool		nulls[ES_CATALOG_NATTS];
 	HeapTuple	tuple = es_extension_row("collection_catalog", NULL, ES_CATALOG_COLLECTION,
-										 coll->relid, values, nulls);
+										 coll->relid, ES_CATALOG_NATTS, values, nulls);
 
 	if (tuple == NULL)
 		return false;
@@ -254,10 +254,10 @@ load_row(EsCollection *coll)
 static Oid
 find_source(const char *catalog, const char *index, Oid changelog)
 {
-	Datum		values[Max(ES_STORE_CATALOG_NATTS, ES_CAPTURE_CATALOG_NATTS)];
+	Datum		values[ES_STORE_CATALOG_CHANGELOG];
 	bool		nulls[lengthof(values)];
 	HeapTuple	tuple = es_extension_row(catalog, index, ES_STORE_CATALOG_CHANGELOG, changelog,
-										 values, nulls);
+										 ES_STORE_CATALOG_CHANGELOG, values, nulls);
 
 	StaticAssertStmt(ES_STORE_CATALOG_STORE == ES_CAPTURE_CATALOG_SOURCE &&
 					 ES_STORE_CATALOG_CHANGELOG == ES_CAPTURE_CATALOG_CHANGELOG,
@@ -286,8 +286,8 @@ es_collection_or_changelog(Oid relid)
 
 	if (get_rel_relkind(relid) != RELKIND_RELATION || !OidIsValid(es_extension_schema()))
 		return relid;
-	tuple = es_extension_row("store_catalog", NULL, ES_STORE_CATALOG_STORE, relid, values,
-							 nulls);
+	tuple = es_extension_row("store_catalog", NULL, ES_STORE_CATALOG_STORE, relid,
+							 ES_STORE_CATALOG_NATTS, values, nulls);
 	if (tuple == NULL)
 		return relid;
 	heap_freetuple(tuple);
@@ -548,7 +548,7 @@ highest_key(Oid segment)
 	if (rel == NULL)
 		return 0;				/* dropped by retention, after our list was made */
 	es_layout_check(rel);
-	pk = RelationGetPrimaryKeyIndex(rel);
+	pk = es_primary_key(rel);
 	if (OidIsValid(pk))
 	{
 		Relation	index = index_open(pk, AccessShareLock);
@@ -688,7 +688,7 @@ EsPosition
 es_collection_tick(Oid collection, Snapshot snapshot)
 {
 	Relation	rel = table_open(es_extension_relation("tick"), AccessShareLock);
-	Oid			pk = RelationGetPrimaryKeyIndex(rel);
+	Oid			pk = es_primary_key(rel);
 	EsPosition	head = 0;
 	ScanKeyData key;
 	SysScanDesc scan;
@@ -719,7 +719,7 @@ newest_safe_head(Oid segment, Snapshot snapshot)
 	if (rel == NULL)
 		return -1;
 	es_layout_check(rel);
-	pk = RelationGetPrimaryKeyIndex(rel);
+	pk = es_primary_key(rel);
 	if (OidIsValid(pk))
 	{
 		Relation	index = index_open(pk, AccessShareLock);

@@ -36,6 +36,7 @@
 #include "commands/defrem.h"
 #include "commands/trigger.h"
 #include "common/hashfn.h"
+#include "compat.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -149,7 +150,7 @@ is_index_of_heads(Relation index)
 static Relation
 try_open_heads_index(Relation rel, LOCKMODE mode)
 {
-	Oid			pk = RelationGetPrimaryKeyIndex(rel);
+	Oid			pk = es_primary_key(rel);
 	Relation	index;
 
 	if (!OidIsValid(pk) || !has_columns_of_heads(rel))

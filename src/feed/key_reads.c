@@ -25,6 +25,7 @@
 #include "feed/key_reads.h"
 
 #include "common/hashfn.h"
+#include "compat.h"
 #include "miscadmin.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"

@@ -137,7 +137,7 @@ es_lanes_open(const text *subscription, LOCKMODE mode)
 	lanes->subscription = subscription;
 	lanes->rel = table_open(es_extension_relation("subscription_lane"), mode);
 	lanes->mode = mode;
-	lanes->index = RelationGetPrimaryKeyIndex(lanes->rel);
+	lanes->index = es_primary_key(lanes->rel);
 	lanes->slot = table_slot_create(lanes->rel, NULL);
 	lanes->context = AllocSetContextCreate(CurrentMemoryContext, "eventstore lanes",
 										   ALLOCSET_SMALL_SIZES);

@@ -200,7 +200,7 @@ find_definition(const text *name, Definition *def)
 
 	ScanKeyInit(&key, ES_SUBSCRIPTION_NAME, BTEqualStrategyNumber, F_TEXTEQ,
 				PointerGetDatum(name));
-	scan = systable_beginscan(rel, RelationGetPrimaryKeyIndex(rel), true, snapshot,
+	scan = systable_beginscan(rel, es_primary_key(rel), true, snapshot,
 							  1, &key);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))

@@ -7,11 +7,12 @@
 
 #include "postgres.h"
 
+#include "compat.h"
 #include "fmgr.h"
 #include "kafka/property.h"
 
 /* 22023: invalid value for argument "name", with that DETAIL. */
-extern void pg_attribute_noreturn() es_kafka_refuse(const char *name, const char *detail);
+es_noreturn extern void es_kafka_refuse(const char *name, const char *detail);
 
 /* Which of the words (the last is NULL) it is; -1: none. */
 extern int es_kafka_word_index(const char *const *words, const char *word);

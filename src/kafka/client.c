@@ -390,9 +390,8 @@ apply_settings(rd_kafka_conf_t *conf, rd_kafka_type_t type, const Setting *setti
 }
 
 /* Frees the configuration and raises the error; what librdkafka said has no secrets any more. */
-static void
-pg_attribute_noreturn() refuse_configuration(EsKafkaClient *client, rd_kafka_conf_t *conf,
-											 const char *what, char *said)
+es_noreturn static void
+refuse_configuration(EsKafkaClient *client, rd_kafka_conf_t *conf, const char *what, char *said)
 {
 	char text[512];
 

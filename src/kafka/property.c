@@ -38,6 +38,7 @@
 #include <math.h>
 
 #include "catalog/pg_authid.h"
+#include "compat.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
@@ -338,9 +339,8 @@ librdkafka_knows(const char *name)
 	return known;
 }
 
-static void
-pg_attribute_noreturn()
-	refuse_name(const char *name, const Property *property, const char *argument)
+es_noreturn static void
+refuse_name(const char *name, const Property *property, const char *argument)
 {
 	const char *reason = property != NULL ? property->text : NULL;
 
@@ -428,9 +428,8 @@ check_file(const Property *property)
  * ------------------------------------------------------------------------- */
 
 /* 'why' must not hold the value of a secret. */
-static void
-pg_attribute_noreturn()
-	refuse_value(const Property *property, const char *argument, const char *why)
+es_noreturn static void
+refuse_value(const Property *property, const char *argument, const char *why)
 {
 	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					errmsg("invalid value for Kafka property \"%s\" in %s",

@@ -77,6 +77,7 @@
 #include "access/xact.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_database.h"
+#include "compat.h"
 #include "lib/dshash.h"
 #include "miscadmin.h"
 #include "position/position.h"
@@ -247,7 +248,7 @@ static Oid	dropped_database = InvalidOid;
 static object_access_hook_type previous_object_access = NULL;
 
 static dshash_parameters table_parameters = {
-	sizeof(HeadKey), sizeof(HeadEntry), dshash_memcmp, dshash_memhash, 0
+	sizeof(HeadKey), sizeof(HeadEntry), ES_DSHASH_MEMORY, 0
 };
 
 /* ---------------------------------------------------------------------------

@@ -157,12 +157,12 @@ has_one_index(Relation rel)
 {
 	List	   *indexes = RelationGetIndexList(rel);
 	bool		one = list_length(indexes) == 1 &&
-			   linitial_oid(indexes) == RelationGetPrimaryKeyIndex(rel);
+			   linitial_oid(indexes) == es_primary_key(rel);
 
 	list_free(indexes);
 	if (one)
 	{
-		Relation	index = index_open(RelationGetPrimaryKeyIndex(rel), AccessShareLock);
+		Relation	index = index_open(es_primary_key(rel), AccessShareLock);
 
 		one = index->rd_index->indimmediate && index->rd_index->indisvalid;
 		index_close(index, AccessShareLock);
@@ -246,7 +246,7 @@ open_writer(Writer *writer, Batch *batch)
 
 	writer->batch = batch;
 	writer->rel = batch->rel;
-	writer->index = index_open(RelationGetPrimaryKeyIndex(batch->rel), RowExclusiveLock);
+	writer->index = index_open(es_primary_key(batch->rel), RowExclusiveLock);
 	writer->estate = CreateExecutorState();
 	writer->rri = makeNode(ResultRelInfo);
 	InitResultRelInfo(writer->rri, batch->rel, 0, NULL, 0);

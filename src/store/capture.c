@@ -107,7 +107,7 @@ load_row(Oid relid, Oid *changelog, bool *shared)
 	Datum	  values[ES_CAPTURE_CATALOG_NATTS];
 	bool	  nulls[ES_CAPTURE_CATALOG_NATTS];
 	HeapTuple tuple = es_extension_row("capture_catalog", NULL, ES_CAPTURE_CATALOG_SOURCE,
-									   relid, values, nulls);
+									   relid, ES_CAPTURE_CATALOG_NATTS, values, nulls);
 
 	if (tuple == NULL)
 		return false;

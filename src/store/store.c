@@ -153,7 +153,7 @@ load_row(EsStore *store)
 	Datum		values[ES_STORE_CATALOG_NATTS];
 	bool		nulls[ES_STORE_CATALOG_NATTS];
 	HeapTuple	tuple = es_extension_row("store_catalog", NULL, ES_STORE_CATALOG_STORE,
-										 store->relid, values, nulls);
+										 store->relid, ES_STORE_CATALOG_NATTS, values, nulls);
 
 	if (tuple == NULL)
 		return false;
@@ -180,7 +180,7 @@ load_reads_channel(EsStore *store)
 	store->reads_channel = 0;
 	if (OidIsValid(store->changelog))
 		tuple = es_extension_row("collection_catalog", NULL, ES_CATALOG_COLLECTION,
-								 store->changelog, values, nulls);
+								 store->changelog, ES_CATALOG_NATTS, values, nulls);
 	if (tuple == NULL)
 		return;
 	if (!nulls[ES_CATALOG_FEED_READS - 1] && DatumGetBool(values[ES_CATALOG_FEED_READS - 1]))
@@ -193,7 +193,7 @@ load_reads_channel(EsStore *store)
 static bool
 has_key(const EsStore *store, Relation rel)
 {
-	Oid			pk = RelationGetPrimaryKeyIndex(rel);
+	Oid			pk = es_primary_key(rel);
 	Relation	index;
 	bool		fits;
 
@@ -432,7 +432,7 @@ bool
 es_store_find(const EsStore *store, Relation rel, Datum key, Snapshot snapshot,
 			  TupleTableSlot *slot)
 {
-	Relation	index = index_open(RelationGetPrimaryKeyIndex(rel), AccessShareLock);
+	Relation	index = index_open(es_primary_key(rel), AccessShareLock);
 	IndexScanDesc scan = es_index_beginscan(rel, index, snapshot, 1);
 	ScanKeyData scankey;
 	bool		found;
@@ -455,10 +455,10 @@ static SPIPlanPtr
 prepare(const EsStore *store, EsStoreStatement statement)
 {
 	static const char *const sql[ES_STORE_NSTATEMENTS] = {
-		"INSERT INTO %s (key, value) VALUES ($1, $2)"
-		" ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-		"DELETE FROM %s WHERE key OPERATOR(pg_catalog.=) $1 RETURNING value",
-		"SELECT value FROM %s WHERE key OPERATOR(pg_catalog.=) $1"
+		[ES_STORE_PUT] = "INSERT INTO %s (key, value) VALUES ($1, $2)"
+						 " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+		[ES_STORE_DELETE] = "DELETE FROM %s WHERE key OPERATOR(pg_catalog.=) $1 RETURNING value",
+		[ES_STORE_SELECT] = "SELECT value FROM %s WHERE key OPERATOR(pg_catalog.=) $1"
 	};
 	Oid			types[2] = {es_store_type(store->key_format), es_store_type(store->format)};
 	SPIPlanPtr	plan = SPI_prepare(psprintf(sql[statement], es_relation_name(store->relid)),

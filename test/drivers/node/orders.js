@@ -7,7 +7,10 @@
 const assert = require('node:assert').strict;
 const { once } = require('node:events');
 const { randomUUID } = require('node:crypto');
+const { Readable } = require('node:stream');
+const { pipeline } = require('node:stream/promises');
 const { Client, types } = require('pg');
+const { from: copyFrom } = require('pg-copy-streams');
 
 const ORDERS = 'orders_node';
 const VERSION_CONFLICT = 'LG001';
@@ -117,7 +120,60 @@ async function poll(client, after, tags = []) {
 	return rows;
 }
 
+// ---- subscriptions ---------------------------------------------------------------
+
+// Does something in a transaction.
+async function transaction(client, action) {
+	await client.query('BEGIN');
+	try {
+		const result = await action();
+		await client.query('COMMIT');
+		return result;
+	} catch (error) {
+		await client.query('ROLLBACK');
+		throw error;
+	}
+}
+
+// One batch; its place is kept in the transaction of what handle writes.  How many there were.
+async function processBatch(client, name, handle) {
+	return transaction(client, async () => {
+		const { rows } = await client.query('SELECT * FROM eventstore.poll($1, $2)', [name, PAGE]);
+		for (const event of rows) await handle(event);
+		return rows.length;
+	});
+}
+
+// One batch under a lease, for work outside of the database.  What fails comes again.
+async function work(client, name, member, handle) {
+	const { rows } = await client.query(
+		"SELECT * FROM eventstore.poll($1, $2, member => $3, lease => '1 min')", [name, PAGE, member]);
+	for (const event of rows) {
+		try {
+			await handle(event);
+		} catch (error) {
+			await client.query('SELECT eventstore.nack($1, first => $2, member => $3)', [name, event.position, member]);
+			throw error;
+		}
+	}
+	if (rows.length > 0) {
+		await client.query('SELECT eventstore.ack($1, up_to => $2, member => $3)', [name, rows.at(-1).position, member]);
+	}
+	return rows.length;
+}
+
 // ---- the tests: each is a name and what must hold --------------------------------
+
+// A subscription to what is tagged with its name, and three events that it will get.
+async function subscribeToBills(client, name) {
+	await client.query('SELECT eventstore.subscribe($1, $2, query => $3)',
+		[name, ORDERS, JSON.stringify([{ tags: [name] }])]);
+	const positions = [];
+	for (let i = 0; i < 3; i++) {
+		positions.push((await append(client, 'order.billed', {}, { tags: [name] })).position);
+	}
+	return positions;
+}
 
 // Does something, from a connection of its own, once the session of a client sleeps in a wait.
 async function meanwhile(client, action) {
@@ -184,7 +240,7 @@ const tests = {
 			{ code: VERSION_CONFLICT, detail: 'Stream "order-2": expected version 1, actual version 3.' });
 	},
 
-	async 'fail_if refuses the second'(client) {
+	async 'condition refuses the second'(client) {
 		const query = JSON.stringify([{ types: ['voucher.used'], tags: ['voucher:SPRING'] }]);
 		const use = async (after) => (await client.query(
 			`SELECT position FROM eventstore.append($1, 'voucher.used', tags => $2,
@@ -243,6 +299,22 @@ const tests = {
 			});
 			assert.deepEqual(read.rows, [{ data: { i } }]);
 		}
+	},
+
+	async 'transaction rolls back'(client) {
+		await client.query('BEGIN');
+		await append(client, 'order.placed', {}, { stream: 'rolled-back' });
+		await client.query('ROLLBACK');
+		assert.deepEqual(await readStream(client, 'rolled-back'), []);
+	},
+
+	async 'copy appends'(client) {
+		const rows = Array.from({ length: 500 }, (_, i) =>
+			`order.imported\t{"i": ${i}}\t{customer:9}\timported-${i % 5}\n`);
+		await pipeline(Readable.from(rows),
+			client.query(copyFrom(`COPY ${ORDERS} (type, data, tags, stream) FROM STDIN`)));
+		const versions = (await readStream(client, 'imported-4')).map((event) => event.version);
+		assert.deepEqual(versions, Array.from({ length: 100 }, (_, i) => BigInt(i + 1)));
 	},
 
 	async 'listen returns where to read from'(client) {
@@ -305,11 +377,30 @@ const tests = {
 		assert.ok(await headOf(client) > 0n);
 	},
 
-	async 'transaction rolls back'(client) {
-		await client.query('BEGIN');
-		await append(client, 'order.placed', {}, { stream: 'rolled-back' });
-		await client.query('ROLLBACK');
-		assert.deepEqual(await readStream(client, 'rolled-back'), []);
+	async 'subscription moves with the transaction'(client) {
+		const name = `${ORDERS}_bills`;
+		const positions = await subscribeToBills(client, name);
+		const handled = [];
+		await assert.rejects(processBatch(client, name, (event) => {
+			handled.push(event.position);
+			if (handled.length === 3) throw new Error('the application gave up');
+		}), /gave up/);
+		assert.equal(await processBatch(client, name, (event) => handled.push(event.position)), 3);
+		assert.deepEqual(handled, [...positions, ...positions]);
+		assert.equal(await processBatch(client, name, assert.fail), 0);
+	},
+
+	async 'subscription leases work'(client) {
+		const name = `${ORDERS}_mails`;
+		const positions = await subscribeToBills(client, name);
+		const handled = [];
+		await assert.rejects(work(client, name, 'host-1', (event) => {
+			if (handled.length === 1) throw new Error('the mail server is away');
+			handled.push(event.position);
+		}), /away/);
+		assert.equal(await work(client, name, 'host-2', (event) => handled.push(event.position)), 2);
+		assert.deepEqual(handled, positions);
+		assert.equal(await work(client, name, 'host-1', assert.fail), 0);
 	},
 };
 

@@ -261,6 +261,56 @@ public class Orders {
 		}
 	}
 
+	// ---- subscriptions ----------------------------------------------------------------
+
+	interface Work {
+		void handle(Event event) throws Exception;
+	}
+
+	/** One batch; its place is kept in the transaction of what the work writes. How many events there were. */
+	int process(String name, Work work) throws Exception {
+		connection.setAutoCommit(false);
+		try {
+			List<Event> events = events("eventstore.poll(?, ?)", name, PAGE);
+			for (Event event : events) {
+				work.handle(event);
+			}
+			connection.commit();
+			return events.size();
+		} catch (Exception e) {
+			connection.rollback();
+			throw e;
+		} finally {
+			connection.setAutoCommit(true);
+		}
+	}
+
+	/** One batch under a lease, for work outside of the database. What fails comes again. */
+	int work(String name, String member, Work work) throws Exception {
+		List<Event> events = events("eventstore.poll(?, ?, member => ?, lease => '1 min')", name, PAGE, member);
+		for (Event event : events) {
+			try {
+				work.handle(event);
+			} catch (Exception e) {
+				settle("nack(?, first => ?, member => ?)", name, event, member);
+				throw e;
+			}
+		}
+		if (!events.isEmpty()) {
+			settle("ack(?, up_to => ?, member => ?)", name, events.get(events.size() - 1), member);
+		}
+		return events.size();
+	}
+
+	void settle(String function, String name, Event event, String member) throws SQLException {
+		try (PreparedStatement settle = connection.prepareStatement("SELECT eventstore." + function)) {
+			settle.setString(1, name);
+			settle.setLong(2, event.position());
+			settle.setString(3, member);
+			settle.execute();
+		}
+	}
+
 	// ---- the tests: each is a name and what must hold ---------------------------------
 
 	interface Test {
@@ -358,7 +408,7 @@ public class Orders {
 		}
 	}
 
-	static void failIfRefusesTheSecond(Orders orders) throws Exception {
+	static void conditionRefusesTheSecond(Orders orders) throws Exception {
 		long used = orders.useVoucher(0);
 		refused(CONDITION_FAILED, "The event at position " + used + " matches.",
 			o -> o.useVoucher(0), orders);
@@ -540,13 +590,70 @@ public class Orders {
 		equal(orders.head(), head);
 	}
 
+	/** A subscription to what is tagged with its name, and three events that it will get. */
+	static List<Long> subscribeToBills(Orders orders, String name) throws SQLException {
+		try (PreparedStatement subscribe = orders.connection.prepareStatement(
+			"SELECT eventstore.subscribe(?, ?::regclass, query => ?::jsonb)")) {
+			subscribe.setString(1, name);
+			subscribe.setString(2, ORDERS);
+			subscribe.setString(3, "[{\"tags\": [\"" + name + "\"]}]");
+			subscribe.execute();
+		}
+		List<Long> positions = new ArrayList<>();
+		for (int i = 0; i < 3; i++) {
+			positions.add(orders.append(new NewEvent("order.billed", "{}", List.of(name), null, null, null)).position());
+		}
+		return positions;
+	}
+
+	static void expectFailure(String message, Test test, Orders orders) {
+		try {
+			test.run(orders);
+		} catch (Exception e) {
+			equal(e.getMessage(), message);
+			return;
+		}
+		throw new AssertionError("it did not fail");
+	}
+
+	static void subscriptionMovesWithTheTransaction(Orders orders) throws Exception {
+		String name = ORDERS + "_bills";
+		List<Long> expected = new ArrayList<>(subscribeToBills(orders, name));
+		expected.addAll(expected);
+		List<Long> handled = new ArrayList<>();
+		expectFailure("the application gave up", o -> o.process(name, event -> {
+			handled.add(event.position());
+			if (handled.size() == 3) {
+				throw new IllegalStateException("the application gave up");
+			}
+		}), orders);
+		equal(orders.process(name, event -> handled.add(event.position())), 3);
+		equal(orders.process(name, event -> handled.add(event.position())), 0);
+		equal(handled, expected);
+	}
+
+	static void subscriptionLeasesWork(Orders orders) throws Exception {
+		String name = ORDERS + "_mails";
+		List<Long> positions = subscribeToBills(orders, name);
+		List<Long> handled = new ArrayList<>();
+		expectFailure("the mail server is away", o -> o.work(name, "host-1", event -> {
+			if (handled.size() == 1) {
+				throw new IllegalStateException("the mail server is away");
+			}
+			handled.add(event.position());
+		}), orders);
+		equal(orders.work(name, "host-2", event -> handled.add(event.position())), 2);
+		equal(orders.work(name, "host-1", event -> handled.add(event.position())), 0);
+		equal(handled, positions);
+	}
+
 	static final Map<String, Test> TESTS = new LinkedHashMap<>();
 	static {
 		TESTS.put("append with named arguments", Orders::appendWithNamedArguments);
 		TESTS.put("append batch of json", Orders::appendBatchOfJson);
 		TESTS.put("conflict is read again and retried", Orders::conflictIsReadAgainAndRetried);
 		TESTS.put("conflict tells the versions", Orders::conflictTellsTheVersions);
-		TESTS.put("fail_if refuses the second", Orders::failIfRefusesTheSecond);
+		TESTS.put("condition refuses the second", Orders::conditionRefusesTheSecond);
 		TESTS.put("pages give every event once", Orders::pagesGiveEveryEventOnce);
 		TESTS.put("streams are read in both directions", Orders::streamsAreReadInBothDirections);
 		TESTS.put("peek of an unknown stream is null", Orders::peekOfAnUnknownStreamIsNull);
@@ -559,6 +666,8 @@ public class Orders {
 		TESTS.put("long poll is woken", Orders::longPollIsWoken);
 		TESTS.put("long poll comes to its timeout", Orders::longPollComesToItsTimeout);
 		TESTS.put("long poll is cancelled", Orders::longPollIsCancelled);
+		TESTS.put("subscription moves with the transaction", Orders::subscriptionMovesWithTheTransaction);
+		TESTS.put("subscription leases work", Orders::subscriptionLeasesWork);
 	}
 
 	static void call(Connection connection, String function) throws SQLException {

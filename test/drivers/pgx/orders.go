@@ -186,6 +186,49 @@ func poll(ctx context.Context, conn *pgx.Conn, after int64, tags ...string) ([]E
 		orders, after, tags)
 }
 
+// ---- subscriptions -----------------------------------------------------------------
+
+// process handles one batch; its place is kept in the transaction of what handle
+// writes.  It returns how many events there were.
+func process(ctx context.Context, conn *pgx.Conn, name string, handle func(pgx.Tx, Event) error) (n int, err error) {
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		events, err := collectEvents(ctx, tx.Conn(), "eventstore.poll($1, $2)", name, page)
+		if err != nil {
+			return err
+		}
+		for _, event := range events {
+			if err := handle(tx, event); err != nil {
+				return err
+			}
+		}
+		n = len(events)
+		return nil
+	})
+	return n, err
+}
+
+// work handles one batch under a lease, for work outside of the database.  What
+// fails comes again.
+func work(ctx context.Context, conn *pgx.Conn, name, member string, handle func(Event) error) (int, error) {
+	events, err := collectEvents(ctx, conn, "eventstore.poll($1, $2, member => $3, lease => '1 min')",
+		name, page, member)
+	if err != nil || len(events) == 0 {
+		return 0, err
+	}
+	for _, event := range events {
+		if failed := handle(event); failed != nil {
+			if _, err := conn.Exec(ctx, "SELECT eventstore.nack($1, first => $2, member => $3)",
+				name, event.Position, member); err != nil {
+				return 0, err
+			}
+			return 0, failed
+		}
+	}
+	_, err = conn.Exec(ctx, "SELECT eventstore.ack($1, up_to => $2, member => $3)",
+		name, events[len(events)-1].Position, member)
+	return len(events), err
+}
+
 // ---- the tests: each is a name and what must hold ----------------------------------
 
 func check(err error) {
@@ -273,7 +316,7 @@ func conflictTellsTheVersions(ctx context.Context, conn *pgx.Conn) {
 	equal(detail(err), `Stream "order-2": expected version 1, actual version 3.`)
 }
 
-func failIfRefusesTheSecond(ctx context.Context, conn *pgx.Conn) {
+func conditionRefusesTheSecond(ctx context.Context, conn *pgx.Conn) {
 	query := []map[string]any{{"types": []string{"voucher.used"}, "tags": []string{"voucher:SPRING"}}}
 	use := func(after int64) (position int64, err error) {
 		err = conn.QueryRow(ctx, `SELECT position FROM eventstore.append($1, 'voucher.used', tags => $2,
@@ -484,6 +527,68 @@ func longPollIsCancelled(ctx context.Context, conn *pgx.Conn) {
 	check(err)
 }
 
+// subscribeToBills makes a subscription to what is tagged with its name, and three
+// events that it will get.
+func subscribeToBills(ctx context.Context, conn *pgx.Conn, name string) (positions []int64) {
+	_, err := conn.Exec(ctx, "SELECT eventstore.subscribe($1, $2, query => $3)", name, orders,
+		[]map[string]any{{"tags": []string{name}}})
+	check(err)
+	for i := 0; i < 3; i++ {
+		appended, err := appendEvent(ctx, conn, "order.billed", nil, pgx.NamedArgs{"tags": []string{name}})
+		check(err)
+		positions = append(positions, appended.Position)
+	}
+	return positions
+}
+
+func subscriptionMovesWithTheTransaction(ctx context.Context, conn *pgx.Conn) {
+	name := orders + "_bills"
+	positions := subscribeToBills(ctx, conn, name)
+	var handled []int64
+	gaveUp := errors.New("the application gave up")
+	_, err := process(ctx, conn, name, func(_ pgx.Tx, event Event) error {
+		handled = append(handled, event.Position)
+		if len(handled) == 3 {
+			return gaveUp
+		}
+		return nil
+	})
+	equal(err, gaveUp)
+	for _, expected := range []int{3, 0} {
+		n, err := process(ctx, conn, name, func(_ pgx.Tx, event Event) error {
+			handled = append(handled, event.Position)
+			return nil
+		})
+		check(err)
+		equal(n, expected)
+	}
+	equal(handled, append(positions, positions...))
+}
+
+func subscriptionLeasesWork(ctx context.Context, conn *pgx.Conn) {
+	name := orders + "_mails"
+	positions := subscribeToBills(ctx, conn, name)
+	var handled []int64
+	away := errors.New("the mail server is away")
+	_, err := work(ctx, conn, name, "host-1", func(event Event) error {
+		if len(handled) == 1 {
+			return away
+		}
+		handled = append(handled, event.Position)
+		return nil
+	})
+	equal(err, away)
+	for _, expected := range []int{2, 0} {
+		n, err := work(ctx, conn, name, "host-2", func(event Event) error {
+			handled = append(handled, event.Position)
+			return nil
+		})
+		check(err)
+		equal(n, expected)
+	}
+	equal(handled, positions)
+}
+
 var tests = []struct {
 	name string
 	run  func(context.Context, *pgx.Conn)
@@ -492,7 +597,7 @@ var tests = []struct {
 	{"append batch of json", appendBatchOfJSON},
 	{"conflict is read again and retried", conflictIsReadAgainAndRetried},
 	{"conflict tells the versions", conflictTellsTheVersions},
-	{"fail_if refuses the second", failIfRefusesTheSecond},
+	{"condition refuses the second", conditionRefusesTheSecond},
 	{"pages give every event once", pagesGiveEveryEventOnce},
 	{"streams are read in both directions", streamsAreReadInBothDirections},
 	{"peek of an unknown stream is null", peekOfAnUnknownStreamIsNull},
@@ -505,6 +610,8 @@ var tests = []struct {
 	{"long poll is woken", longPollIsWoken},
 	{"long poll comes to its timeout", longPollComesToItsTimeout},
 	{"long poll is cancelled", longPollIsCancelled},
+	{"subscription moves with the transaction", subscriptionMovesWithTheTransaction},
+	{"subscription leases work", subscriptionLeasesWork},
 }
 
 // failure runs a test and returns what it panicked with; nil when it passes.

@@ -102,6 +102,33 @@ def poll(conn, after, **filters):
         {"collection": ORDERS, "after": after, **filters}).fetchall()
 
 
+# ---- subscriptions ---------------------------------------------------------------
+
+
+def process(conn, name, handle):
+    """One batch; its place is kept in the transaction of what handle writes.  How many there were."""
+    with conn.transaction():
+        events = conn.execute("SELECT * FROM eventstore.poll(%s, %s)", (name, PAGE)).fetchall()
+        for event in events:
+            handle(event)
+    return len(events)
+
+
+def work(conn, name, member, handle):
+    """One batch under a lease, for work outside of the database.  What fails comes again."""
+    events = conn.execute("SELECT * FROM eventstore.poll(%s, %s, member => %s, lease => '1 min')",
+                          (name, PAGE, member)).fetchall()
+    for event in events:
+        try:
+            handle(event)
+        except Exception:
+            conn.execute("SELECT eventstore.nack(%s, first => %s, member => %s)", (name, event["position"], member))
+            raise
+    if events:
+        conn.execute("SELECT eventstore.ack(%s, up_to => %s, member => %s)", (name, events[-1]["position"], member))
+    return len(events)
+
+
 # ---- the tests: each is a name and what must hold --------------------------------
 
 
@@ -153,7 +180,7 @@ def conflict_tells_the_versions(conn):
         raise AssertionError("no conflict")
 
 
-def fail_if_refuses_the_second(conn):
+def condition_refuses_the_second(conn):
     use = """SELECT position FROM eventstore.append(%(c)s, 'voucher.used', tags => %(tags)s,
                  fail_if => %(query)s, after => %(after)s)"""
     arguments = {"c": ORDERS, "tags": ["voucher:SPRING"], "after": 0,
@@ -313,13 +340,58 @@ def long_poll_is_cancelled(conn):
     assert head_of(conn) > 0
 
 
+def subscribe_to_bills(conn, name):
+    """A subscription to what is tagged with its name, and three events that it will get."""
+    conn.execute("SELECT eventstore.subscribe(%s, %s, query => %s)", (name, ORDERS, Jsonb([{"tags": [name]}])))
+    return [append(conn, "order.billed", {}, tags=[name])["position"] for _ in range(3)]
+
+
+def subscription_moves_with_the_transaction(conn):
+    name = ORDERS + "_bills"
+    positions = subscribe_to_bills(conn, name)
+    handled = []
+
+    def fail_at_the_third(event):
+        handled.append(event["position"])
+        if len(handled) == 3:
+            raise KeyError("the application gave up")
+
+    try:
+        process(conn, name, fail_at_the_third)
+    except KeyError:
+        pass
+    assert process(conn, name, lambda event: handled.append(event["position"])) == 3
+    assert handled == positions + positions, (handled, positions)
+    assert process(conn, name, handled.append) == 0
+
+
+def subscription_leases_work(conn):
+    name = ORDERS + "_mails"
+    positions = subscribe_to_bills(conn, name)
+    handled = []
+
+    def fail_at_the_second(event):
+        if len(handled) == 1:
+            raise KeyError("the mail server is away")
+        handled.append(event["position"])
+
+    try:
+        work(conn, name, "host-1", fail_at_the_second)
+    except KeyError:
+        pass
+    assert work(conn, name, "host-2", lambda event: handled.append(event["position"])) == 2
+    assert handled == positions, (handled, positions)
+    assert work(conn, name, "host-1", handled.append) == 0
+
+
 TESTS = [
     append_with_named_arguments, append_batch_of_json, conflict_is_read_again_and_retried,
-    conflict_tells_the_versions, fail_if_refuses_the_second, pages_give_every_event_once,
+    conflict_tells_the_versions, condition_refuses_the_second, pages_give_every_event_once,
     streams_are_read_in_both_directions, peek_of_an_unknown_stream_is_null,
     insert_appends_and_returns, prepared_statements_are_used_again, transaction_rolls_back, copy_appends,
     listen_returns_where_to_read_from, follower_misses_and_repeats_nothing, long_poll_is_woken,
     long_poll_comes_to_its_timeout, long_poll_is_cancelled,
+    subscription_moves_with_the_transaction, subscription_leases_work,
 ]
 
 

@@ -82,7 +82,9 @@ sub start_worker
 		srand $self->{seed} * 1000 + $number;
 		open $self->{record}, '>>', "$self->{dir}/record.$number" or POSIX::_exit(2);
 		eval { $sub->(); 1 } or do {
-			$self->note_line("error died $@") unless $self->{session} && $self->{session}{state} eq 'LOST';
+			# The server may have gone before the first statement, too.
+			$self->note_line("error died $@")
+			  unless $@ =~ /: LOST / || $self->{session} && $self->{session}{state} eq 'LOST';
 			$status = 1;
 		};
 		POSIX::_exit($status);
