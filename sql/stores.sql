@@ -336,7 +336,9 @@ CREATE FUNCTION stamps() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.metada
 CREATE TRIGGER stamps BEFORE INSERT ON kv_changelog FOR EACH ROW EXECUTE FUNCTION stamps();
 SET ROLE st_writer;
 SELECT eventstore.put('kv', 'w', '1');
+SELECT * FROM eventstore.stores;
 RESET ROLE;
+SELECT count(*) > 1 AS shown_to_their_owner FROM eventstore.stores;
 SELECT stream, version, metadata FROM eventstore.peek('kv_changelog');
 DROP TRIGGER stamps ON kv_changelog;
 DROP OWNED BY st_writer;

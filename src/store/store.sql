@@ -18,6 +18,14 @@ COMMENT ON TABLE eventstore.store_catalog IS
 'The stores of this database with their changelogs and formats. Internal.';
 SELECT pg_catalog.pg_extension_config_dump('eventstore.store_catalog', '');
 
+CREATE VIEW eventstore.stores WITH (security_barrier) AS
+SELECT s.store, s.changelog, s.format, s.key_format
+FROM eventstore.store_catalog s
+WHERE eventstore.collection_shown(s.store);
+COMMENT ON VIEW eventstore.stores IS
+'The stores that the caller may SELECT from or owns. changelog: the collection that has its changes; null for none. format: of its values, json, text or bytes. key_format: text or bytes.';
+GRANT SELECT ON eventstore.stores TO PUBLIC;
+
 CREATE FUNCTION eventstore.create_store(
 	name text,
 	format text = 'json',

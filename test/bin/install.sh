@@ -1,0 +1,30 @@
+# shellcheck shell=bash
+# What a test of programs in other languages needs; sourced by test/drivers/run and
+# test/checks/web.
+#
+#   need CHECK PACKAGE…             Debian's packages, where the check fails
+#   install_python FOLDER LIST      a Python with the packages of a list, whose hashes must agree
+
+need()
+{
+	local check=$1
+	shift
+	! eval "$check" >/dev/null 2>&1 || return 0
+	if [ "$EUID" -ne 0 ]; then
+		echo "missing; as root: apt-get install -y --no-install-recommends $*"
+		return 1
+	fi
+	apt-get update || true
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+	eval "$check"
+}
+
+install_python()
+{
+	local venv=$1 list=$2
+	need "python3 -c 'import ensurepip'" python3 python3-venv
+	! cmp -s "$list" "$venv/requirements.txt" || return 0
+	python3 -m venv --clear "$venv"
+	"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --requirement "$list"
+	cp "$list" "$venv/"
+}
