@@ -20,6 +20,8 @@
 #include "postgres.h"
 
 #include "kafka/client.h"
+#include "kafka/share.h"
+#include "kafka/sink.h"
 #include "kafka/task.h"
 
 #include "access/xact.h"
@@ -398,31 +400,46 @@ es_task_call_at_commit(EsWorkerKey key)
  * ------------------------------------------------------------------------- */
 
 static void
-change(const NullableDatum *name, const char *format)
+change(EsWorkerKey key, const char *format)
+{
+	(void) run_for(key, format, SPI_OK_UPDATE, NULL);
+	es_task_call_at_commit(key);
+}
+
+static EsWorkerKey
+require_own(const NullableDatum *name)
 {
 	EsTask *task = es_task_require(name);
 
 	es_task_check_owner(task);
-	(void) run_for(task->key, format, SPI_OK_UPDATE, NULL);
-	es_task_call_at_commit(task->key);
+	return task->key;
 }
 
 Datum
 es_kafka_pause(PG_FUNCTION_ARGS)
 {
-	change(&fcinfo->args[0], "UPDATE eventstore.%s SET paused = true"
-							 " WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL");
+	change(require_own(&fcinfo->args[0]),
+		   "UPDATE eventstore.%s SET paused = true"
+		   " WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL");
 	PG_RETURN_VOID();
 }
 
+/* The sink that publishes a source's changes has no name of its own. */
 Datum
 es_kafka_resume(PG_FUNCTION_ARGS)
 {
+	static const char format[] =
+		"UPDATE eventstore.%s SET paused = false, failure = NULL,"
+		" starts = 0, resumes = resumes + 1, system_identifier = $2, database_oid = $3"
+		" WHERE id = $1";
+	EsWorkerKey key;
+	uint32		sink;
+
 	es_require_preloaded();
-	change(&fcinfo->args[0],
-		   "UPDATE eventstore.%s SET paused = false, failure = NULL,"
-		   " starts = 0, resumes = resumes + 1, system_identifier = $2, database_oid = $3"
-		   " WHERE id = $1");
+	key = require_own(&fcinfo->args[0]);
+	change(key, format);
+	if (key.kind == ES_WORKER_SOURCE && (sink = es_share_find_sink(key.object)) != 0)
+		change(es_sink_key(sink), format);
 	PG_RETURN_VOID();
 }
 
