@@ -110,6 +110,16 @@ is_no_member(int code)
 		   code == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID;
 }
 
+static const char *
+state_after(int code)
+{
+	return code == RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED ||
+				   code == RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED ||
+				   code == RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED
+			   ? "denied"
+			   : "retrying";
+}
+
 /* The client will do nothing any more. */
 static void
 leave_client(EsSinkRun *run, int code, const char *message)
@@ -126,7 +136,7 @@ leave_client(EsSinkRun *run, int code, const char *message)
 		es_sink_stop_at(run, ES_SINK_FENCED, message);
 		return;
 	}
-	es_sink_retry_later(run, "retrying", message);
+	es_sink_retry_later(run, state_after(code), message);
 	run->leave = ES_LEAVE_AND_RETURN;
 	run->pause_first = true;
 }
@@ -166,7 +176,7 @@ settle(EsSinkRun *run, rd_kafka_error_t *error)
 		if (is_no_member(code))
 			note_refused(run);
 		es_sink_transaction_abort(run);
-		es_sink_retry_later(run, "retrying", message);
+		es_sink_retry_later(run, state_after(code), message);
 	}
 	else if (rd_kafka_error_is_retriable(error) || code == RD_KAFKA_RESP_ERR__TIMED_OUT)
 		rd_kafka_error_destroy(error);
@@ -386,7 +396,7 @@ fence_predecessor(EsSinkRun *run)
 		}
 		if (settle(run, rd_kafka_init_transactions(run->client->handle, CALL_MS)))
 			return true;
-		if (run->client->trouble != ES_KAFKA_FINE)
+		if (run->client->trouble != ES_KAFKA_FINE && run->leave == ES_LEAVE_NOT)
 			es_sink_set_state(
 				run, run->client->trouble == ES_KAFKA_DENIED ? "denied" : "disconnected",
 				run->client->message);
