@@ -443,16 +443,6 @@ check_group(const EsSource *source, const NullableDatum *args)
 }
 
 static void
-refuse_unbuilt(const NullableDatum *args, const EsSource *source)
-{
-	if (source->mode == ES_SOURCE_RELAY && !args[ARG_GROUP_ID].isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("\"%s\" is not supported in mode \"%s\" yet", arg_names[ARG_GROUP_ID],
-						mode_words[source->mode])));
-}
-
-static void
 check_properties(NullableDatum *args)
 {
 	static const struct
@@ -482,7 +472,6 @@ check_arguments(EsSource *source, NullableDatum *args)
 	source->server = es_kafka_server(source->server_name);
 	(void) es_kafka_properties(source->server, GetUserId(), NULL);
 	source->topic = es_kafka_topic_arg(&args[ARG_TOPIC], arg_names[ARG_TOPIC]);
-	refuse_unbuilt(args, source);
 	if (source->mode != ES_SOURCE_RELAY)
 		set_target(source, DatumGetObjectId(args[ARG_TARGET].value));
 	else if (!args[ARG_TARGET].isnull)

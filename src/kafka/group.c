@@ -137,49 +137,69 @@ hear_rebalance(rd_kafka_t *handle, rd_kafka_resp_err_t error,
  * client that is no member, and the fence is open.
  */
 static bool
-is_in_generation(const rd_kafka_consumer_group_metadata_t *metadata, const char *bytes,
-				 size_t length)
+is_in_generation(const rd_kafka_consumer_group_metadata_t *metadata)
 {
-	int32  generation = -1;
-	size_t magic = strlen(MEMBERSHIP_MAGIC);
-
 #if RD_KAFKA_VERSION >= 0x020800ff
-	generation = rd_kafka_consumer_group_metadata_generation_id(metadata);
+	return rd_kafka_consumer_group_metadata_generation_id(metadata) >= 0;
 #else
+	int32			  generation = -1;
+	size_t			  magic = strlen(MEMBERSHIP_MAGIC);
+	void			 *bytes;
+	size_t			  length;
+	rd_kafka_error_t *error =
+		rd_kafka_consumer_group_metadata_write(metadata, &bytes, &length);
+
+	if (error != NULL)
+	{
+		rd_kafka_error_destroy(error);
+		return false;
+	}
 	if (length >= magic + sizeof(generation) &&
 		memcmp(bytes, MEMBERSHIP_MAGIC, magic) == 0)
-		memcpy(&generation, bytes + magic, sizeof(generation));
-#endif
+		memcpy(&generation, (char *) bytes + magic, sizeof(generation));
+	rd_kafka_mem_free(NULL, bytes);
 	return generation >= 0;
+#endif
 }
 
-/* As librdkafka spells it, to be read by the sink's process; NULL: we are no member. */
+rd_kafka_consumer_group_metadata_t *
+es_group_membership(EsSourceRun *run)
+{
+	rd_kafka_consumer_group_metadata_t *metadata =
+		rd_kafka_consumer_group_metadata(run->group->member->handle);
+
+	if (metadata == NULL || is_in_generation(metadata))
+		return metadata;
+	rd_kafka_consumer_group_metadata_destroy(metadata);
+	return NULL;
+}
+
+/* As librdkafka spells it, to be read by the sink's process. */
 static bytea *
 read_membership(EsSourceRun *run)
 {
-	rd_kafka_t						   *handle = run->group->member->handle;
-	rd_kafka_consumer_group_metadata_t *metadata =
-		rd_kafka_consumer_group_metadata(handle);
-	void			 *bytes = NULL;
-	size_t			  length = 0;
-	rd_kafka_error_t *error;
-	bytea			 *membership = NULL;
+	rd_kafka_consumer_group_metadata_t *metadata = es_group_membership(run);
+	void							   *bytes = NULL;
+	size_t								length = 0;
+	rd_kafka_error_t				   *error;
+	bytea							   *membership = NULL;
 
 	if (metadata == NULL)
 		return NULL;
 	error = rd_kafka_consumer_group_metadata_write(metadata, &bytes, &length);
-	if (error == NULL && is_in_generation(metadata, bytes, length))
-		membership = palloc_extended(VARHDRSZ + length, MCXT_ALLOC_NO_OOM);
+	rd_kafka_consumer_group_metadata_destroy(metadata);
+	if (error != NULL)
+	{
+		rd_kafka_error_destroy(error);
+		return NULL;
+	}
+	membership = palloc_extended(VARHDRSZ + length, MCXT_ALLOC_NO_OOM);
 	if (membership != NULL)
 	{
 		SET_VARSIZE(membership, VARHDRSZ + length);
 		memcpy(VARDATA(membership), bytes, length);
 	}
-	if (error != NULL)
-		rd_kafka_error_destroy(error);
-	else
-		rd_kafka_mem_free(handle, bytes);
-	rd_kafka_consumer_group_metadata_destroy(metadata);
+	rd_kafka_mem_free(NULL, bytes);
 	return membership;
 }
 
@@ -237,12 +257,15 @@ spell(List *properties)
 static void
 open_member(EsSourceRun *run, struct EsGroup *group)
 {
+	/* The end of a changelog topic (es_group_find_end); where a relay goes on. */
+	const char *isolation =
+		run->source->mode == ES_SOURCE_RELAY ? "read_committed" : "read_uncommitted";
 	const char *const own[][2] = {{"group.id", run->source->group_id},
 								  {"enable.auto.commit", "false"},
 								  {"enable.auto.offset.store", "false"},
 								  {"auto.offset.reset", "error"},
 								  /* es_group_find_end */
-								  {"isolation.level", "read_uncommitted"},
+								  {"isolation.level", isolation},
 								  {"allow.auto.create.topics", "false"},
 								  {NULL, NULL}};
 	List			 *properties = list_copy(run->properties);
@@ -325,12 +348,34 @@ es_group_leave(EsSourceRun *run)
  * Offsets, for others to look at
  * ------------------------------------------------------------------------- */
 
+/*
+ * A relay's are in its transactions, and must not be overtaken by older ones.  Of
+ * who is no member any more an empty group would take what it knows better.
+ */
+static bool
+may_commit(EsSourceRun *run)
+{
+	rd_kafka_consumer_group_metadata_t *membership;
+
+	if (run->source->mode == ES_SOURCE_RELAY || run->group->lost)
+		return false;
+	membership = es_group_membership(run);
+	if (membership == NULL)
+		return false;
+	rd_kafka_consumer_group_metadata_destroy(membership);
+	return true;
+}
+
 static void
 commit_offsets(EsSourceRun *run)
 {
 	struct EsGroup					*group = run->group;
-	rd_kafka_topic_partition_list_t *news = rd_kafka_topic_partition_list_new(0);
+	rd_kafka_topic_partition_list_t *news;
 
+	group->commit_at = es_run_ms_from_now(COMMIT_MS);
+	if (!may_commit(run))
+		return;
+	news = rd_kafka_topic_partition_list_new(0);
 	for (int i = 0; i < run->npartitions; i++)
 	{
 		const EsPartition		   *partition = &run->partitions[i];
@@ -354,7 +399,6 @@ commit_offsets(EsSourceRun *run)
 	if (news->cnt > 0)
 		(void) rd_kafka_commit(group->member->handle, news, 1);
 	rd_kafka_topic_partition_list_destroy(news);
-	group->commit_at = es_run_ms_from_now(COMMIT_MS);
 }
 
 bool
@@ -442,14 +486,17 @@ settle(EsSourceRun *run)
 	es_share_drain(sink, DRAIN_MS);
 }
 
-/* Errors are all that a member can be sent; the reader meets those of the topic, too. */
+/* Errors are all that a member can be sent: a right on the group that is missing, say. */
 static void
 poll_member(EsKafkaClient *member)
 {
 	rd_kafka_message_t *message;
 
 	while ((message = rd_kafka_consumer_poll(member->handle, 0)) != NULL)
+	{
+		es_kafka_hear(member, message);
 		rd_kafka_message_destroy(message);
+	}
 	es_kafka_note(member);
 }
 

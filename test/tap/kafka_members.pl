@@ -8,6 +8,7 @@ use lib "$FindBin::RealBin/lib";
 
 use EventstoreTest;
 use EventstoreTest::Kafka;
+use EventstoreTest::Session;
 use Test::More;
 
 my $kafka   = kafka_broker();
@@ -171,6 +172,55 @@ await_true($servers{$_}, "SELECT changelog_lag = 0 FROM eventstore.sources WHERE
 my %published = map { ($_->{key} => 1) } $kafka->consume('grown-changelog');
 is_deeply([ sort keys %published ], keys_from($first), 'what is in the new ones is read and published');
 query($_, "SELECT eventstore.drop_source('grown')") foreach 'a', 'b';
+
+# ---- a relay: each record once, whoever publishes it -----------------------------------------------------
+
+# Where each record of the changelog topic came from, in its order.
+sub origins
+{
+	my @origins;
+
+	foreach my $record ($kafka->consume('raw-changelog'))
+	{
+		my %headers = @{ $record->{headers} };
+		push @origins, "$headers{'es-partition'}:$headers{'es-offset'}";
+	}
+	return @origins;
+}
+
+sub is_relayed_once
+{
+	my ($what) = @_;
+
+	caught_up('raw', grep { query($_, "SELECT count(*) FROM eventstore.source_partitions WHERE source = 'raw' AND assigned") > 0 } $_[1] // ('a', 'b'));
+	is_deeply([ origins() ], [ map { "$_->{partition}:$_->{offset}" } $kafka->consume('raw') ], $what);
+	return;
+}
+
+$kafka->create_topic('raw',           4);
+$kafka->create_topic('raw-changelog', 4);
+query($_, "SELECT eventstore.create_source('raw', 'k', 'raw', NULL, mode => 'relay', value_format => 'text', group_id => 'raw', changelog_topic => 'raw-changelog', flush_interval => '10 ms', consumer_properties => '{$soon}')")
+  foreach 'a', 'b';
+await_assigned($_, 'raw', 2) foreach 'a', 'b';
+produce('raw', 100);
+is_relayed_once('two share a relay');
+
+# Published, and not noted here.
+my $locker = EventstoreTest::Session->new($servers{a});
+$locker->run("BEGIN; SELECT FROM eventstore.source WHERE name = 'raw' FOR UPDATE");
+produce('raw', 100);
+$kafka->await('all is published', sub { origins() == 200 });
+query('a', "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE backend_type = 'eventstore source'");
+$locker->run('COMMIT');
+$locker->quit;
+await_assigned($_, 'raw', 2) foreach 'a', 'b';
+is_relayed_once('what was published and not noted is not published again');
+
+query('a', "SELECT eventstore.pause('raw')");
+produce('raw', 100);
+await_assigned('b', 'raw', 4);
+is_relayed_once('one takes over from the other', 'b');
+query($_, "SELECT eventstore.drop_source('raw')") foreach 'a', 'b';
 
 # ---- a crash empties an unlogged store --------------------------------------------------------------------
 
