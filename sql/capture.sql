@@ -257,6 +257,25 @@ INSERT INTO vals VALUES (1, 'NaN', 'Infinity', '{"b": 1, "a": null}', '[1, "x"]'
 	(2, '-Infinity', '-Infinity', 'null', 'null', '{}', '{}', NULL, 'empty', NULL, NULL, '', NULL, NULL, NULL, '', NULL), (3, 1e30, 'NaN', '"s"', '{}', '{{1,2},{3,4}}', NULL, '(,)', NULL, '2020-01-01 10:00', '2020-01-01', NULL, '0', NULL, NULL, NULL, NULL);
 SELECT new FROM events('vals_changelog');
 SELECT * FROM differs('vals');
+CREATE DOMAIN amount AS numeric(10, 3);
+CREATE DOMAIN verdict AS bool;
+CREATE TYPE point3 AS (x int, y int, z int);
+CREATE TYPE shade AS ENUM ('light', 'dark');
+CREATE FUNCTION as_json(shade) RETURNS json LANGUAGE sql AS $$ SELECT json_build_object('shade', $1::text) $$;
+CREATE CAST (shade AS json) WITH FUNCTION as_json(shade);
+CREATE TABLE more_vals (yes bool, small int2, id int PRIMARY KEY, f4 float4, money numeric, at time, moment timestamptz, fixed amount, decided verdict, n name, p point3, ps point3[], host inet, at_zone timetz, ids oidvector, dims int4range[], s shade, "ü" text, gone text, nothing text);
+ALTER TABLE more_vals DROP COLUMN gone;
+SELECT eventstore.capture('more_vals');
+INSERT INTO more_vals VALUES (true, -32768, 1, 0.1, 1e-20, '24:00', '2020-01-01 12:00:00.000001+05', 1.5, false, 'a name', '(1,2,3)', '{"(1,2,3)"}', '10.0.0.1/8', '12:00+02', '1 2', '{"[1,3)"}', 'dark', E'\t"\\'), (false, 0, 2, 'NaN', '-Infinity', NULL, '-infinity', 'NaN', NULL, '', NULL, '{}', NULL, NULL, '', '{}', NULL, '');
+UPDATE more_vals SET small = 7, "ü" = repeat('ü', 3000);
+SELECT new - 'ü' AS new, length(new->>'ü') FROM events('more_vals_changelog');
+SELECT * FROM differs('more_vals');
+-- a cast that changes the table that is being recorded
+CREATE TABLE twice (id int PRIMARY KEY, s shade);
+SELECT eventstore.capture('twice');
+CREATE OR REPLACE FUNCTION as_json(shade) RETURNS json LANGUAGE plpgsql AS $$ BEGIN INSERT INTO twice VALUES (2) ON CONFLICT DO NOTHING; RETURN to_json($1::text); END $$;
+INSERT INTO twice VALUES (1, 'dark');
+SELECT stream, version, type, new FROM events('twice_changelog');
 
 -- ---- 10. names ----
 CREATE SCHEMA "Sch e.ma";
@@ -349,6 +368,33 @@ EXCEPTION WHEN unique_violation THEN
 END $$;
 SELECT * FROM differs('busy') UNION ALL SELECT * FROM differs('total');
 
+-- with another search_path: what COPY and TRUNCATE name is what they named
+CREATE FUNCTION elsewhere() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+BEGIN
+	IF pg_catalog.pg_trigger_depth() = 1 THEN UPDATE cap.total SET n = n + 1 WHERE id = NEW.id; END IF;
+	RETURN NULL;
+END $$;
+CREATE TRIGGER "!elsewhere" AFTER INSERT ON total FOR EACH ROW EXECUTE FUNCTION elsewhere();
+COPY total FROM stdin;
+2	0
+3	0
+\.
+DROP TRIGGER "!elsewhere" ON total;
+SELECT stream, version, type FROM total_changelog WHERE stream IN ('2', '3') ORDER BY position;
+SELECT * FROM differs('total');
+CREATE SCHEMA hers;
+CREATE TABLE hers.part (id int PRIMARY KEY) PARTITION BY RANGE (id);
+CREATE TABLE hers.leaf PARTITION OF hers.part FOR VALUES FROM (0) TO (10);
+CREATE TABLE mine (id int PRIMARY KEY) PARTITION BY RANGE (id);
+CREATE TABLE leaf PARTITION OF mine FOR VALUES FROM (0) TO (10);
+SELECT eventstore.capture('hers.part'), eventstore.capture('mine');
+CREATE FUNCTION goes_to_hers() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN SET search_path = hers; RETURN NULL; END $$;
+CREATE TRIGGER goes_to_hers BEFORE TRUNCATE ON leaf FOR EACH STATEMENT EXECUTE FUNCTION goes_to_hers();
+TRUNCATE leaf;
+SET search_path = cap, public;
+SELECT type, tags FROM mine_changelog;
+SELECT count(*) FROM hers.part_changelog;
+
 -- ---- 13. several tables in one collection of the owner's ----
 SELECT eventstore.create_collection('journal');
 SELECT position FROM eventstore.append('journal', 'by hand');
@@ -412,6 +458,9 @@ DROP TRIGGER own ON first;
 CREATE TRIGGER own BEFORE INSERT ON first FOR EACH ROW EXECUTE FUNCTION eventstore.capture_record();
 INSERT INTO first VALUES (2);
 DROP TRIGGER own ON first;
+CREATE CONSTRAINT TRIGGER own AFTER UPDATE ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION eventstore.capture_record();
+UPDATE t SET v = 'deferred' WHERE id = 1;
+DROP TRIGGER own ON t;
 BEGIN;
 UPDATE t SET v = 'prepared' WHERE id = 1;
 PREPARE TRANSACTION 'cap';
@@ -515,5 +564,5 @@ SELECT eventstore.capture('t', 't_changelog');
 SET client_min_messages = warning;
 DROP OWNED BY cap_owner, cap_writer;
 DROP ROLE cap_owner, cap_writer;
-DROP SCHEMA cap, owned CASCADE;
+DROP SCHEMA cap, owned, hers CASCADE;
 SELECT count(*) FROM eventstore.capture_catalog;

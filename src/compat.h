@@ -167,15 +167,21 @@ es_try_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot, Snapsho
 #if PG_VERSION_NUM >= 170000
 #define es_bt_search(index, key, buffer, snapshot) \
 	_bt_search((index), NULL, (key), (buffer), BT_READ)
+#define es_bt_search_to_write(index, heap, key, buffer) \
+	_bt_search((index), (heap), (key), (buffer), BT_WRITE)
 #define es_test_for_old_snapshot(snapshot, rel, page) ((void) 0)
 #elif PG_VERSION_NUM >= 160000
 #define es_bt_search(index, key, buffer, snapshot) \
 	_bt_search((index), NULL, (key), (buffer), BT_READ, (snapshot))
+#define es_bt_search_to_write(index, heap, key, buffer) \
+	_bt_search((index), (heap), (key), (buffer), BT_WRITE, NULL)
 #define es_test_for_old_snapshot(snapshot, rel, page) \
 	TestForOldSnapshot((snapshot), (rel), (page))
 #else
 #define es_bt_search(index, key, buffer, snapshot) \
 	_bt_search((index), (key), (buffer), BT_READ, (snapshot))
+#define es_bt_search_to_write(index, heap, key, buffer) \
+	_bt_search((index), (key), (buffer), BT_WRITE, NULL)
 #define es_test_for_old_snapshot(snapshot, rel, page) \
 	TestForOldSnapshot((snapshot), (rel), (page))
 #endif

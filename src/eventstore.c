@@ -14,6 +14,7 @@
 #include "feed/read.h"
 #include "fmgr.h"
 #include "guc.h"
+#include "kafka/owner.h"
 #include "kafka/publish.h"
 #include "kafka/replica.h"
 #include "miscadmin.h"
@@ -41,6 +42,7 @@ _PG_init(void)
 	es_listeners_install();
 	es_append_install_hooks();
 	es_statement_install();
+	es_owner_install();
 	es_read_install();
 	es_store_follow_hook = es_replica_check;
 	es_store_origin_hook = es_publish_origin;

@@ -23,6 +23,7 @@ int			es_notify_interval_ms = 1;
 int			es_max_hold_warning_ms = 0;
 int			es_max_hold_ms = 0;
 int			es_subscription_hold_ms = -1;
+int			es_kafka_renew_after_ms = 2 * 60 * 1000;
 
 /* All of ours are whole numbers; 'flags' carries the unit. */
 static void
@@ -68,5 +69,9 @@ es_guc_define(void)
 			   "How long retention waits for a subscription that nobody polls, or a sink that publishes nothing.",
 			   "It keeps what the slowest lane has not passed, until the subscription was not polled or acknowledged (the sink's position not saved) for so long. -1 waits without limit, 0 does not wait; truncate_before never waits.",
 			   &es_subscription_hold_ms, -1, INT_MAX, PGC_SUSET, GUC_UNIT_MS);
+	define_int("eventstore.kafka_renew_after",
+			   "How long a source or sink may find no broker until it begins with a new client.",
+			   "A new one looks the addresses up anew; librdkafka keeps to those that it has learned.",
+			   &es_kafka_renew_after_ms, 1000, INT_MAX, PGC_SUSET, GUC_UNIT_MS);
 	MarkGUCPrefixReserved("eventstore");
 }

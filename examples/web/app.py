@@ -36,6 +36,7 @@ KEYS = 100
 WATCHERS = 200  # browsers that follow at the same time
 IDLE_SECONDS = 15  # how long a watcher waits before it looks for itself
 STANDBY_SECONDS = 1  # the same where nobody can listen
+PACE_SECONDS = 0.1  # between two turns of a watcher, however often there is something new
 PREVIEW = 300  # characters of data in a list
 WHOLE = 200_000  # characters of data where one event or value is shown
 
@@ -106,7 +107,8 @@ class Hub:
                 self.conn.add_termination_listener(self.lost)
             for idle in self.channels.keys() - self.watchers.keys():
                 channel = self.channels.pop(idle)
-                await self.conn.remove_listener(channel, self.heard)
+                if channel not in self.channels.values():
+                    await self.conn.remove_listener(channel, self.heard)
             if collection not in self.channels:
                 channel = await self.conn.fetchval(
                     "SELECT channel FROM eventstore.listen($1::text::regclass)", collection)
@@ -251,6 +253,7 @@ async def follow(app, collection, after, tags, types):
                 yield message(listed(row), position=row["position"])
             if len(rows) < PAGE:
                 yield message(None, position=after)
+                await asyncio.sleep(PACE_SECONDS)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(seconds):
                         await told.wait()
@@ -417,7 +420,8 @@ class Guard:
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        if dict(scope["headers"]).get(b"sec-fetch-site") in (b"cross-site", b"same-site"):
+        elsewhere = dict(scope["headers"]).get(b"sec-fetch-site") in (b"cross-site", b"same-site")
+        if elsewhere and scope["path"].startswith("/api/"):
             return await JSONResponse({"message": "not from there"}, 403)(scope, receive, send)
 
         async def send_with_headers(part):

@@ -42,6 +42,7 @@
 #include "access/xact.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_type.h"
+#include "collection/entries.h"
 #include "collection/heads.h"
 #include "collection/label_index.h"
 #include "collection/layout.h"
@@ -536,12 +537,10 @@ register_intent(AppendRun *run)
 	EsIntent	intent = {0};
 	EsCondition condition;
 	EsLabel    *labels;
-	int			room = run->nstreams;
+	int			room = run->nstreams + es_events_count_labels(append->events,
+															  append->nevents);
 	int			n = 0;
 
-	for (int i = 0; i < append->nevents; i++)
-		room += 1 + ArrayGetNItems(ARR_NDIM(append->events[i].tags),
-								   ARR_DIMS(append->events[i].tags));
 	labels = palloc_extended(sizeof(EsLabel) * room, MCXT_ALLOC_HUGE);
 	for (int i = 0; i < append->nevents; i++)
 		n += es_event_labels(append->events[i].type, append->events[i].tags, labels + n);
@@ -641,12 +640,7 @@ write_chunk(SegmentWriter *writer, const EsEvent *events, int n, EsPosition safe
 		table_tuple_insert(writer->rel, writer->slots[0], cid, 0, bulk);
 	else
 		table_multi_insert(writer->rel, writer->slots, n, cid, 0, bulk);
-	for (int i = 0; i < n; i++)
-	{
-		list_free(es_insert_index_tuples(writer->rri, writer->slots[i], writer->estate,
-										 NULL, NIL));
-		ResetPerTupleExprContext(writer->estate);
-	}
+	es_entries_insert(writer->rri, writer->estate, events, writer->slots, n);
 }
 
 /* The events from 'start' on that belong to the segment; returns how many. */

@@ -180,6 +180,16 @@ es_event_labels(text *type, ArrayType *tags, EsLabel *labels)
 	return n;
 }
 
+int
+es_events_count_labels(const EsEvent *events, int n)
+{
+	int			count = n;
+
+	for (int i = 0; i < n; i++)
+		count += ArrayGetNItems(ARR_NDIM(events[i].tags), ARR_DIMS(events[i].tags));
+	return count;
+}
+
 /* ---------------------------------------------------------------------------
  * Identity
  * ------------------------------------------------------------------------- */

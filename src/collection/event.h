@@ -69,6 +69,9 @@ extern void es_event_from_composite(EsEvent *event, Datum composite);
 /* Adds the event's labels to the array (room for 1 + number of tags); returns the count. */
 extern int	es_event_labels(text *type, ArrayType *tags, EsLabel *labels);
 
+/* How many labels the events have, at most. */
+extern int	es_events_count_labels(const EsEvent *events, int n);
+
 /* Fills the first ES_COLLECTION_NATTS values of a row; the rest become null. */
 extern void es_event_values(const EsEvent *event, EsPosition safe, int natts,
 							Datum *values, bool *nulls);

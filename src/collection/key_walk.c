@@ -6,10 +6,13 @@
  * passing over an entry of a leaf costs a twentieth of that.  So where the keys
  * lie close together one scan walks from each to the next, and only for a key
  * that does not come soon is there another descent.  Where they do not, each is
- * a search for that one key, as the executor would do it; until one is not there.
- * Then the next is walked to as well, since keys that are not there come in
- * droves, and a walk knows by the entry that it has reached that there is none
- * of the keys below it.
+ * a search for that one key, as the executor would do it.
+ *
+ * Whether they do is tried: many keys for the size of the index lie close
+ * together anyway; else a walk that did not come to its key is given up for some
+ * keys.  A key that is not there begins one, since those come in droves, and a
+ * walk knows by the entry that it has reached that there is none of the keys
+ * below it.
  *
  * Several entries may have one key: versions of the row, of which the snapshot
  * sees one at most.
@@ -37,12 +40,15 @@
 #define STRIDE_DENSE			64
 #define STRIDE_SPARSE			8
 
+/* Keys that are searched for before it is tried to walk again. */
+#define REST_KEYS				16
+
 struct EsKeyWalk
 {
 	Relation	index;
 	IndexScanDesc scan;
 	bool		dense;
-	bool		walking;		/* always where dense */
+	int			rest;			/* keys that are searched for yet; 0 = walking */
 	bool		started;		/* walking: the scan stands on an entry, unless at its end */
 	bool		at_end;
 };
@@ -56,7 +62,6 @@ es_key_walk_begin(Relation rel, Relation index, Snapshot snapshot, int nkeys)
 	walk->dense = nkeys / DENSE_KEYS_PER_PAGE >= RelationGetNumberOfBlocks(index);
 	walk->scan = es_index_beginscan(rel, index, snapshot, 1);
 	walk->scan->xs_want_itup = true;
-	walk->walking = walk->dense;
 	return walk;
 }
 
@@ -124,6 +129,8 @@ walk_to(EsKeyWalk *walk, struct varlena *key)
 	}
 	if (walk->started && walk->at_end)
 		return 1;
+	if (walk->started && !walk->dense)
+		walk->rest = REST_KEYS;
 	descend(walk, key, BTGreaterEqualStrategyNumber);
 	walk->started = true;
 	advance(walk);
@@ -133,11 +140,14 @@ walk_to(EsKeyWalk *walk, struct varlena *key)
 static bool
 search(EsKeyWalk *walk, struct varlena *key, TupleTableSlot *slot)
 {
+	bool		found;
+
 	descend(walk, key, BTEqualStrategyNumber);
-	walk->walking = !index_getnext_slot(walk->scan, ForwardScanDirection, slot);
+	found = index_getnext_slot(walk->scan, ForwardScanDirection, slot);
+	walk->rest = found ? walk->rest - 1 : 0;
 	walk->started = false;
 	walk->at_end = false;
-	return !walk->walking;
+	return found;
 }
 
 bool
@@ -145,16 +155,13 @@ es_key_walk_find(EsKeyWalk *walk, struct varlena *key, TupleTableSlot *slot)
 {
 	int			order;
 
-	if (!walk->walking)
+	if (walk->rest > 0)
 		return search(walk, key, slot);
 	order = walk_to(walk, key);
 	while (order == 0)
 	{
 		if (index_fetch_heap(walk->scan, slot))
-		{
-			walk->walking = walk->dense;
 			return true;
-		}
 		advance(walk);
 		order = walk->at_end ? 1 : compare_entry(walk, key);
 	}

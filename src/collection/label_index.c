@@ -55,6 +55,7 @@
 #include "collection/collection.h"
 #include "collection/label_entry.h"
 #include "collection/label_index.h"
+#include "collection/tree_insert.h"
 #include "commands/defrem.h"
 #include "commands/vacuum.h"
 #include "common/hashfn.h"
@@ -274,30 +275,13 @@ collect_labels(const Datum *values, const bool *isnull, LabelSet *set)
  * Both ways it takes for granted that a leaf points at a row only once, which
  * here two labels of one row can break.  So it gets no such hint, and nothing
  * here marks entries: VACUUM removes them, which looks at each by itself.
- *
- * nbtree's macros for index options assert that the index is a btree.  That is
- * the only place where it looks at the access method, so for a server with
- * assertions the relcache entry says btree while the tuple goes in.
  */
 static void
-insert_tuple(Relation index, Relation heap, IndexTuple itup)
+set_tuple(LabelTuple *tuple, const EsLabelEntry *entry, ItemPointer tid)
 {
-#ifdef USE_ASSERT_CHECKING
-	Oid			am = index->rd_rel->relam;
-
-	PG_TRY();
-	{
-		index->rd_rel->relam = BTREE_AM_OID;
-		_bt_doinsert(index, itup, UNIQUE_CHECK_NO, false, heap);
-	}
-	PG_FINALLY();
-	{
-		index->rd_rel->relam = am;
-	}
-	PG_END_TRY();
-#else
-	_bt_doinsert(index, itup, UNIQUE_CHECK_NO, false, heap);
-#endif
+	tuple->header.t_tid = *tid;
+	tuple->header.t_info = sizeof(LabelTuple);
+	tuple->entry = *entry;
 }
 
 static void
@@ -305,10 +289,8 @@ insert_entry(Relation index, Relation heap, const EsLabelEntry *entry, ItemPoint
 {
 	LabelTuple	tuple;
 
-	tuple.header.t_tid = *tid;
-	tuple.header.t_info = sizeof(LabelTuple);
-	tuple.entry = *entry;
-	insert_tuple(index, heap, &tuple.header);
+	set_tuple(&tuple, entry, tid);
+	es_tree_insert_one(index, heap, &tuple.header, false);
 }
 
 /* The rare row without a position, in a table that is no collection. */
@@ -325,7 +307,7 @@ insert_entry_without_position(Relation index, Relation heap, const EsLabelEntry 
 	values[ES_LABEL_ATT_POSITION - 1] = (Datum) 0;
 	itup = index_form_tuple(RelationGetDescr(index), values, isnull);
 	itup->t_tid = *tid;
-	insert_tuple(index, heap, itup);
+	es_tree_insert_one(index, heap, itup, false);
 	pfree(itup);
 }
 
@@ -351,6 +333,60 @@ insert_row(Relation index, Datum *values, bool *isnull, ItemPointer tid, Relatio
 	}
 	free_labels(&set);
 	return false;
+}
+
+static int
+compare_tuples(const void *a, const void *b)
+{
+	const EsLabelEntry *left = &((const LabelTuple *) a)->entry;
+	const EsLabelEntry *right = &((const LabelTuple *) b)->entry;
+
+	if (left->high != right->high)
+		return left->high < right->high ? -1 : 1;
+	if (left->low != right->low)
+		return left->low < right->low ? -1 : 1;
+	return (left->position > right->position) - (left->position < right->position);
+}
+
+/* The entries of all events; two of one label, which a hash may give, are one. */
+static int
+make_tuples(const EsEvent *events, TupleTableSlot **slots, int n, LabelTuple **tuples)
+{
+	EsLabel    *labels = palloc(sizeof(EsLabel) * es_events_count_labels(events, n));
+	int			ntuples = 0;
+
+	*tuples = palloc(sizeof(LabelTuple) * es_events_count_labels(events, n));
+	for (int i = 0; i < n; i++)
+	{
+		int			nlabels = es_event_labels(events[i].type, events[i].tags, labels);
+
+		nlabels = es_labels_sort(labels, nlabels);
+		for (int k = 0; k < nlabels; k++)
+		{
+			EsLabelEntry entry = {es_label_high(labels[k]), es_label_low(labels[k]),
+				events[i].position};
+
+			set_tuple(&(*tuples)[ntuples++], &entry, &slots[i]->tts_tid);
+		}
+	}
+	pfree(labels);
+	return ntuples;
+}
+
+void
+es_label_index_insert(Relation index, Relation heap, const EsEvent *events,
+					  TupleTableSlot **slots, int n)
+{
+	LabelTuple *tuples;
+	int			ntuples = make_tuples(events, slots, n, &tuples);
+	IndexTuple *sorted = palloc(sizeof(IndexTuple) * ntuples);
+
+	qsort(tuples, ntuples, sizeof(LabelTuple), compare_tuples);
+	for (int i = 0; i < ntuples; i++)
+		sorted[i] = &tuples[i].header;
+	es_tree_insert(index, heap, sorted, ntuples, false);
+	pfree(sorted);
+	pfree(tuples);
 }
 
 /* ---------------------------------------------------------------------------

@@ -13,6 +13,7 @@
 #include "postgres.h"
 
 #include "access/sdir.h"
+#include "collection/event.h"
 #include "executor/tuptable.h"
 #include "position/head.h"
 #include "storage/itemptr.h"
@@ -33,6 +34,10 @@ extern int	es_labels_sort(EsLabel *labels, int n);
 
 /* The OID of a segment's label index, usable and valid; InvalidOid. */
 extern Oid	es_label_index_of(Relation segment);
+
+/* The entries of many events, whose rows are written. */
+extern void es_label_index_insert(Relation index, Relation heap, const EsEvent *events,
+								  TupleTableSlot **slots, int n);
 
 /* Has the index an entry for every row that this transaction may see? */
 extern bool es_index_is_complete(Relation index);

@@ -64,9 +64,12 @@ static void
 set_headers(EsSourceRun *run, EsRecord *record, const rd_kafka_message_t *message)
 {
 	rd_kafka_headers_t *headers;
+	rd_kafka_resp_err_t error = rd_kafka_message_headers(message, &headers);
 	size_t				count;
 
-	if (rd_kafka_message_headers(message, &headers) != RD_KAFKA_RESP_ERR_NO_ERROR)
+	record->headers_lost = error != RD_KAFKA_RESP_ERR_NO_ERROR &&
+						   error != RD_KAFKA_RESP_ERR__NOENT;
+	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
 		return;
 	count = rd_kafka_header_cnt(headers);
 	if (count == 0)

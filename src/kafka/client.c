@@ -19,6 +19,11 @@
  * are still open are closed, threads joined, in before_shmem_exit, on every way
  * out but a crash.  A client is in the list before it has threads.
  *
+ * A client that does not end.  librdkafka before 2.6.1 waits for ever for messages
+ * of a partition that is gone.  So it is ended in a thread of its own, and waited
+ * for so long; after that the process ends instead, without exit(), once it has
+ * left the server's shared memory.
+ *
  * Memory.  librdkafka aborts the process when it gets none, so what it may hold
  * is bounded: defaults here, their bounds in property.c; and glibc is kept from
  * giving each thread an arena.
@@ -32,13 +37,16 @@
 #include "kafka/client.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
 
 #include "compat.h"
+#include "guc.h"
 #include "kafka/log.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
@@ -48,6 +56,9 @@
 
 /* How long a consumer may take to leave its group. */
 #define LEAVE_MS 1000
+
+/* How long a client may take to end, which is a matter of milliseconds. */
+#define END_SECONDS 2
 
 /* Free memory that a worker keeps for its next batch (at most 32 MB: malloc's limit). */
 #define KEPT_BYTES (32 * 1024 * 1024)
@@ -321,6 +332,18 @@ es_kafka_fine(EsKafkaClient *client)
 	tell_state(client, 5, "connected again");
 }
 
+bool
+es_kafka_is_lost(const EsKafkaClient *client)
+{
+	/* Librdkafka looks no address up again that it has learned from a broker. */
+	if (client->trouble != ES_KAFKA_DISCONNECTED ||
+		!TimestampDifferenceExceeds(client->trouble_since, GetCurrentTimestamp(),
+									es_kafka_renew_after_ms))
+		return false;
+	tell_state(client, 5, "no broker for long: begins with a new client");
+	return true;
+}
+
 void
 es_kafka_serve(EsKafkaClient *client)
 {
@@ -470,6 +493,17 @@ configure_client(EsKafkaClient *client, List *properties, const char *const own[
  * Beginning and end
  * ------------------------------------------------------------------------- */
 
+/* A client has not ended, and its threads live. */
+static bool stuck = false;
+
+/* After all else that is to be done at the end. */
+static void
+end_process(int code, Datum arg)
+{
+	if (stuck)
+		_exit(code);
+}
+
 static void
 close_all(int code, Datum arg)
 {
@@ -495,6 +529,7 @@ prepare_process(void)
 	(void) mallopt(M_MMAP_THRESHOLD, KEPT_BYTES);
 	(void) mallopt(M_TRIM_THRESHOLD, KEPT_BYTES);
 #endif
+	on_proc_exit(end_process, (Datum) 0);
 	before_shmem_exit(close_all, (Datum) 0);
 	prepared = true;
 }
@@ -630,7 +665,79 @@ drop_wait_set(void)
 	wait_count = 0;
 }
 
-static void
+/* The end of a client, which outlives who awaits it where it does not come. */
+typedef struct Ending
+{
+	rd_kafka_t	   *handle;
+	pthread_mutex_t mutex;
+	pthread_cond_t	ended;
+	bool			is_over;
+} Ending;
+
+/* In a thread of its own. */
+static void *
+end_handle(void *arg)
+{
+	Ending *ending = arg;
+
+	rd_kafka_destroy_flags(ending->handle, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+	pthread_mutex_lock(&ending->mutex);
+	ending->is_over = true;
+	pthread_cond_signal(&ending->ended);
+	pthread_mutex_unlock(&ending->mutex);
+	return NULL;
+}
+
+/* False where it has not ended in time. */
+static bool
+await_end(Ending *ending)
+{
+	struct timespec until;
+	bool			is_over;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += END_SECONDS;
+	pthread_mutex_lock(&ending->mutex);
+	while (!ending->is_over &&
+		   pthread_cond_timedwait(&ending->ended, &ending->mutex, &until) == 0)
+		;
+	is_over = ending->is_over;
+	pthread_mutex_unlock(&ending->mutex);
+	return is_over;
+}
+
+/* With all signals blocked in the thread, which inherits that. */
+static bool
+end_threads(rd_kafka_t *handle)
+{
+	Ending	 *ending = calloc(1, sizeof(Ending));
+	pthread_t thread;
+	sigset_t  all;
+	sigset_t  before;
+	int		  failed = ENOMEM;
+
+	if (ending != NULL)
+	{
+		ending->handle = handle;
+		pthread_mutex_init(&ending->mutex, NULL);
+		pthread_cond_init(&ending->ended, NULL);
+		sigfillset(&all);
+		pthread_sigmask(SIG_SETMASK, &all, &before);
+		failed = pthread_create(&thread, NULL, end_handle, ending);
+		pthread_sigmask(SIG_SETMASK, &before, NULL);
+	}
+	if (failed != 0)
+		rd_kafka_destroy_flags(handle, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+	else if (await_end(ending))
+		(void) pthread_join(thread, NULL);
+	else
+		return false;
+	free(ending);
+	return true;
+}
+
+/* False where they do not end. */
+static bool
 stop_threads(EsKafkaClient *client)
 {
 	if (client->queue != NULL)
@@ -641,7 +748,21 @@ stop_threads(EsKafkaClient *client)
 		leave_group(client);
 	if (client->queue != NULL)
 		rd_kafka_queue_destroy(client->queue);
-	rd_kafka_destroy_flags(client->handle, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+	return end_threads(client->handle);
+}
+
+/* What it has is left to it. */
+static void
+leave_stuck(const EsKafkaClient *client)
+{
+	stuck = true;
+	ereport(
+		proc_exit_inprogress ? LOG : FATAL,
+		(errcode(ERRCODE_FDW_ERROR),
+		 errmsg("the Kafka client of \"%s\" does not end", client->name),
+		 errdetail("librdkafka %s may wait for ever once a topic is gone. The process "
+				   "ends instead.",
+				   rd_kafka_version_str())));
 }
 
 void
@@ -650,8 +771,11 @@ es_kafka_close(EsKafkaClient *client)
 	dlist_delete(&client->node);
 	/* The set holds the descriptor. */
 	drop_wait_set();
-	if (client->handle != NULL)
-		stop_threads(client);
+	if (client->handle != NULL && !stop_threads(client))
+	{
+		leave_stuck(client);
+		return;
+	}
 	forget_heard_lines(client);
 	if (client->wake_fd >= 0)
 	{

@@ -116,6 +116,17 @@ extern void es_kafka_hear(EsKafkaClient *client, const rd_kafka_message_t *messa
 extern int es_kafka_count_partitions(EsKafkaClient *client, rd_kafka_topic_t *topic,
 									 int timeout_ms, rd_kafka_resp_err_t *error);
 
+/* '' where it cannot be told: an old library or broker, or not now. */
+#define ES_TOPIC_ID_SIZE 32
+extern void es_kafka_topic_id(EsKafkaClient *client, const char *topic, int timeout_ms,
+							  char *id);
+
+/*
+ * Has it found no broker for so long (eventstore.kafka_renew_after) that another
+ * client is to look for them?  Says so in the log.
+ */
+extern bool es_kafka_is_lost(const EsKafkaClient *client);
+
 /* A message, metadata or a delivery report came: whatever was wrong is over, unless fatal. */
 extern void es_kafka_fine(EsKafkaClient *client);
 

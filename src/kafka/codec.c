@@ -224,12 +224,82 @@ es_codec_time(int64 kafka_time, TimestampTz *time)
 	return true;
 }
 
+/*
+ * A quarter of what jsonb can hold in one array, 256 MB, for memory has to be
+ * bounded; librdkafka takes no more than 100,000 headers.
+ */
+#define HEADERS_MAX_BYTES	(64 * 1024 * 1024)
+
+bool
+es_codec_headers_fit(const EsRecord *record)
+{
+	size_t		bytes = 0;
+
+	for (int i = 0; i < record->nheaders; i++)
+	{
+		const EsHeader *header = &record->headers[i];
+
+		/* As base64, at most. */
+		bytes += (strlen(header->name) + header->length) / 3 * 4;
+	}
+	return !record->headers_lost && bytes <= HEADERS_MAX_BYTES;
+}
+
 Jsonb *
 es_codec_headers(const EsRecord *record)
 {
 	JsonbParseState *state = NULL;
 
 	return record->nheaders == 0 ? NULL : JsonbValueToJsonb(push_headers(&state, record));
+}
+
+/* What push_bytes has made of them; NULL for null. */
+static const char *
+bytes_of(JsonbValue *value, size_t *length)
+{
+	JsonbValue	encoded;
+	char	   *bytes;
+
+	*length = 0;
+	if (value == NULL || value->type == jbvNull)
+		return NULL;
+	if (value->type == jbvString)
+	{
+		text	   *string = cstring_to_text_with_len(value->val.string.val, value->val.string.len);
+
+		return es_codec_bytes(ES_STORE_TEXT, PointerGetDatum(string), length);
+	}
+	if (value->type != jbvBinary || !JsonContainerIsObject(value->val.binary.data) ||
+		getKeyJsonValueFromContainer(value->val.binary.data, "base64", 6, &encoded) == NULL ||
+		encoded.type != jbvString)
+		return NULL;
+	bytes = palloc(pg_b64_dec_len(encoded.val.string.len) + 1);
+	*length = Max(pg_b64_decode(encoded.val.string.val, encoded.val.string.len, (void *) bytes,
+								pg_b64_dec_len(encoded.val.string.len)), 0);
+	return bytes;
+}
+
+void
+es_codec_read_headers(Jsonb *headers, EsRecord *record)
+{
+	int			n = JB_ROOT_IS_ARRAY(headers) ? JB_ROOT_COUNT(headers) : 0;
+
+	record->headers = palloc(sizeof(EsHeader) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+	{
+		JsonbValue *pair = getIthJsonbValueFromContainer(&headers->root, i);
+		EsHeader   *header = &record->headers[record->nheaders];
+		const char *name;
+		size_t		length;
+
+		if (pair->type != jbvBinary || !JsonContainerIsArray(pair->val.binary.data))
+			continue;
+		name = bytes_of(getIthJsonbValueFromContainer(pair->val.binary.data, 0), &length);
+		header->name = name == NULL ? "" : pnstrdup(name, length);
+		header->value = bytes_of(getIthJsonbValueFromContainer(pair->val.binary.data, 1),
+								 &header->length);
+		record->nheaders++;
+	}
 }
 
 static void

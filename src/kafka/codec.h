@@ -40,6 +40,7 @@ typedef struct EsRecord
 	TimestampTz time;
 	int			nheaders;
 	EsHeader   *headers;
+	bool		headers_lost;	/* librdkafka cannot read them */
 	bool		has_since;
 	int64		since;			/* the first record of its partition that is written with it */
 } EsRecord;
@@ -64,11 +65,25 @@ extern bool es_codec_decode(EsStoreFormat format, const char *bytes, size_t leng
 /* The bytes that Kafka has of a value: text is UTF-8 there. */
 extern const char *es_codec_bytes(EsStoreFormat format, Datum value, size_t *length);
 
+/* False for headers that are too many or too large to be kept as JSON. */
+extern bool es_codec_headers_fit(const EsRecord *record);
+
 /* [[name, value], ...] in their order; a value that is no text is {"base64": "..."}.  NULL: none. */
 extern Jsonb *es_codec_headers(const EsRecord *record);
 
+/* The reverse, into the record; in the current context. */
+extern void es_codec_read_headers(Jsonb *headers, EsRecord *record);
+
 /* {"topic", "partition", "offset", "since", "timestamp", "headers"}: where an event came from. */
 extern Jsonb *es_codec_metadata(const EsRecord *record);
+
+/*
+ * The offset in an event's metadata, in SQL, as numeric; null where it is none.
+ * Metadata may be whatever its writer has made of them.
+ */
+#define ES_METADATA_OFFSET \
+	"CASE WHEN jsonb_typeof(e.metadata->'offset') = 'number'" \
+	" THEN (e.metadata->'offset')::numeric END"
 
 /* Milliseconds since 1970; false for one that PostgreSQL cannot hold. */
 extern int64 es_codec_kafka_time(TimestampTz time);

@@ -4,15 +4,18 @@
  *
  * In the caller's transaction, as the source's owner, one subtransaction for
  * each: those that can be written now are, and their rows go; the others stay
- * with the new reason.  The rows are locked first, so that two calls at one time
- * do not write a record twice.
+ * with the new reason.  They are fetched as they are tried, so that memory is
+ * needed for one of them, however many there are.
  *
  * A dead letter is old.  In a store whose changelog says that a later record of
  * the same partition has been written for its key, it is out of date, and
  * writing it would bring an old value back: its row goes, and nothing else.  One
  * of the changelog topic is so, too, where a record of the source's own was
  * written since.  So that nothing is written between that look and ours, the
- * source's row is locked: the worker waits for the end of the caller's transaction.
+ * source's row is locked: the worker waits for the end of the caller's transaction,
+ * and so does who tries them at the same time.
+ *
+ * A sink's are marked here, and published by its worker once that has committed.
  *
  * Locks: the source, rows of source_dead_letter, then those of the target.
  */
@@ -45,69 +48,79 @@ typedef struct DeadLetter
  * Loading
  * ------------------------------------------------------------------------- */
 
+/* So many rows at once: their values are fetched one by one. */
+#define FETCH_ROWS	100
+
+/* In the current context. */
 static const char *
-bytes_column(int column, uint64 row, MemoryContext context, size_t *length)
+bytes_column(HeapTuple row, TupleDesc desc, int column, size_t *length)
 {
 	bool		isnull;
-	Datum		value = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, &isnull);
+	Datum		value = SPI_getbinval(row, desc, column, &isnull);
 	bytea	   *bytes;
-	char	   *copy;
 
 	if (isnull)
 		return NULL;
 	bytes = DatumGetByteaPP(value);
 	*length = VARSIZE_ANY_EXHDR(bytes);
-	copy = MemoryContextAllocHuge(context, *length + 1);
-	memcpy(copy, VARDATA_ANY(bytes), *length);
-	return copy;
+	return VARDATA_ANY(bytes);
 }
 
 static void
-read_letter(const EsSource *source, DeadLetter *letter, uint64 row, MemoryContext context)
+read_letter(const EsSource *source, DeadLetter *letter, HeapTuple row, TupleDesc desc)
 {
-	TupleDesc	desc = SPI_tuptable->tupdesc;
-	HeapTuple	tuple = SPI_tuptable->vals[row];
 	EsRecord   *record = &letter->record;
+	Datum		headers;
 	bool		isnull;
 
-	letter->id = *DatumGetUUIDP(SPI_getbinval(tuple, desc, 1, &isnull));
-	record->topic = MemoryContextStrdup(context, SPI_getvalue(tuple, desc, 2));
+	memset(letter, 0, sizeof(*letter));
+	letter->id = *DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull));
+	record->topic = TextDatumGetCString(SPI_getbinval(row, desc, 2, &isnull));
 	record->from_changelog = source->changelog_topic != NULL &&
 		strcmp(record->topic, source->changelog_topic) == 0;
-	record->partition = DatumGetInt32(SPI_getbinval(tuple, desc, 3, &isnull));
-	record->offset = DatumGetInt64(SPI_getbinval(tuple, desc, 4, &isnull));
-	record->time = DatumGetTimestampTz(SPI_getbinval(tuple, desc, 5, &isnull));
+	record->partition = DatumGetInt32(SPI_getbinval(row, desc, 3, &isnull));
+	record->offset = DatumGetInt64(SPI_getbinval(row, desc, 4, &isnull));
+	record->time = DatumGetTimestampTz(SPI_getbinval(row, desc, 5, &isnull));
 	record->has_time = !isnull;
-	record->key = bytes_column(6, row, context, &record->key_length);
-	record->value = bytes_column(7, row, context, &record->value_length);
+	record->key = bytes_column(row, desc, 6, &record->key_length);
+	record->value = bytes_column(row, desc, 7, &record->value_length);
+	headers = SPI_getbinval(row, desc, 8, &isnull);
+	if (!isnull)
+		es_codec_read_headers(DatumGetJsonbP(headers), record);
 }
 
-/* Locked, oldest first. */
-static int
-load_letters(const EsSource *source, const NullableDatum *ids, DeadLetter **letters)
+/* Oldest first, locked as they are fetched; in SPI. */
+static Portal
+open_letters(const EsSource *source, const NullableDatum *ids)
 {
-	MemoryContext context = CurrentMemoryContext;
 	Oid			types[2] = {INT4OID, UUIDARRAYOID};
 	Datum		values[2] = {Int32GetDatum((int32) source->id), ids->value};
-	char		nulls[3] = "  ";
 	EsRoleSwitch saved;
-	int			n;
+	Portal		letters;
 
-	nulls[1] = ids->isnull ? 'n' : ' ';
 	es_role_assume(es_extension_owner(), &saved);
-	SPI_connect();
-	es_spi_execute("SELECT id, topic, partition, record_offset, record_time, key, value"
-				   " FROM eventstore.source_dead_letter"
-				   " WHERE source = $1 AND ($2 IS NULL OR id = ANY ($2))"
-				   " ORDER BY created_at, topic, partition, record_offset FOR UPDATE",
-				   2, types, values, nulls, false, SPI_OK_SELECT);
-	n = (int) SPI_processed;
-	*letters = MemoryContextAllocZero(context, sizeof(DeadLetter) * Max(n, 1));
-	for (int i = 0; i < n; i++)
-		read_letter(source, &(*letters)[i], i, context);
-	SPI_finish();
+	letters = SPI_cursor_open_with_args(NULL,
+										"SELECT id, topic, partition, record_offset, record_time, key, value, headers"
+										" FROM eventstore.source_dead_letter"
+										" WHERE source = $1 AND ($2 IS NULL OR id = ANY ($2))"
+										" ORDER BY created_at, topic, partition, record_offset"
+										" FOR UPDATE",
+										2, types, values, ids->isnull ? " n" : "  ", false,
+										CURSOR_OPT_NO_SCROLL);
 	es_role_restore(&saved);
-	return n;
+	return letters;
+}
+
+/* NULL at the end. */
+static SPITupleTable *
+fetch_letters(Portal letters)
+{
+	EsRoleSwitch saved;
+
+	es_role_assume(es_extension_owner(), &saved);
+	SPI_cursor_fetch(letters, true, FETCH_ROWS);
+	es_role_restore(&saved);
+	return SPI_processed > 0 ? SPI_tuptable : NULL;
 }
 
 /* ---------------------------------------------------------------------------
@@ -141,8 +154,8 @@ is_out_of_date(const EsSource *source, const EsRecord *record)
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
 	es_spi_execute("SELECT FROM eventstore.peek($1::pg_catalog.regclass, $2) e"
-				   " WHERE e.metadata->>'topic' = $3 AND (e.metadata->>'partition')::int4 = $4"
-				   " AND (e.metadata->>'offset')::int8 > $5"
+				   " WHERE e.metadata->>'topic' = $3 AND e.metadata->'partition' = to_jsonb($4)"
+				   " AND " ES_METADATA_OFFSET " > $5"
 				   " OR $6 <> $3 AND e.metadata->>'topic' = $6",
 				   6, types, values, NULL, true, SPI_OK_SELECT);
 	later = SPI_processed > 0;
@@ -223,18 +236,36 @@ retry_letter(const EsSource *source, EsWriter *writer, const DeadLetter *letter)
 	return written;
 }
 
-Datum
-es_retry_dead_letters(PG_FUNCTION_ARGS)
+/* How many of these rows are written now; each in a context that is emptied. */
+static int64
+retry_rows(const EsSource *source, EsWriter *writer, SPITupleTable *rows, MemoryContext each)
 {
-	EsSource   *source;
+	int64		written = 0;
+
+	for (uint64 i = 0; i < rows->numvals; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(each);
+		DeadLetter	letter;
+
+		CHECK_FOR_INTERRUPTS();
+		read_letter(source, &letter, rows->vals[i], rows->tupdesc);
+		if (retry_letter(source, writer, &letter))
+			written++;
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(each);
+	}
+	return written;
+}
+
+static int64
+retry_source(const EsSource *source, const NullableDatum *ids)
+{
 	EsWriter   *writer;
-	DeadLetter *letters;
+	Portal		letters;
+	SPITupleTable *rows;
 	MemoryContext each;
 	int64		written = 0;
-	int			n;
 
-	es_require_arg(&fcinfo->args[0], "name");
-	source = es_source_require_own(&fcinfo->args[0]);
 	if (IsolationUsesXactSnapshot())
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
@@ -242,18 +273,41 @@ es_retry_dead_letters(PG_FUNCTION_ARGS)
 				 errdetail("An older snapshot does not show the newer records of their keys.")));
 	es_task_lock(es_source_key(source->id));
 	writer = es_writer_begin(source);
-	n = load_letters(source, &fcinfo->args[1], &letters);
+	SPI_connect();
 	each = AllocSetContextCreate(CurrentMemoryContext, "eventstore dead letter",
 								 ALLOCSET_DEFAULT_SIZES);
-	for (int i = 0; i < n; i++)
+	letters = open_letters(source, ids);
+	while ((rows = fetch_letters(letters)) != NULL)
 	{
-		MemoryContext old = MemoryContextSwitchTo(each);
-
-		CHECK_FOR_INTERRUPTS();
-		if (retry_letter(source, writer, &letters[i]))
-			written++;
-		MemoryContextSwitchTo(old);
-		MemoryContextReset(each);
+		written += retry_rows(source, writer, rows, each);
+		SPI_freetuptable(rows);
 	}
-	PG_RETURN_INT64(written);
+	SPI_cursor_close(letters);
+	SPI_finish();
+	return written;
+}
+
+/* Its worker publishes them (sink_letter.c). */
+static int64
+retry_sink(const EsTask *task, const NullableDatum *ids)
+{
+	Oid			types[2] = {INT4OID, UUIDARRAYOID};
+	Datum		values[2] = {Int32GetDatum((int32) task->key.object), ids->value};
+
+	es_task_check_owner(task);
+	es_task_call_at_commit(task->key);
+	return (int64) es_spi_execute_as_owner("UPDATE eventstore.sink_dead_letter SET retry = true"
+										   " WHERE sink = $1 AND ($2 IS NULL OR id = ANY ($2))",
+										   2, types, values, ids->isnull ? " n" : "  ",
+										   SPI_OK_UPDATE);
+}
+
+Datum
+es_retry_dead_letters(PG_FUNCTION_ARGS)
+{
+	EsTask	   *task = es_task_require(&fcinfo->args[0]);
+
+	if (task->key.kind == ES_WORKER_SINK)
+		PG_RETURN_INT64(retry_sink(task, &fcinfo->args[1]));
+	PG_RETURN_INT64(retry_source(es_source_require_own(&fcinfo->args[0]), &fcinfo->args[1]));
 }

@@ -151,6 +151,7 @@ read_source(MemoryContext context)
 	source->on_gap = es_kafka_word_index(gap_words, es_task_text("on_gap", context));
 	source->flush_count = DatumGetInt32(es_task_column("flush_count", context));
 	source->flush_us = es_kafka_interval_us(es_task_column("flush_interval", context));
+	source->topic_id = es_task_text("topic_id", context);
 	source->partition_count = DatumGetInt32(es_task_column("partition_count", context));
 	source->group_id = es_task_text("group_id", context);
 	source->key_as_tag = strcmp(es_task_text("key_as", context), "tag") == 0;
@@ -349,16 +350,17 @@ set_target(EsSource *source, Oid target)
 {
 	source->target = target;
 	source->is_store = es_store_exists(target, NULL);
-	if (source->is_store)
-		(void) es_store_open(target, AccessShareLock);
-	else
-		(void) es_collection_open(target, AccessShareLock);
-	check_rights(target, ACL_INSERT);
+	/* Who may not write it does not even wait for its lock. */
+	if (source->is_store || es_collection_exists(target))
+		check_rights(target, ACL_INSERT);
 	if (source->is_store)
 	{
 		check_rights(target, ACL_UPDATE);
 		check_rights(target, ACL_DELETE);
+		(void) es_store_open(target, AccessShareLock);
 	}
+	else
+		(void) es_collection_open(target, AccessShareLock);
 }
 
 /* The two lists have no partition in common. */
@@ -594,10 +596,10 @@ publish_changelog(const EsSource *source, const NullableDatum *args)
 
 /* The sink of a source's changelog topic; 0. */
 static uint32
-changelog_sink(const EsSource *source)
+changelog_sink(uint32 source)
 {
 	Oid			types[1] = {INT4OID};
-	Datum		values[1] = {Int32GetDatum((int32) source->id)};
+	Datum		values[1] = {Int32GetDatum((int32) source)};
 	EsRoleSwitch saved;
 	uint32		id = 0;
 	bool		isnull;
@@ -652,22 +654,25 @@ execute_for(const char *sql, uint32 id, int expected)
 	(void) es_spi_execute_as_owner(sql, 3, types, values, NULL, expected);
 }
 
+void
+es_source_drop_internal(uint32 id)
+{
+	uint32		sink = changelog_sink(id);
+
+	if (sink != 0)
+		es_sink_drop_internal(sink);
+	es_publish_unmark(id);
+	execute_for("DELETE FROM eventstore.source"
+				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
+				id, SPI_OK_DELETE);
+	es_task_call_at_commit(es_source_key(id));
+}
+
 Datum
 es_drop_source(PG_FUNCTION_ARGS)
 {
-	EsSource   *source;
-	uint32		sink;
-
 	es_require_arg(&fcinfo->args[0], "name");
-	source = es_source_require_own(&fcinfo->args[0]);
-	sink = changelog_sink(source);
-	if (sink != 0)
-		es_sink_drop_internal(sink);
-	es_publish_unmark(source->id);
-	execute_for("DELETE FROM eventstore.source"
-				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
-				source->id, SPI_OK_DELETE);
-	es_task_call_at_commit(es_source_key(source->id));
+	es_source_drop_internal(es_source_require_own(&fcinfo->args[0])->id);
 	PG_RETURN_VOID();
 }
 

@@ -29,26 +29,21 @@ es_delivery_init(EsDelivery *delivery)
 void
 es_delivery_reset(EsDelivery *delivery)
 {
-	EsDeliverySlot *slots = delivery->slots;
-	int64		   *ends = delivery->ends;
-	int				nends = delivery->nends;
-
-	memset(delivery, 0, sizeof(*delivery));
-	delivery->slots = slots;
-	delivery->ends = ends;
-	delivery->nends = nends;
-	if (nends > 0)
-		memset(ends, 0, sizeof(int64) * nends);
+	memset(delivery, 0, offsetof(EsDelivery, slots));
 }
 
-void
-es_delivery_keep_ends(EsDelivery *delivery, int partitions)
+static void
+note_end(EsDelivery *delivery, const rd_kafka_message_t *message)
 {
-	if (delivery->ends != NULL)
-		pfree(delivery->ends);
-	delivery->ends =
-		MemoryContextAllocZero(TopMemoryContext, sizeof(int64) * Max(partitions, 1));
-	delivery->nends = partitions;
+	int64 *end;
+
+	if (message->rkt != delivery->topic || message->partition >= delivery->nends ||
+		message->partition < 0 || message->offset < 0)
+		return;
+	end = &delivery->ends[message->partition];
+	if (message->offset < *end)
+		delivery->went_back = true;
+	*end = message->offset + 1;
 }
 
 static void
@@ -67,9 +62,7 @@ hear_report(rd_kafka_t *handle, const rd_kafka_message_t *message, void *opaque)
 		}
 		return;
 	}
-	if (message->partition >= 0 && message->partition < delivery->nends)
-		delivery->ends[message->partition] =
-			Max(delivery->ends[message->partition], message->offset + 1);
+	note_end(delivery, message);
 	SLOT(delivery, number)->arrived = true;
 	while (delivery->first < delivery->next && SLOT(delivery, delivery->first)->arrived)
 	{

@@ -11,6 +11,8 @@
 #include "kafka/codec.h"
 #include "position/head.h"
 
+#define ES_UUID_TEXT_LEN 36
+
 /* More are not on their way at one time; a power of two. */
 #define ES_DELIVERY_MAX (128 * 1024)
 
@@ -23,15 +25,21 @@ typedef struct EsDeliverySlot
 /* Plain memory only: librdkafka's callback writes to it. */
 typedef struct EsDelivery
 {
-	EsDeliverySlot	   *slots;	 /* a ring, by number */
 	uint64				first;	 /* all before this number have arrived */
 	uint64				next;	 /* the number of the next record */
 	uint64				reports; /* how many have been heard of, arrived or not */
 	EsPosition			arrived; /* of the last one before 'first' */
 	rd_kafka_resp_err_t error;	 /* of the failed one with the lowest number; 0: none */
 	uint64				failed;	 /* its number */
-	int64 *ends; /* of each partition: behind the last that arrived; 0: none */
-	int	   nends;
+
+	/* The rest outlives es_delivery_reset. */
+	EsDeliverySlot *slots; /* a ring, by number */
+
+	/* The topic whose ends are noted; offsets behind what it has acknowledged. */
+	rd_kafka_topic_t *topic;
+	int64			 *ends; /* by partition; 0: nothing */
+	int				  nends;
+	bool			  went_back; /* it has acknowledged a lower one again */
 } EsDelivery;
 
 /* es_kafka_properties for a producer, with our defaults. */
@@ -40,9 +48,6 @@ extern List *es_delivery_properties(Oid server, Oid owner, Jsonb *given);
 /* Allocates the ring; nothing is on its way. */
 extern void es_delivery_init(EsDelivery *delivery);
 extern void es_delivery_reset(EsDelivery *delivery);
-
-/* Has 'ends' kept from now on, for a topic of so many partitions. */
-extern void es_delivery_keep_ends(EsDelivery *delivery, int partitions);
 
 /* Has the client report to the EsDelivery that it has as 'arg'. */
 extern void es_delivery_configure(rd_kafka_conf_t *conf, void *arg);

@@ -158,6 +158,16 @@ es_progress_note_count(const EsSource *source, int count)
 }
 
 void
+es_progress_note_topic(const EsSource *source, const char *id)
+{
+	Oid			types[2] = {INT4OID, TEXTOID};
+	Datum		values[2] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(id)};
+
+	es_spi_execute_as_owner("UPDATE eventstore.source SET topic_id = NULLIF($2, '') WHERE id = $1",
+				  2, types, values, NULL, SPI_OK_UPDATE);
+}
+
+void
 es_progress_resynced(const EsSource *source)
 {
 	Oid			types[1] = {INT4OID};
@@ -226,7 +236,7 @@ es_progress_park(const EsSource *source, const EsRecord *record, const EsProblem
 	Oid			types[10] = {INT4OID, TEXTOID, INT4OID, INT8OID, TIMESTAMPTZOID, BYTEAOID, BYTEAOID,
 	JSONBOID, TEXTOID, TEXTOID};
 	char		nulls[11] = "          ";
-	Jsonb	   *headers = es_codec_headers(record);
+	Jsonb	   *headers = es_codec_headers_fit(record) ? es_codec_headers(record) : NULL;
 	Datum		values[10] = {
 		Int32GetDatum((int32) source->id), CStringGetTextDatum(record->topic),
 		Int32GetDatum(record->partition), Int64GetDatum(record->offset),

@@ -42,6 +42,9 @@ extern bool es_progress_advance(const EsSource *source, const EsProgress *partit
 /* How many partitions the topic has: who changes the store by SQL goes by it. */
 extern void es_progress_note_count(const EsSource *source, int count);
 
+/* Which topic it is that is followed: another one of the same name has another id. */
+extern void es_progress_note_topic(const EsSource *source, const char *id);
+
 /* resync() was asked for, and is done. */
 extern void es_progress_resynced(const EsSource *source);
 

@@ -205,7 +205,7 @@ es_restore_guard(const EsSourceRun *run, const EsRecord *records, int n, EsProbl
 	" AND ((e.metadata->>'topic') IS NULL AND e.position > $7"
 	" AND (e.metadata->'progress'->>'topic' = $6"
 	" AND (e.metadata->'progress'->>r.partition)::int8 <= r.source_offset) IS NOT TRUE"
-	" OR e.metadata->>'topic' = $6 AND (e.metadata->>'offset')::int8 >= r.source_offset)";
+	" OR e.metadata->>'topic' = $6 AND " ES_METADATA_OFFSET " >= r.source_offset)";
 	const EsSource *source = run->source;
 	Oid			types[7] = {BYTEAARRAYOID, INT8ARRAYOID, TEXTARRAYOID, OIDOID, BOOLOID, TEXTOID, INT8OID};
 	Datum		values[7];

@@ -291,9 +291,8 @@ is_the_topics(const EsSource *source, EsStore *store, Datum partitions, Datum ke
 	{
 		es_role_assume(es_extension_owner(), &saved);
 		es_spi_execute("SELECT FROM eventstore.peek($3::pg_catalog.regclass, $1::pg_catalog.text) e"
-					   " WHERE e.metadata OPERATOR(pg_catalog.->>) 'topic' OPERATOR(pg_catalog.=) $2"
-					   " AND (e.metadata OPERATOR(pg_catalog.->>) 'partition')::pg_catalog.int4"
-					   " OPERATOR(pg_catalog.=) ANY ($4)",
+					   " WHERE e.metadata->>'topic' = $2 AND e.metadata->'partition' IN"
+					   " (SELECT to_jsonb(p) FROM unnest($4) p)",
 					   4, types, values, NULL, false, SPI_OK_SELECT);
 		result = SPI_processed > 0;
 		es_role_restore(&saved);

@@ -57,18 +57,18 @@ struct EsGroup; /* group.c */
 
 typedef struct EsSourceRun
 {
-	MemoryContext  life;
-	MemoryContext  scratch;
-	EsSource	  *source;
-	EsKafkaClient *client;
+	MemoryContext	life;
+	MemoryContext	scratch;
+	EsSource	   *source;
+	EsKafkaClient  *client;
 	struct EsGroup *group; /* NULL: partitions are assigned by hand; outlives clients */
-	List		  *properties; /* of EsKafkaProperty: the client's */
-	EsPartition	  *partitions;
-	int			   npartitions;
-	bool		   restoring; /* all of them are of the changelog topic, see restore.c */
-	bool		   guarded;	  /* what the store has may be newer than that */
-	EsPosition	last_change;  /* of the store, as we know; else others write it, too */
-	EsPosition	published;	  /* of its changes, what the topic had when that began */
+	List		   *properties; /* of EsKafkaProperty: the client's */
+	EsPartition	   *partitions;
+	int				npartitions;
+	bool			restoring; /* all of them are of the changelog topic, see restore.c */
+	bool			guarded;   /* what the store has may be newer than that */
+	EsPosition		last_change; /* of the store, as we know; else others write it, too */
+	EsPosition		published;	 /* of its changes, what the topic had when that began */
 
 	/* Messages that were taken from the queue, and are neither in the batch nor destroyed. */
 	rd_kafka_message_t **taken;

@@ -81,7 +81,8 @@ es_sink_set_state(EsSinkRun *run, const char *name, const char *message)
 void
 es_sink_stop_at(EsSinkRun *run, EsSinkHalt reason, const char *message)
 {
-	static const char *const names[] = {"", "stopped", "gap", "stopped", "fenced"};
+	static const char *const names[] = {"",		   "stopped", "gap",
+										"stopped", "fenced",  "topic_recreated"};
 
 	run->halt = reason;
 	es_sink_set_state(run, names[reason], message);
@@ -175,8 +176,8 @@ is_events_fault(rd_kafka_resp_err_t error)
 	}
 }
 
-static const char *
-state_for(rd_kafka_resp_err_t error)
+const char *
+es_sink_state_for(rd_kafka_resp_err_t error)
 {
 	switch (error)
 	{
@@ -199,7 +200,22 @@ es_sink_rewind(EsSinkRun *run, EsPosition position)
 	run->unsaved = 0;
 	run->oldest = 0;
 	run->more = true;
+	/* It was not published; it is marked still. */
+	run->letter[0] = '\0';
 	es_delivery_reset(&run->delivery);
+}
+
+/* A topic that is not there is looked at anew before more is sent to it. */
+static void
+retry_for(EsSinkRun *run, rd_kafka_resp_err_t error)
+{
+	const char *state = es_sink_state_for(error);
+
+	es_sink_retry_later(run, state, rd_kafka_err2str(error));
+	if (strcmp(state, "topic_missing") != 0)
+		return;
+	run->leave = ES_LEAVE_AND_RETURN;
+	run->pause_first = true;
 }
 
 /* Something did not arrive, and nothing is on its way any more. */
@@ -209,7 +225,9 @@ handle_failure(EsSinkRun *run)
 	rd_kafka_resp_err_t error = run->delivery.error;
 	EsPosition			failed = es_delivery_failed(&run->delivery);
 	EsPosition			was_read_to = run->read_to;
+	char				letter[lengthof(run->letter)];
 
+	strlcpy(letter, run->letter, sizeof(letter));
 	if (run->sink->exactly_once)
 	{
 		es_sink_transaction_abort(run);
@@ -223,11 +241,25 @@ handle_failure(EsSinkRun *run)
 		es_sink_rewind(run, run->saved);
 	}
 	if (!is_events_fault(error) || failed == 0)
-		es_sink_retry_later(run, state_for(error), rd_kafka_err2str(error));
+		retry_for(run, error);
+	else if (letter[0] != '\0')
+		es_sink_letter_failed(run, letter, ERRCODE_FDW_ERROR, rd_kafka_err2str(error));
 	else if (failed <= run->single_to)
 		es_sink_note_bad(run, failed, ERRCODE_FDW_ERROR, rd_kafka_err2str(error));
 	else
 		run->single_to = was_read_to;
+}
+
+/* What it has taken of a transaction is nothing; what came without one is there. */
+static void
+stop_at_other_topic(EsSinkRun *run)
+{
+	if (run->in_transaction)
+		es_sink_transaction_abort(run);
+	if (run->leave == ES_LEAVE_NOT && run->halt == ES_SINK_GOES_ON)
+		es_sink_stop_at(run, ES_SINK_RECREATED,
+						"an offset was given to two records: the topic was truncated or "
+						"made anew");
 }
 
 static void
@@ -252,6 +284,8 @@ hear(EsSinkRun *run)
 	}
 	if (run->delivery.reports > reports)
 		run->full = false;
+	if (run->delivery.went_back && run->halt == ES_SINK_GOES_ON)
+		stop_at_other_topic(run);
 	/* In a transaction the rest is purged. */
 	if (run->delivery.error != RD_KAFKA_RESP_ERR_NO_ERROR &&
 		(run->in_transaction || es_delivery_is_settled(&run->delivery)))
@@ -268,8 +302,9 @@ save_due_at(const EsSinkRun *run)
 {
 	if (run->oldest == 0)
 		return DT_NOEND;
-	if (run->closing || run->flush_wanted || run->unsaved >= run->sink->flush_count ||
-		run->read_to <= run->single_to || run->halt == ES_SINK_AT_EVENT)
+	if (run->closing || run->flush_wanted || es_sink_letters_wait(run) ||
+		run->unsaved >= run->sink->flush_count || run->read_to <= run->single_to ||
+		run->halt == ES_SINK_AT_EVENT)
 		return 0;
 	return run->oldest + run->sink->flush_us;
 }
@@ -295,7 +330,7 @@ static bool
 may_read(EsSinkRun *run, TimestampTz now)
 {
 	if (run->halt != ES_SINK_GOES_ON || run->leave != ES_LEAVE_NOT || run->full ||
-		run->closing || run->retry_at > now ||
+		run->closing || es_sink_letters_wait(run) || run->retry_at > now ||
 		run->delivery.error != RD_KAFKA_RESP_ERR_NO_ERROR)
 		return false;
 	if (run->read_to < run->single_to && run->saved < run->read_to)
@@ -319,6 +354,8 @@ accept_halt(EsSinkRun *run)
 		run->leave = ES_LEAVE_AND_RETURN;
 	else if (reason == ES_SINK_AT_GAP)
 		es_sink_pass_gap(run);
+	else if (reason == ES_SINK_RECREATED)
+		es_sink_topic_accept(run);
 	else
 		run->bad = 0;
 }
@@ -332,7 +369,8 @@ reload(EsSinkRun *run)
 
 	es_sink_begin();
 	now = es_sink_load(run->sink->id);
-	if (now == NULL || now->paused || now->failure != NULL || !now->at_home)
+	if (now == NULL || now->paused || now->failure != NULL || !now->at_home ||
+		now->owner != run->sink->owner)
 		run->leave = ES_LEAVE_AND_RETURN;
 	else if (now->resumes > run->accepted_resumes)
 	{
@@ -341,6 +379,7 @@ reload(EsSinkRun *run)
 		resumed = true;
 	}
 	es_sink_commit(run);
+	run->letters = true;
 	if (resumed && run->halt != ES_SINK_GOES_ON)
 		accept_halt(run);
 }
@@ -384,7 +423,7 @@ begin_round(EsSinkRun *run)
 		run->leave = ES_LEAVE_FOR_GOOD;
 	else if (es_worker_take(ES_WAKE_CONFIG) != 0)
 		reload(run);
-	if (reconnect && run->leave == ES_LEAVE_NOT)
+	if (run->leave == ES_LEAVE_NOT && (reconnect || es_kafka_is_lost(run->client)))
 		run->leave = ES_LEAVE_AND_RETURN;
 	return run->leave == ES_LEAVE_NOT;
 }
@@ -397,6 +436,10 @@ round_of_loop(EsSinkRun *run)
 		GetCurrentTimestamp() >= save_due_at(run))
 		save(run);
 	take_errands(run);
+	if (run->leave == ES_LEAVE_NOT)
+		es_sink_letter_settle(run);
+	if (es_sink_letter_is_due(run, GetCurrentTimestamp()))
+		es_sink_letter_put(run);
 	if (may_read(run, GetCurrentTimestamp()))
 		es_sink_read(run);
 	settle_errands(run);
@@ -409,7 +452,7 @@ time_to_wait(EsSinkRun *run)
 	TimestampTz until = TimestampTzPlusMilliseconds(now, es_wait_keep_ms());
 	TimestampTz due = save_due_at(run);
 
-	if (may_read(run, now))
+	if (may_read(run, now) || es_sink_letter_is_due(run, now))
 		return 0;
 	if (run->retry_at > now)
 		until = Min(until, run->retry_at);
@@ -489,6 +532,7 @@ finish(EsSinkRun *run)
 	}
 	if (arrived_to(run) > run->saved)
 		es_sink_save(run, arrived_to(run));
+	es_sink_letter_settle(run);
 }
 
 /* ---------------------------------------------------------------------------
@@ -506,7 +550,7 @@ release_topics(EsKafkaClient *closing)
 		rd_kafka_topic_destroy(run->topic);
 	if (run->progress_topic != NULL)
 		rd_kafka_topic_destroy(run->progress_topic);
-	run->topic = run->progress_topic = NULL;
+	run->topic = run->progress_topic = run->delivery.topic = NULL;
 }
 
 static void
@@ -541,42 +585,17 @@ close_client(EsSinkRun *run)
 	run->client = NULL;
 }
 
-bool
-es_sink_find_topic(EsSinkRun *run)
-{
-	rd_kafka_resp_err_t error;
-	const char		   *state;
-	int count = es_kafka_count_partitions(run->client, run->topic, AGAIN_MS, &error);
-
-	if (count > 0)
-	{
-		if (run->sink->changelog_of != 0 && run->sink->exactly_once)
-			es_delivery_keep_ends(&run->delivery, count);
-		return true;
-	}
-	state = state_for(error);
-	if (strcmp(state, "topic_missing") == 0)
-		es_sink_set_state(run, state,
-						  psprintf("there is no topic \"%s\"", run->sink->topic));
-	else if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
-		es_sink_set_state(run,
-						  strcmp(state, "denied") == 0 ||
-								  run->client->trouble == ES_KAFKA_DENIED
-							  ? "denied"
-							  : "disconnected",
-						  run->client->message[0] != '\0' ? run->client->message
-														  : rd_kafka_err2str(error));
-	return false;
-}
-
 /* Waits for the broker, the topic, and the end of a predecessor. */
 static bool
 get_ready(EsSinkRun *run)
 {
 	while (begin_round(run))
 	{
-		if (es_sink_find_topic(run) &&
-			(!run->sink->exactly_once || es_sink_transaction_init(run)))
+		int count = es_sink_topic_count(run);
+
+		if (count > 0 && es_sink_topic_check(run, count) &&
+			(run->halt != ES_SINK_GOES_ON || !run->sink->exactly_once ||
+			 es_sink_transaction_init(run)))
 			return true;
 		if (run->leave == ES_LEAVE_NOT)
 			es_kafka_wait(&run->client, 1, AGAIN_MS);
@@ -604,6 +623,9 @@ run_client(EsSinkRun *run)
 	run->flush_wanted = false;
 	run->flush_ticket = 0;
 	run->bad = run->single_to = 0;
+	run->doubts = 0;
+	run->delivery.nends = 0;
+	run->letters = true;
 	es_sink_rewind(run, run->saved);
 	/* A trouble is shown until it is known to be over. */
 	if (run->state[0] == '\0' || strcmp(run->state, "running") == 0)
@@ -611,7 +633,8 @@ run_client(EsSinkRun *run)
 	open_client(run);
 	if (get_ready(run))
 	{
-		es_sink_set_state(run, "running", "");
+		if (run->halt == ES_SINK_GOES_ON)
+			es_sink_set_state(run, "running", "");
 		run_loop(run);
 		if (run->leave == ES_LEAVE_AND_RETURN)
 			finish(run);

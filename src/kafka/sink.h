@@ -48,8 +48,8 @@ typedef struct EsSink
 	Oid			 collection;
 	EsQuery		*query; /* NULL: every event */
 	EsSinkKey	 key;
-	char		*key_text;	   /* as given */
-	char		*tag_prefix;   /* "NAME:" */
+	char		*key_text;	 /* as given */
+	char		*tag_prefix; /* "NAME:" */
 	bool		 exactly_once;
 	EsSinkPolicy on_error;
 	int			 flush_count;
@@ -63,6 +63,11 @@ typedef struct EsSink
 	bool		 at_home;
 	TimestampTz	 created_at;
 	EsPosition	 position; /* all up to there are acknowledged */
+
+	/* The topic, as it was last: offsets behind what it has acknowledged, by partition. */
+	int	   nends;
+	int64 *ends;
+	char  *topic_id; /* NULL: not known */
 } EsSink;
 
 /* A sink that is to be; checked by who makes it. */

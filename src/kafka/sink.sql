@@ -42,6 +42,8 @@ SELECT pg_catalog.pg_extension_config_dump('eventstore.sink', '');
 CREATE TABLE eventstore.sink_position (
 	sink integer PRIMARY KEY REFERENCES eventstore.sink ON DELETE CASCADE,
 	position bigint NOT NULL,
+	ends bigint[],
+	topic_id text COLLATE "C",
 	updated_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.1);
 COMMENT ON TABLE eventstore.sink_position IS
@@ -54,6 +56,8 @@ CREATE TABLE eventstore.sink_dead_letter (
 	position bigint NOT NULL,
 	sqlstate text COLLATE "C" NOT NULL,
 	reason text NOT NULL,
+	attempts integer NOT NULL DEFAULT 1,
+	retry boolean NOT NULL DEFAULT false,
 	created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
 CREATE UNIQUE INDEX ON eventstore.sink_dead_letter (sink, position);

@@ -27,6 +27,7 @@
 #include "shmem.h"
 #include "spi.h"
 #include "utils/acl.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
@@ -100,12 +101,27 @@ parse_key(EsSink *sink)
 	}
 }
 
+static void
+read_ends(EsSink *sink, Datum array)
+{
+	Datum *ends;
+
+	if (array == (Datum) 0)
+		return;
+	deconstruct_array(DatumGetArrayTypeP(array), INT8OID, sizeof(int64), FLOAT8PASSBYVAL,
+					  TYPALIGN_DOUBLE, &ends, NULL, &sink->nends);
+	sink->ends = palloc(sizeof(int64) * Max(sink->nends, 1));
+	for (int i = 0; i < sink->nends; i++)
+		sink->ends[i] = DatumGetInt64(ends[i]);
+}
+
 /* From SPI's first row. */
 static EsSink *
 read_sink(MemoryContext context)
 {
 	EsSink		 *sink = MemoryContextAllocZero(context, sizeof(EsSink));
 	Jsonb		 *query;
+	Datum		  ends;
 	MemoryContext old;
 
 	sink->id = DatumGetInt32(es_task_column("id", context));
@@ -130,12 +146,15 @@ read_sink(MemoryContext context)
 	sink->resumes = DatumGetInt64(es_task_column("resumes", context));
 	sink->at_home = DatumGetBool(es_task_column("at_home", context));
 	sink->position = DatumGetInt64(es_task_column("position", context));
+	sink->topic_id = es_task_text("topic_id", context);
+	ends = es_task_column("ends", context);
 	query = (Jsonb *) DatumGetPointer(es_task_column("query", context));
 
 	old = MemoryContextSwitchTo(context);
 	if (query != NULL)
 		sink->query = es_query_from_jsonb(query, "query");
 	parse_key(sink);
+	read_ends(sink, ends);
 	MemoryContextSwitchTo(old);
 	return sink;
 }
@@ -144,7 +163,7 @@ EsSink *
 es_sink_load(uint32 id)
 {
 	static const char sql[] =
-		"SELECT s.*, p.position, (s.system_identifier OPERATOR(pg_catalog.=) $2"
+		"SELECT s.*, p.position, p.ends, p.topic_id, (s.system_identifier OPERATOR(pg_catalog.=) $2"
 		" AND s.database_oid OPERATOR(pg_catalog.=) $3) AS at_home,"
 		" COALESCE(s.name, f.name, 'changelog sink ' || s.id) AS shown_name"
 		" FROM eventstore.sink s JOIN eventstore.sink_position p ON p.sink = s.id"

@@ -9,8 +9,8 @@
  *
  * What a group's member publishes is in its own store, so it need not restore it
  * when it gets a partition back: how far it has come in the changelog topic moves
- * along behind what it has committed there.  Before the member's own records lies
- * only what it had restored (share.c).
+ * along behind what it has committed there, of the partitions that are ours.
+ * Before those records lies only what it had restored (share.c).
  *
  * Locks: the row of sink_position, then rows of source_offset; to the end of the
  * transaction.
@@ -24,29 +24,40 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 
-/* Behind what arrived in each partition; what the source has restored may be further. */
+/* As an array; 0 where the topic is not known yet. */
+static Datum
+acknowledged_ends(const EsDelivery *delivery)
+{
+	Datum *ends = palloc(sizeof(Datum) * Max(delivery->nends, 1));
+
+	if (delivery->nends == 0)
+		return (Datum) 0;
+	for (int i = 0; i < delivery->nends; i++)
+		ends[i] = Int64GetDatum(delivery->ends[i]);
+	return PointerGetDatum(construct_array(ends, delivery->nends, INT8OID, sizeof(int64),
+										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
+/* Behind what is acknowledged of ours; what the source has restored may be further. */
 static void
-save_ends(EsSinkRun *run)
+save_restored(EsSinkRun *run)
 {
 	static const char sql[] =
 		"UPDATE eventstore.source_offset o SET next_offset = e.next,"
 		" end_offset = GREATEST(o.end_offset, e.next), record_time = NULL,"
 		" updated_at = pg_catalog.clock_timestamp()"
-		" FROM unnest($3::pg_catalog.int8[]) WITH ORDINALITY e (next, number)"
+		" FROM unnest($3) WITH ORDINALITY e (next, number)"
 		" WHERE o.source = $1 AND o.topic = $2 AND o.partition = e.number - 1"
 		" AND o.next_offset < e.next";
-	EsDelivery *delivery = &run->delivery;
-	Datum	   *elements = palloc(sizeof(Datum) * delivery->nends);
-	Oid			types[3] = {INT4OID, TEXTOID, INT8ARRAYOID};
-	Datum		values[3] = {Int32GetDatum((int32) run->sink->changelog_of),
-							 CStringGetTextDatum(run->sink->topic), 0};
+	const EsDelivery *delivery = &run->delivery;
+	Datum			 *ends = palloc0(sizeof(Datum) * delivery->nends);
+	Oid				  types[3] = {INT4OID, TEXTOID, INT8ARRAYOID};
+	Datum			  values[3] = {Int32GetDatum((int32) run->sink->changelog_of),
+								   CStringGetTextDatum(run->sink->topic), 0};
 
 	for (int i = 0; i < delivery->nends; i++)
-	{
-		elements[i] = Int64GetDatum(delivery->ends[i]);
-		delivery->ends[i] = 0;
-	}
-	values[2] = PointerGetDatum(construct_array(elements, delivery->nends, INT8OID, 8,
+		ends[i] = Int64GetDatum(es_share_has(run->share, i) ? delivery->ends[i] : 0);
+	values[2] = PointerGetDatum(construct_array(ends, delivery->nends, INT8OID, sizeof(int64),
 												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	(void) es_spi_execute_as_owner(sql, 3, types, values, NULL, SPI_OK_UPDATE);
 }
@@ -54,24 +65,26 @@ save_ends(EsSinkRun *run)
 void
 es_sink_save(EsSinkRun *run, EsPosition position)
 {
-	Oid	  types[3] = {INT4OID, INT8OID, INT8OID};
-	Datum values[3] = {Int32GetDatum((int32) run->sink->id), Int64GetDatum(position),
+	Oid	  types[4] = {INT4OID, INT8OID, INT8OID, INT8ARRAYOID};
+	Datum values[4] = {Int32GetDatum((int32) run->sink->id), Int64GetDatum(position),
 					   Int64GetDatum(run->saved)};
 
 	es_sink_begin();
+	values[3] = acknowledged_ends(&run->delivery);
 	if (es_spi_execute_as_owner("UPDATE eventstore.sink_position SET position = $2,"
-								" updated_at = pg_catalog.clock_timestamp()"
-								" WHERE sink = $1 AND position = $3",
-								3, types, values, NULL, SPI_OK_UPDATE) > 0)
+					  " ends = COALESCE($4, ends),"
+					  " updated_at = pg_catalog.clock_timestamp()"
+					  " WHERE sink = $1 AND position = $3",
+					  4, types, values, values[3] == (Datum) 0 ? "   n" : NULL,
+					  SPI_OK_UPDATE) > 0)
 	{
 		run->saved = position;
 		run->progressed = true;
-		if (run->delivery.nends > 0)
-			save_ends(run);
+		if (run->share != NULL && run->delivery.nends > 0)
+			save_restored(run);
 	}
-	else if (es_spi_execute_as_owner(
-				 "SELECT FROM eventstore.sink_position WHERE sink = $1", 1, types, values,
-				 NULL, SPI_OK_SELECT) > 0)
+	else if (es_spi_execute_as_owner("SELECT FROM eventstore.sink_position WHERE sink = $1", 1,
+						   types, values, NULL, SPI_OK_SELECT) > 0)
 		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 						errmsg("the position of sink \"%s\" was moved by somebody else",
 							   run->sink->name)));

@@ -104,8 +104,13 @@ put_event(EsSinkRun *run, EsSinkWriter *writer, TupleTableSlot *slot, size_t *by
 							 "the record is larger than message.max.bytes");
 			return false;
 		default:
-			run->grown = result == RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION;
 			es_sink_retry_later(run, "retrying", rd_kafka_err2str(result));
+			/* The topic has grown: by itself the client looks every five minutes. */
+			if (result == RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION)
+			{
+				run->leave = ES_LEAVE_AND_RETURN;
+				run->pause_first = true;
+			}
 			/* A transaction that takes nothing more is to be ended. */
 			if (run->in_transaction && run->oldest == 0)
 				run->oldest = GetCurrentTimestamp();
@@ -253,6 +258,22 @@ pass_bad(EsSinkRun *run)
 	note_read(run, position, 1);
 }
 
+/* After an error in a chunk. */
+static void
+catch_error(EsSinkRun *run)
+{
+	ErrorData *error;
+
+	MemoryContextSwitchTo(run->scratch);
+	error = CopyErrorData();
+	FlushErrorState();
+	AbortCurrentTransaction();
+	MemoryContextSwitchTo(run->scratch);
+	MemoryContextReset(run->event);
+	note_error(run, error);
+	run->at_bad = false;
+}
+
 void
 es_sink_read(EsSinkRun *run)
 {
@@ -266,26 +287,72 @@ es_sink_read(EsSinkRun *run)
 	}
 	PG_CATCH();
 	{
-		ErrorData *error;
-
-		MemoryContextSwitchTo(run->scratch);
-		error = CopyErrorData();
-		FlushErrorState();
-		AbortCurrentTransaction();
-		MemoryContextSwitchTo(run->scratch);
-		MemoryContextReset(run->event);
-		note_error(run, error);
-		run->at_bad = false;
+		catch_error(run);
 	}
 	PG_END_TRY();
-	/* By itself the client looks every five minutes. */
-	if (run->grown)
-		(void) es_sink_find_topic(run);
-	run->grown = false;
 	if (run->stale)
 		es_sink_transaction_abort(run);
 	else if (run->at_bad)
 		pass_bad(run);
+}
+
+/* The event of run->letter alone; true where it was put. */
+static bool
+put_letter(EsSinkRun *run)
+{
+	EsReadArgs		args = {.collection = run->sink->collection,
+							.direction = ForwardScanDirection,
+							.max_count = 1,
+							.after = run->letter_position - 1,
+							.before = run->letter_position + 1};
+	EsRoleSwitch	saved;
+	EsCollection   *coll;
+	EsView			view;
+	EsRead		   *read;
+	TupleTableSlot *slot;
+	size_t			bytes = 0;
+	bool			put = false;
+
+	run->current = run->letter_position;
+	es_role_assume(run->sink->owner, &saved);
+	coll = es_read_open_collection(run->sink->collection);
+	es_view_open(coll, &view);
+	flush_log();
+	read = es_read_begin_in(&args, &view);
+	slot = es_read_next(read);
+	if (slot != NULL)
+	{
+		EsSinkWriter *writer = es_sink_record_begin(run->sink, coll, NULL);
+
+		put = put_event(run, writer, slot, &bytes);
+	}
+	else
+		es_sink_note_bad(run, run->current, ERRCODE_ES_NOT_RETAINED,
+						 "the event is not there any more");
+	es_read_end(read);
+	es_view_close(&view);
+	es_role_restore(&saved);
+	return put;
+}
+
+bool
+es_sink_read_letter(EsSinkRun *run)
+{
+	volatile bool put = false;
+
+	PG_TRY();
+	{
+		es_sink_begin();
+		put = put_letter(run);
+		es_sink_commit(run);
+	}
+	PG_CATCH();
+	{
+		catch_error(run);
+		put = false;
+	}
+	PG_END_TRY();
+	return put;
 }
 
 void

@@ -20,6 +20,7 @@
  */
 #include "postgres.h"
 
+#include "kafka/delivery.h"
 #include "kafka/publish.h"
 #include "kafka/sink_record.h"
 
@@ -40,8 +41,7 @@
 #include "utils/typcache.h"
 #include "utils/uuid.h"
 
-#define HEADERS_MAX	  10
-#define UUID_TEXT_LEN 36
+#define HEADERS_MAX 10
 
 struct EsSinkWriter
 {
@@ -60,7 +60,7 @@ struct EsSinkWriter
 	EsHeader  headers[HEADERS_MAX];
 	char	  position[MAXINT8LEN + 1];
 	char	  version[MAXINT8LEN + 1];
-	char	  id[UUID_TEXT_LEN];
+	char	  id[ES_UUID_TEXT_LEN];
 	StringInfoData tags;
 };
 
@@ -302,7 +302,7 @@ make_key(EsSinkWriter *writer, TupleTableSlot *slot, EsRecord *record)
 				set_stream_key(writer, record, values[ES_ATT_STREAM - 1]);
 			break;
 		case ES_SINK_KEY_ID:
-			set_key(record, writer->id, UUID_TEXT_LEN);
+			set_key(record, writer->id, ES_UUID_TEXT_LEN);
 			break;
 		case ES_SINK_KEY_POSITION:
 			set_key(record, writer->position, strlen(writer->position));
@@ -350,7 +350,7 @@ make_headers(EsSinkWriter *writer, TupleTableSlot *slot, EsRecord *record)
 	pg_lltoa(DatumGetInt64(values[ES_ATT_POSITION - 1]), writer->position);
 	add_header(writer, record, "es-position", writer->position, strlen(writer->position));
 	spell_uuid(values[ES_ATT_ID - 1], writer->id);
-	add_header(writer, record, "es-id", writer->id, UUID_TEXT_LEN);
+	add_header(writer, record, "es-id", writer->id, ES_UUID_TEXT_LEN);
 	add_text(writer, record, "es-type", values[ES_ATT_TYPE - 1]);
 	add_tags(writer, record, DatumGetArrayTypeP(values[ES_ATT_TAGS - 1]));
 	if (slot->tts_isnull[ES_ATT_STREAM - 1])

@@ -24,7 +24,8 @@ typedef enum EsSinkHalt
 	ES_SINK_AT_EVENT, /* on_error: stop */
 	ES_SINK_AT_GAP,	  /* events were dropped before they were published */
 	ES_SINK_AHEAD,	  /* the collection is not the one that was read */
-	ES_SINK_FENCED	  /* another one publishes as this sink */
+	ES_SINK_FENCED,	  /* another one publishes as this sink */
+	ES_SINK_RECREATED /* the topic is not the one that was published to */
 } EsSinkHalt;
 
 typedef struct EsSinkRun
@@ -44,7 +45,6 @@ typedef struct EsSinkRun
 	EsPosition	saved;	 /* as it stands in the table */
 	EsPosition	read_to; /* all up to there is on its way, or need not be */
 	bool		more;	 /* there may be more to read at once */
-	bool		grown;	 /* the topic may have more partitions than the client knows of */
 	bool		full;	 /* as many as may be are on their way */
 	int			unsaved; /* events read since the last save */
 	TimestampTz oldest;	 /* when the first of them was read; 0 = none */
@@ -56,6 +56,12 @@ typedef struct EsSinkRun
 	int		   bad_sqlstate;
 	char	   bad_reason[256];
 	EsPosition single_to;
+
+	/* Dead letters that are to be published again (sink_letter.c). */
+	bool	   letters;						 /* there may be some */
+	char	   letter[ES_UUID_TEXT_LEN + 1]; /* the one that is on its way; '' = none */
+	EsPosition letter_position;
+	char published_letter[ES_UUID_TEXT_LEN + 1]; /* of the last committed transaction */
 
 	/* exactly_once: a transaction of Kafka (sink_transaction.c). */
 	bool			  in_transaction;
@@ -76,6 +82,9 @@ typedef struct EsSinkRun
 	bool		pause_first; /* before the next client */
 	bool		progressed;	 /* something was saved since the start */
 
+	bool topic_missing; /* outlives a client */
+	int	 doubts;		/* how often in a row it looked like another one */
+
 	bool	   flush_wanted; /* flush(): all that there is now ... */
 	bool	   flush_known;	 /* ... which is up to here */
 	EsPosition flush_to;
@@ -86,9 +95,6 @@ typedef struct EsSinkRun
 
 extern void es_sink_set_state(EsSinkRun *run, const char *name, const char *message);
 extern void es_sink_stop_at(EsSinkRun *run, EsSinkHalt reason, const char *message);
-
-/* Asks Kafka for the topic; false where it is not there or does not answer: the state says so. */
-extern bool es_sink_find_topic(EsSinkRun *run);
 
 /* A transaction with a snapshot, after which the current context is 'scratch'. */
 extern void es_sink_begin(void);
@@ -123,6 +129,40 @@ extern void es_sink_read(EsSinkRun *run);
 
 /* resume() after a gap: what was dropped is passed over, and noted. */
 extern void es_sink_pass_gap(EsSinkRun *run);
+
+/*
+ * Puts the event of run->letter; false where it was not: because of it
+ * (run->bad), or something that may pass.
+ */
+extern bool es_sink_read_letter(EsSinkRun *run);
+
+/* The state that the error of a record shows. */
+extern const char *es_sink_state_for(rd_kafka_resp_err_t error);
+
+/* --- sink_topic.c --- */
+
+/* How many partitions the topic has; 0 where it is not there now, and the state says why. */
+extern int es_sink_topic_count(EsSinkRun *run);
+
+/* False where that cannot be told now; stops where the topic is another one. */
+extern bool es_sink_topic_check(EsSinkRun *run, int count);
+
+/* resume(): it is to be this one. */
+extern void es_sink_topic_accept(EsSinkRun *run);
+
+/* --- sink_letter.c: dead letters again --- */
+
+/* Are they to be seen to before anything is read?  May the next one be put now? */
+extern bool es_sink_letters_wait(const EsSinkRun *run);
+extern bool es_sink_letter_is_due(const EsSinkRun *run, TimestampTz now);
+
+extern void es_sink_letter_put(EsSinkRun *run);
+
+/* Where it has arrived its row goes. */
+extern void es_sink_letter_settle(EsSinkRun *run);
+extern void es_sink_letter_forget(EsSinkRun *run, const char *id);
+extern void es_sink_letter_failed(EsSinkRun *run, const char *id, int sqlstate,
+								  const char *reason);
 
 /* --- sink_transaction.c: exactly once --- */
 

@@ -56,6 +56,9 @@
 /* An abort that takes longer is left to the next client. */
 #define ABORT_CALLS 10
 
+/* Of a progress record: the dead letter that was published again with it. */
+#define LETTER_HEADER "es-dead-letter"
+
 /* ---------------------------------------------------------------------------
  * Settings
  * ------------------------------------------------------------------------- */
@@ -282,6 +285,22 @@ find_topic(EsSinkRun *run, EsKafkaClient *reader)
 	return false;
 }
 
+/* Was a dead letter published in that transaction? */
+static void
+take_letter(EsSinkRun *run, const rd_kafka_message_t *message)
+{
+	rd_kafka_headers_t *headers;
+	const void		   *id;
+	size_t				length;
+
+	run->published_letter[0] = '\0';
+	if (rd_kafka_message_headers(message, &headers) == RD_KAFKA_RESP_ERR_NO_ERROR &&
+		rd_kafka_header_get_last(headers, LETTER_HEADER, &id, &length) ==
+			RD_KAFKA_RESP_ERR_NO_ERROR &&
+		length == ES_UUID_TEXT_LEN)
+		strlcpy(run->published_letter, id, ES_UUID_TEXT_LEN + 1);
+}
+
 /* A record of ours says a position. */
 static void
 take_progress(EsSinkRun *run, const rd_kafka_message_t *message, EsPosition *position)
@@ -297,8 +316,10 @@ take_progress(EsSinkRun *run, const rd_kafka_message_t *message, EsPosition *pos
 	memcpy(digits, message->payload, message->len);
 	digits[message->len] = '\0';
 	found = strtoll(digits, &end, 10);
-	if (*end == '\0' && end != digits)
-		*position = found;
+	if (*end != '\0' || end == digits)
+		return;
+	*position = found;
+	take_letter(run, message);
 }
 
 /*
@@ -421,6 +442,8 @@ es_sink_transaction_init(EsSinkRun *run)
 		return false;
 	if (position > run->saved)
 		es_sink_save(run, position);
+	if (run->published_letter[0] != '\0')
+		es_sink_letter_forget(run, run->published_letter);
 	run->read_to = run->saved;
 	if (run->progress_topic == NULL)
 		run->progress_topic =
@@ -469,6 +492,7 @@ put_progress(EsSinkRun *run)
 {
 	char	 digits[MAXINT8LEN + 1];
 	EsRecord record = {.key = run->identity, .key_length = strlen(run->identity)};
+	EsHeader letter = {LETTER_HEADER, run->letter, strlen(run->letter)};
 	rd_kafka_resp_err_t result;
 
 	if (is_groups(run))
@@ -476,6 +500,11 @@ put_progress(EsSinkRun *run)
 	pg_lltoa(run->read_to, digits);
 	record.value = digits;
 	record.value_length = strlen(digits);
+	if (run->letter[0] != '\0')
+	{
+		record.headers = &letter;
+		record.nheaders = 1;
+	}
 	result = es_delivery_put(&run->delivery, run->client->handle, run->progress_topic, 0,
 							 &record, 0);
 	run->closing = result == RD_KAFKA_RESP_ERR_NO_ERROR;

@@ -60,8 +60,6 @@
 #define AGAIN_MS 1000
 /* The pause after an error doubles from ES_RUN_PAUSE_MS to this. */
 #define PAUSE_LAST_MS (10 * 1000)
-/* A client that has found no broker for so long looks their addresses up anew. */
-#define LOST_MS (2 * 60 * 1000)
 /* With nothing to do. */
 #define IDLE_MS (60 * 1000)
 /* A worker that has lived so long is not failing at its start. */
@@ -270,7 +268,7 @@ reload(EsSourceRun *run)
 	es_run_begin();
 	now = OidIsValid(es_extension_schema()) ? es_source_load(run->source->id) : NULL;
 	if (now == NULL || now->paused || now->failure != NULL || !now->at_home ||
-		now->transform != run->source->transform || (now->resync && !run->source->resync))
+		now->owner != run->source->owner || now->transform != run->source->transform || (now->resync && !run->source->resync))
 		run->leave = ES_LEAVE_AND_RETURN;
 	else if (now->resumes > run->accepted_resumes)
 	{
@@ -362,15 +360,6 @@ sleep_in(EsSourceRun *run, long timeout_ms)
 		es_group_wait(run, timeout_ms);
 }
 
-/* Librdkafka looks no address up again that it has learned from a broker. */
-static bool
-is_lost(EsSourceRun *run)
-{
-	return run->client->trouble == ES_KAFKA_DISCONNECTED &&
-		   TimestampDifferenceExceeds(run->client->trouble_since, GetCurrentTimestamp(),
-									  LOST_MS);
-}
-
 /* One round; what it does not get done now it does in the next. */
 static void
 round_of_loop(EsSourceRun *run)
@@ -386,7 +375,7 @@ round_of_loop(EsSourceRun *run)
 	if (es_worker_take(ES_WAKE_CONFIG) != 0 || GetCurrentTimestamp() >= run->look_at)
 		reload(run);
 	check_server(run);
-	if (is_lost(run))
+	if (es_kafka_is_lost(run->client))
 		run->leave = ES_LEAVE_AND_RETURN;
 	if (es_group_serve(run) && run->leave == ES_LEAVE_NOT)
 		run->leave = ES_LEAVE_AND_RETURN;
@@ -477,7 +466,7 @@ find_topic(EsSourceRun *run)
 			(void) es_worker_take(ES_WAKE_CONFIG);
 			reload(run);
 			check_server(run);
-			if (is_lost(run))
+			if (es_kafka_is_lost(run->client))
 				run->leave = ES_LEAVE_AND_RETURN;
 		}
 		if (run->leave != ES_LEAVE_NOT)

@@ -81,6 +81,7 @@ typedef struct EsSource
 	int32	   *partitions;
 	int			nreplicas;		/* partitions of the changelog topic that are followed */
 	int32	   *replicas;
+	char	   *topic_id;		/* of the topic that is followed; NULL: not known */
 	int			partition_count;	/* of the topic, as last heard of; 0: not yet */
 	char	   *group_id;		/* NULL: partitions are assigned by hand */
 	bool		key_as_tag;
@@ -103,6 +104,9 @@ extern EsSource *es_source_load_named(const char *name);
 
 /* The source that a function's argument names: LG007, 22004; 42501 for who does not own it. */
 extern EsSource *es_source_require_own(const NullableDatum *name);
+
+/* Drops it with all that is its own; quiet where there is none. */
+extern void es_source_drop_internal(uint32 id);
 
 /* Parses 'start'; false where it is none of those that there are. */
 extern bool es_source_parse_start(EsSource *source, const char *start);

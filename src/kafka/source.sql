@@ -42,6 +42,7 @@ CREATE TABLE eventstore.source (
 	starts integer NOT NULL DEFAULT 0,
 	resumes bigint NOT NULL DEFAULT 0,
 	partition_count integer,
+	topic_id text COLLATE "C",
 	assigned integer[],
 	assigned_by integer,
 	assigned_after bigint,
@@ -164,7 +165,7 @@ CREATE FUNCTION eventstore.resume(name text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_kafka_resume';
 COMMENT ON FUNCTION eventstore.resume(text) IS
-'Lets a source or sink go on: after pause(), and where it has stopped by itself. A gap in the topic that it has stopped at is accepted (the view gaps has it), a topic made anew is read from its beginning, a record that it has stopped at is tried again. In a copy of the server it says that this copy is to run it.
+'Lets a source or sink go on: after pause(), and where it has stopped by itself. A gap in the topic that it has stopped at is accepted (the view gaps has it), a topic made anew is read from its beginning (a sink goes on with what comes from then on), a record that it has stopped at is tried again. What publishes a source''s changelog goes on with it. In a copy of the server it says that this copy is to run it.
 Errors: LG007 no such source or sink; 42501 not the owner; 22004 null.';
 
 CREATE FUNCTION eventstore.flush(name text, timeout interval = '30 s') RETURNS boolean
@@ -195,8 +196,10 @@ CREATE FUNCTION eventstore.retry_dead_letters(
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_retry_dead_letters';
 COMMENT ON FUNCTION eventstore.retry_dead_letters(text, uuid[]) IS
-'Writes the dead letters of a source again, oldest first, in the caller''s transaction: all, or those of these ids. Returns how many are written now, and no longer dead letters; the others keep their row, with one attempt more and the new reason. In a store a record older than what the changelog last recorded of its key is dropped: it is out of date. Run it again after mending the cause.
-Errors: LG007 no such source; 42501 not the owner; 22004 null; 25001 not at READ COMMITTED.';
+'Tries dead letters again: all, or those of these ids. Run it after mending the cause.
+Of a source: writes the records, oldest first, in the caller''s transaction. Returns how many are written now, and no longer dead letters; the others keep their row, with one attempt more and the new reason. In a store a record older than what the changelog last recorded of its key is dropped: it is out of date.
+Of a sink: its worker publishes the events, in the order of their positions, once the caller''s transaction has committed. Returns how many will be. The row of one goes when Kafka has acknowledged it; else it stays, with one attempt more and the new reason. It comes behind what was published meanwhile, also of the same key: consumers can tell by es-position. With exactly_once it comes once, as all do.
+Errors: LG007 no such source or sink; 42501 not the owner; 22004 null; 25001 a source''s, not at READ COMMITTED.';
 
 CREATE FUNCTION eventstore.kafka_workers(
 	kind text,

@@ -20,8 +20,7 @@
 #include "postgres.h"
 
 #include "kafka/client.h"
-#include "kafka/share.h"
-#include "kafka/sink.h"
+#include "kafka/owner.h"
 #include "kafka/task.h"
 
 #include "access/xact.h"
@@ -60,8 +59,8 @@ PG_FUNCTION_INFO_V1(es_kafka_workers);
 #define STARTS_MAX 10
 
 /*
- * Classes of our locks, which are advisory ones (SQL has 1 and 2): others that are
- * held for a session end with its first aborted transaction.
+ * Classes of our locks, which are advisory ones (SQL has 1 and 2, owner.c the next):
+ * others that are held for a session end with its first aborted transaction.
  */
 #define OWNER_LOCK 0xE6
 #define NAME_LOCK  0xE7
@@ -80,11 +79,11 @@ es_task_noun(EsWorkerKind kind)
 
 /*
  * Runs a statement as the extension's owner: %s in it is the table, $1 the id, $2
- * and $3 this server and database.  How many rows; the first one's first column
- * into *result, where that is wanted.
+ * and $3 this server and database.  How many rows; the first one's first column,
+ * an integer, into *result, where that is wanted.
  */
 static uint64
-run_for(EsWorkerKey key, const char *format, int expected, bool *result)
+run_for(EsWorkerKey key, const char *format, int expected, int32 *result)
 {
 	Oid			 types[3] = {INT4OID, INT8OID, OIDOID};
 	Datum		 values[3] = {Int32GetDatum((int32) key.object),
@@ -100,7 +99,7 @@ run_for(EsWorkerKey key, const char *format, int expected, bool *result)
 				   false, expected);
 	rows = SPI_processed;
 	if (result != NULL && rows > 0)
-		*result = DatumGetBool(
+		*result = DatumGetInt32(
 			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	SPI_finish();
 	es_role_restore(&saved);
@@ -135,12 +134,12 @@ es_task_note_start(EsWorkerKey key)
 						 " failure = CASE WHEN starts >= %d THEN"
 						 " 'the worker has ended %d times without any progress' END"
 						 " WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL"
-						 " RETURNING failure IS NOT NULL",
+						 " RETURNING (failure IS NOT NULL)::integer",
 						 STARTS_MAX, STARTS_MAX);
-	bool  failed = true;
+	int32 failed = 1;
 
 	(void) run_for(key, sql, SPI_OK_UPDATE_RETURNING, &failed);
-	return !failed;
+	return failed == 0;
 }
 
 void
@@ -332,6 +331,7 @@ es_tasks_want(void)
 	Datum values[2] = {Int64GetDatum((int64) GetSystemIdentifier()),
 					   ObjectIdGetDatum(MyDatabaseId)};
 
+	es_owner_check();
 	SPI_connect();
 	es_spi_execute("SELECT t.is_sink, t.id FROM"
 				   " (SELECT false AS is_sink, id, paused, failure, system_identifier,"
@@ -399,47 +399,53 @@ es_task_call_at_commit(EsWorkerKey key)
  * pause, resume
  * ------------------------------------------------------------------------- */
 
-static void
-change(EsWorkerKey key, const char *format)
-{
-	(void) run_for(key, format, SPI_OK_UPDATE, NULL);
-	es_task_call_at_commit(key);
-}
-
-static EsWorkerKey
-require_own(const NullableDatum *name)
+static EsTask *
+change(const NullableDatum *name, const char *format)
 {
 	EsTask *task = es_task_require(name);
 
 	es_task_check_owner(task);
-	return task->key;
+	(void) run_for(task->key, format, SPI_OK_UPDATE, NULL);
+	es_task_call_at_commit(task->key);
+	return task;
 }
 
 Datum
 es_kafka_pause(PG_FUNCTION_ARGS)
 {
-	change(require_own(&fcinfo->args[0]),
-		   "UPDATE eventstore.%s SET paused = true"
-		   " WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL");
+	(void) change(&fcinfo->args[0],
+				  "UPDATE eventstore.%s SET paused = true"
+				  " WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL");
 	PG_RETURN_VOID();
 }
 
-/* The sink that publishes a source's changes has no name of its own. */
+#define RESUME                                                                           \
+	"UPDATE eventstore.%s SET paused = false, failure = NULL, starts = 0,"               \
+	" resumes = resumes + 1, system_identifier = $2, database_oid = $3"
+
+/* What publishes a source's changelog has no name of its own. */
+static void
+resume_changelog(EsWorkerKey source)
+{
+	EsWorkerKey key = {MyDatabaseId, ES_WORKER_SINK, source.object};
+	int32		id;
+
+	if (run_for(key, RESUME " WHERE changelog_of = $1 RETURNING id",
+				SPI_OK_UPDATE_RETURNING, &id) == 0)
+		return;
+	key.object = (uint32) id;
+	es_task_call_at_commit(key);
+}
+
 Datum
 es_kafka_resume(PG_FUNCTION_ARGS)
 {
-	static const char format[] =
-		"UPDATE eventstore.%s SET paused = false, failure = NULL,"
-		" starts = 0, resumes = resumes + 1, system_identifier = $2, database_oid = $3"
-		" WHERE id = $1";
-	EsWorkerKey key;
-	uint32		sink;
+	EsTask *task;
 
 	es_require_preloaded();
-	key = require_own(&fcinfo->args[0]);
-	change(key, format);
-	if (key.kind == ES_WORKER_SOURCE && (sink = es_share_find_sink(key.object)) != 0)
-		change(es_sink_key(sink), format);
+	task = change(&fcinfo->args[0], RESUME " WHERE id = $1");
+	if (task->key.kind == ES_WORKER_SOURCE)
+		resume_changelog(task->key);
 	PG_RETURN_VOID();
 }
 

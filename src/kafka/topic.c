@@ -147,7 +147,10 @@ restart(EsSourceRun *run)
 {
 	es_run_begin();
 	if (es_task_hold(es_source_key(run->source->id)))
+	{
 		es_progress_restart(run->source, run->halted_topic, "the topic was made anew");
+		es_progress_note_topic(run->source, "");
+	}
 	es_run_commit(run);
 }
 
@@ -250,10 +253,25 @@ note_count(EsSourceRun *run, int count)
 {
 	if (count == run->source->partition_count)
 		return;
+	if (run->source->partition_count > 0 && count > run->source->partition_count)
+		ereport(LOG,
+				(errmsg("source \"%s\": the topic has %d partitions, and had %d",
+						run->source->name, count, run->source->partition_count),
+				 errdetail("Records of a key may be in another partition than older ones "
+						   "of it; between the two there is no order.")));
 	es_run_begin();
 	es_progress_note_count(run->source, count);
 	es_run_commit(run);
 	run->source->partition_count = count;
+}
+
+/* True where it is known, and is not the one that was read. */
+static bool
+has_other_id(EsSourceRun *run, char *id)
+{
+	es_kafka_topic_id(run->client, es_topic_followed(run->source), ES_RUN_CALL_MS, id);
+	return id[0] != '\0' && run->source->topic_id != NULL &&
+		   strcmp(id, run->source->topic_id) != 0;
 }
 
 /*
@@ -263,6 +281,7 @@ void
 es_topic_look(EsSourceRun *run)
 {
 	bool was_missing = run->topic_missing;
+	char id[ES_TOPIC_ID_SIZE];
 	int	 count;
 	int	 wanted = 0;
 
@@ -288,8 +307,13 @@ es_topic_look(EsSourceRun *run)
 	for (int32 i = 0; i < count; i++)
 		if (is_wanted_partition(run, i))
 			wanted++;
-	if (!run->restoring && wanted > run->npartitions - run->source->nreplicas &&
-		run->group == NULL)
+	if (has_other_id(run, id))
+	{
+		es_batch_write(run);
+		run->leave = ES_LEAVE_AND_RETURN;
+	}
+	else if (!run->restoring && wanted > run->npartitions - run->source->nreplicas &&
+			 run->group == NULL)
 		run->leave = ES_LEAVE_AND_RETURN;
 	else
 		es_run_show_connection(run);
@@ -407,8 +431,8 @@ begin_partitions(EsSourceRun *run, const bool *begin, int count)
 	for (int32 i = 0; i < count; i++)
 		if (begin[i] && !es_topic_find_start(run, i, &offsets[i]))
 			return false;
+	note_count(run, count);
 	es_run_begin();
-	es_progress_note_count(run->source, count);
 	for (int32 i = 0; i < count; i++)
 		if (begin[i])
 			es_progress_begin(run->source, es_topic_followed(run->source), i, offsets[i]);
@@ -435,7 +459,10 @@ follow_group(EsSourceRun *run, const bool *begin, int count)
 		if (move.partition >= count || !begin[move.partition])
 			continue;
 		if (!es_group_find_committed(run, move.partition, &move.next))
+		{
+			es_run_set_state(run, "joining", "where the group is, is not settled yet");
 			return false;
+		}
 		move.has_time = false;
 		if (move.next > move.written)
 			moves[nmoves++] = move;
@@ -450,14 +477,35 @@ follow_group(EsSourceRun *run, const bool *begin, int count)
 	return moved;
 }
 
+/* Why the topic is another one, by its name's having come again; NULL. */
+static const char *
+doubt_topic(EsSourceRun *run, bool was_read)
+{
+	char id[ES_TOPIC_ID_SIZE];
+	bool other = has_other_id(run, id);
+
+	if (was_read && run->topic_missing)
+		return "the topic was deleted and made anew";
+	if (was_read && other)
+		return MemoryContextStrdup(
+			run->life, psprintf("the topic was made anew: its id is %s, and was %s", id,
+								run->source->topic_id));
+	if (id[0] == '\0' || (run->source->topic_id != NULL && !other))
+		return NULL;
+	es_run_begin();
+	es_progress_note_topic(run->source, id);
+	es_run_commit(run);
+	run->source->topic_id = MemoryContextStrdup(run->life, id);
+	return NULL;
+}
+
 static void
 add_partitions(EsSourceRun *run, int count)
 {
 	EsProgress *loaded;
 	int			n = es_run_load_progress(run, es_topic_followed(run->source), &loaded);
 
-	if (run->topic_missing && has_read(loaded, n))
-		run->suspicion = "the topic was deleted and made anew";
+	run->suspicion = doubt_topic(run, has_read(loaded, n));
 	run->partitions = MemoryContextAllocZero(run->life, sizeof(EsPartition) * Max(n, 1));
 	run->npartitions = 0;
 	for (int i = 0; i < n; i++)

@@ -99,7 +99,7 @@ FROM eventstore.sink s
 	LEFT JOIN eventstore.kafka_workers('sink') w ON w.id = s.id
 WHERE s.name IS NOT NULL AND eventstore.source_shown(s.owner, s.collection);
 COMMENT ON VIEW eventstore.sinks IS
-'The Kafka sinks that the caller owns, or whose collection he may SELECT from (all of it: no policy of row-level security applies to him). state: running; paused; starting; disconnected (no broker answers; it goes on trying); denied (a password or an ACL); topic_missing (tried again); retrying (another error, tried again); stopped (an event that cannot be published: on_error), gap (events were dropped before they were published) and fenced (another server publishes as this sink) wait for resume(); cloned (in a copy of the server or database, waits for resume()); waiting_for_slot (max_worker_processes); restarting (the worker ended by an error); failed (it ended so several times at its start, waits for resume()). message: why. position: all events up to there are acknowledged by Kafka; lag_events: positions from there to the head; updated_at: when it last moved. records, batches, parked (dead letters) and skipped count since the worker''s start.';
+'The Kafka sinks that the caller owns, or whose collection he may SELECT from (all of it: no policy of row-level security applies to him). state: running; paused; starting; disconnected (no broker answers; it goes on trying); denied (a password or an ACL); topic_missing (tried again); retrying (another error, tried again); topic_recreated (it is not the one that was published to), stopped (an event that cannot be published: on_error), gap (events were dropped before they were published) and fenced (another server publishes as this sink) wait for resume(); cloned (in a copy of the server or database, waits for resume()); waiting_for_slot (max_worker_processes); restarting (the worker ended by an error); failed (it ended so several times at its start, waits for resume()). message: why. position: all events up to there are acknowledged by Kafka; lag_events: positions from there to the head; updated_at: when it last moved. records, batches, parked (dead letters) and skipped count since the worker''s start.';
 GRANT SELECT ON eventstore.sinks TO PUBLIC;
 
 CREATE VIEW eventstore.dead_letters WITH (security_barrier) AS
@@ -118,7 +118,7 @@ FROM eventstore.source_dead_letter d
 	JOIN eventstore.source s ON s.id = d.source
 WHERE eventstore.source_shown(s.owner, s.target)
 UNION ALL
-SELECT NULL, NULL, s.collection, d.position, d.reason, 1, d.created_at,
+SELECT NULL, NULL, s.collection, d.position, d.reason, d.attempts, d.created_at,
 	d.id, s.topic, NULL, NULL,
 	NULL, NULL, NULL,
 	NULL, d.sqlstate, s.name
@@ -129,5 +129,16 @@ COMMENT ON VIEW eventstore.dead_letters IS
 'Events that a subscription gave up after the last attempt, of collections that the caller may SELECT from or owns; records that a source has parked, and events that a sink has, of those that he may see.
 Of a subscription: source is "subscription"; reason: "nack" or "lease expired", of the last attempt. The event itself is in the collection at that position, for as long as it is retained. A row stays until unsubscribe(); where seek() goes back, the event comes again, and may be given up again.
 Of a source: source is its name, collection its target; the record as it was, with its headers ([name, value] in their order); reason and sqlstate of the last attempt. A row stays until retry_dead_letters() has written it, or drop_source().
-Of a sink: sink is its name; the event is in the collection at that position. One whose reason says that events are no longer retained stands for all of them. A row stays until drop_sink().';
+Of a sink: sink is its name; the event is in the collection at that position. One whose reason says that events are no longer retained stands for all of them. A row stays until retry_dead_letters() has had it published, or drop_sink().';
 GRANT SELECT ON eventstore.dead_letters TO PUBLIC;
+
+CREATE FUNCTION eventstore.note_owners() RETURNS trigger
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'es_note_owners';
+COMMENT ON FUNCTION eventstore.note_owners() IS
+'Statement trigger of sources and sinks: keeps the roles that own some from being dropped. PostgreSQL shows them as having a privilege on column "owner" of the views sources and sinks.';
+
+CREATE TRIGGER note_owners AFTER INSERT OR DELETE OR UPDATE OF owner ON eventstore.source
+	FOR EACH STATEMENT EXECUTE FUNCTION eventstore.note_owners();
+CREATE TRIGGER note_owners AFTER INSERT OR DELETE OR UPDATE OF owner ON eventstore.sink
+	FOR EACH STATEMENT EXECUTE FUNCTION eventstore.note_owners();

@@ -74,12 +74,14 @@ es_writer_begin(const EsSource *source)
 	writer->source = source;
 	writer->key_format = source->mode == ES_SOURCE_RELAY ? ES_STORE_BYTES : ES_STORE_TEXT;
 	writer->stored_format = source->value_format;
+	writer->keeps_headers = source->mode != ES_SOURCE_RELAY;
 	if (source->is_store)
 	{
 		EsStore    *store = es_store_open(source->target, RowExclusiveLock);
 
 		writer->key_format = store->key_format;
 		writer->stored_format = store->format;
+		writer->keeps_headers = OidIsValid(store->changelog);
 	}
 	writer->event_type = cstring_to_text(source->topic);
 	if (source->transform_name != NULL)
@@ -116,6 +118,11 @@ decode_record(const EsWriter *writer, const EsRecord *record, EsDecoded *decoded
 			 !es_codec_decode(format, record->value, record->value_length, &decoded->value, problem))
 		problem->reason = psprintf("the value cannot be taken as %s: %s",
 								   es_store_format_name(format), problem->reason);
+	else if (writer->keeps_headers && !es_codec_headers_fit(record))
+	{
+		problem->sqlstate = ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+		problem->reason = "its headers are too many or too large for metadata";
+	}
 }
 
 EsDecoded *

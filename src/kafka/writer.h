@@ -17,6 +17,7 @@ typedef struct EsWriter
 	const EsSource *source;
 	EsStoreFormat key_format;
 	EsStoreFormat stored_format;	/* of a store: what its changelog topic has */
+	bool		keeps_headers;	/* in the metadata of events */
 	text	   *event_type;		/* of a collection's events: the topic */
 	FmgrInfo	transform;
 	Oid			result_type;	/* of the transform */

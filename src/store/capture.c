@@ -46,13 +46,13 @@
 #include "commands/defrem.h"
 #include "compat.h"
 #include "errors.h"
-#include "funcapi.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "parser/parse_func.h"
 #include "shmem.h"
 #include "spi.h"
 #include "storage/lmgr.h"
+#include "store/row_json.h"
 #include "store/store.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
@@ -122,18 +122,16 @@ load_row(Oid relid, Oid *changelog, bool *shared)
 Oid
 es_capture_source(Oid relid, Oid *changelog, bool *shared)
 {
-	ListCell *cell;
-
 	if (!OidIsValid(es_extension_schema()))
 		return InvalidOid;
-	if (load_row(relid, changelog, shared))
-		return relid;
-	if (!get_rel_relispartition(relid))
-		return InvalidOid;
-	foreach (cell, get_partition_ancestors(relid))
-		if (load_row(lfirst_oid(cell), changelog, shared))
-			return lfirst_oid(cell);
-	return InvalidOid;
+	/* While a partition is detached CONCURRENTLY it still has the trigger. */
+	while (!load_row(relid, changelog, shared))
+	{
+		if (!get_rel_relispartition(relid))
+			return InvalidOid;
+		relid = get_partition_parent(relid, true);
+	}
+	return relid;
 }
 
 /* RelationGetPrimaryKeyIndex passes over one that is deferrable. */
@@ -156,22 +154,6 @@ find_primary_key(Relation rel)
 	return found;
 }
 
-/* A call of such a function learns the types of its arguments from an expression. */
-static void
-prepare_call(FmgrInfo *function, Oid oid, Oid result, List *args)
-{
-	fmgr_info_cxt(oid, function, CurrentMemoryContext);
-	fmgr_info_set_expr((Node *) makeFuncExpr(oid, result, args, InvalidOid, InvalidOid,
-											 COERCE_EXPLICIT_CALL),
-					   function);
-}
-
-static Expr *
-argument_of_type(Oid type)
-{
-	return (Expr *) makeNullConst(type, -1, InvalidOid);
-}
-
 static void
 load_key(EsCapture *capture, Relation rel, Relation index)
 {
@@ -191,22 +173,9 @@ load_key(EsCapture *capture, Relation rel, Relation index)
 		key->boolean = getBaseType(type) == BOOLOID;
 		getTypeOutputInfo(type, &output, &is_varlena);
 		fmgr_info_cxt(output, &key->output, CurrentMemoryContext);
-		args = lappend(args, argument_of_type(type));
+		args = lappend(args, es_argument_of_type(type));
 	}
-	prepare_call(&capture->key_array, F_JSONB_BUILD_ARRAY_ANY, JSONBOID, args);
-}
-
-static void
-load_conversion(EsCapture *capture, Relation rel)
-{
-	Oid row = rel->rd_rel->reltype;
-
-	capture->change = CreateTemplateTupleDesc(2);
-	TupleDescInitEntry(capture->change, 1, "old", row, -1, 0);
-	TupleDescInitEntry(capture->change, 2, "new", row, -1, 0);
-	BlessTupleDesc(capture->change);
-	prepare_call(&capture->to_jsonb, F_TO_JSONB, JSONBOID,
-				 list_make1(argument_of_type(RECORDOID)));
+	es_prepare_any_call(&capture->key_array, F_JSONB_BUILD_ARRAY_ANY, JSONBOID, args);
 }
 
 static void
@@ -257,7 +226,7 @@ load_capture(EsCapture *capture, Relation rel)
 	index = index_open(index_oid, AccessShareLock);
 	load_key(capture, rel, index);
 	index_close(index, AccessShareLock);
-	load_conversion(capture, rel);
+	capture->rows = es_row_json_prepare(RelationGetDescr(rel));
 	MemoryContextSwitchTo(old);
 }
 

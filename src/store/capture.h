@@ -13,9 +13,9 @@
 #include "postgres.h"
 
 #include "access/attnum.h"
-#include "access/tupdesc.h"
 #include "fmgr.h"
 #include "nodes/pg_list.h"
+#include "store/row_json.h"
 #include "utils/relcache.h"
 
 #define ES_CAPTURE_TRIGGER			"eventstore_capture"
@@ -41,8 +41,7 @@ typedef struct EsCapture
 	int			  nkeys;
 	EsCaptureKey *keys;
 	FmgrInfo	  key_array; /* jsonb_build_array over the columns of the key */
-	FmgrInfo	  to_jsonb;	 /* over a row of ... */
-	TupleDesc	  change;	 /* ... (old, new) */
+	EsRowJson	 *rows;
 } EsCapture;
 
 /*
@@ -57,7 +56,7 @@ extern EsCapture *es_capture_get(Relation rel);
  */
 extern Oid es_capture_source(Oid relid, Oid *changelog, bool *shared);
 
-/* TRUNCATE has emptied these (RangeVars), the locks are held. */
-extern void es_capture_truncated(List *relations);
+/* TRUNCATE named these (OIDs), and is done; the locks are held. */
+extern void es_capture_truncated(List *relids);
 
 #endif /* ES_CAPTURE_H */

@@ -31,16 +31,17 @@
 
 #include "access/genam.h"
 #include "access/htup_details.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "collection/event.h"
+#include "compat.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "pgtime.h"
 #include "shmem.h"
 #include "spi.h"
+#include "storage/lmgr.h"
 #include "store/capture.h"
 #include "store/statement.h"
 #include "utils/array.h"
@@ -195,21 +196,6 @@ set_key(EsEvent *event, EsCapture *capture, Relation rel, const RowKey *key)
  * Events
  * ------------------------------------------------------------------------- */
 
-static Jsonb *
-rows_to_json(EsCapture *capture, TupleDesc desc, HeapTuple old, HeapTuple new)
-{
-	Datum values[2] = {0};
-	bool  nulls[2] = {old == NULL, new == NULL};
-
-	if (old != NULL)
-		values[0] = heap_copy_tuple_as_datum(old, desc);
-	if (new != NULL)
-		values[1] = heap_copy_tuple_as_datum(new, desc);
-	return DatumGetJsonbP(FunctionCall1(
-		&capture->to_jsonb,
-		HeapTupleGetDatum(heap_form_tuple(capture->change, values, nulls))));
-}
-
 static void
 begin_event(EsEvent *event, const char *type)
 {
@@ -229,7 +215,7 @@ add_event(EsCapture *capture, Relation rel, const char *type, const RowKey *key,
 	PG_TRY();
 	{
 		set_key(&event, capture, rel, key);
-		event.data = rows_to_json(capture, RelationGetDescr(rel), old, new);
+		event.data = es_row_json_change(capture->rows, RelationGetDescr(rel), old, new);
 	}
 	PG_FINALLY();
 	{
@@ -280,19 +266,29 @@ record_truncate(Oid changelog, bool shared, Oid source, Oid truncated)
 	es_statement_add(changelog, &event);
 }
 
+/* Else the name was given to another table before it was locked. */
+static bool
+was_truncated(Oid relid)
+{
+	LOCKTAG tag;
+
+	SET_LOCKTAG_RELATION(tag, MyDatabaseId, relid);
+	return es_lock_held_by_me(&tag, AccessExclusiveLock);
+}
+
 void
-es_capture_truncated(List *relations)
+es_capture_truncated(List *relids)
 {
 	ListCell *cell;
 
-	foreach (cell, relations)
+	foreach (cell, relids)
 	{
-		Oid	 relid = RangeVarGetRelid(lfirst_node(RangeVar, cell), NoLock, true);
+		Oid	 relid = lfirst_oid(cell);
 		Oid	 changelog;
 		Oid	 source;
 		bool shared;
 
-		if (!OidIsValid(relid) || !get_rel_relispartition(relid))
+		if (!get_rel_relispartition(relid) || !was_truncated(relid))
 			continue;
 		source = es_capture_source(relid, &changelog, &shared);
 		if (OidIsValid(source) && source != relid)
@@ -333,6 +329,14 @@ es_capture_record(PG_FUNCTION_ARGS)
 						errmsg("function \"%s\" must be called after a change for each "
 							   "row, or after TRUNCATE",
 							   "eventstore.capture_record")));
+	/* What comes after its statement would be out of order, or outlive a savepoint. */
+	if (trigdata->tg_trigger->tgdeferrable)
+		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+						errmsg("function \"%s\" cannot be called by a deferrable trigger",
+							   "eventstore.capture_record"),
+						errdetail("Trigger \"%s\" of table \"%s\" is.",
+								  trigdata->tg_trigger->tgname,
+								  RelationGetRelationName(trigdata->tg_relation))));
 	es_require_preloaded();
 	es_statement_learn_trigger(fcinfo->flinfo->fn_oid);
 

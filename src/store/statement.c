@@ -33,7 +33,8 @@
  * PostgreSQL holds for every row; only a statement that runs amid another one
  * may have many of them.
  *
- * All memory is the transaction's; nothing is shared, and a crash finds nothing.
+ * All memory is that of the (sub)transaction in which it was added, but for the
+ * lists of those that wait; nothing is shared, and a crash finds nothing.
  */
 #include "postgres.h"
 
@@ -73,7 +74,7 @@ typedef struct Statement
 	struct Statement *outer;
 	SubTransactionId  subid;
 	QueryDesc		 *query;  /* NULL for COPY and TRUNCATE */
-	RangeVar		 *copied; /* the table that COPY fills; else NULL */
+	Oid				  copied; /* the table that COPY fills; else InvalidOid */
 	bool			  asked;  /* writes_recorded is known */
 	bool			  writes_recorded;
 	Batch			 *own;	 /* NULL until there are some */
@@ -101,7 +102,7 @@ static Batch *
 make_batch(void)
 {
 	MemoryContext context = AllocSetContextCreate(
-		TopTransactionContext, "eventstore recorded changes", ALLOCSET_DEFAULT_SIZES);
+		CurTransactionContext, "eventstore recorded changes", ALLOCSET_DEFAULT_SIZES);
 	Batch *batch = MemoryContextAllocZero(context, sizeof(Batch));
 
 	batch->context = context;
@@ -189,10 +190,8 @@ has_recorded_target(const Statement *statement)
 	PlannedStmt *plan;
 	ListCell	*cell;
 
-	if (statement->query == NULL && statement->copied == NULL)
-		return false;
 	if (statement->query == NULL)
-		return is_recorded(RangeVarGetRelid(statement->copied, NoLock, true));
+		return is_recorded(statement->copied);
 	plan = statement->query->plannedstmt;
 	foreach (cell, plan->resultRelations)
 		if (is_recorded(rt_fetch(lfirst_int(cell), plan->rtable)->relid))
@@ -216,10 +215,10 @@ find_awaited(Statement *statement)
 }
 
 static void
-begin_statement(QueryDesc *query, RangeVar *copied)
+begin_statement(QueryDesc *query, Oid copied)
 {
 	Statement *statement =
-		MemoryContextAllocZero(TopTransactionContext, sizeof(Statement));
+		MemoryContextAllocZero(CurTransactionContext, sizeof(Statement));
 
 	statement->outer = innermost;
 	statement->subid = GetCurrentSubTransactionId();
@@ -340,7 +339,7 @@ static void
 run_statement(ES_EXECUTOR_RUN_PARAMETERS)
 {
 	if (writes(query) && (innermost == NULL || innermost->query != query))
-		begin_statement(query, NULL);
+		begin_statement(query, InvalidOid);
 	if (previous_run != NULL)
 		previous_run(ES_EXECUTOR_RUN_ARGUMENTS);
 	else
@@ -360,22 +359,55 @@ finish_statement(QueryDesc *query)
 		end_statement();
 }
 
+/*
+ * What a name means is asked before the statement runs: its triggers, and what
+ * it calls, may have another search_path.
+ */
+static List *
+find_relations(List *names)
+{
+	List	 *relids = NIL;
+	ListCell *cell;
+
+	foreach (cell, names)
+		relids = lappend_oid(relids, RangeVarGetRelid(lfirst(cell), NoLock, true));
+	return relids;
+}
+
+static void
+copy_statement(ES_UTILITY_PARAMETERS)
+{
+	CopyStmt *copy = (CopyStmt *) pstmt->utilityStmt;
+
+	begin_statement(NULL, RangeVarGetRelid(copy->relation, NoLock, true));
+	es_next_utility(previous_utility, ES_UTILITY_ARGUMENTS);
+	end_statement();
+}
+
+static void
+truncate_statement(ES_UTILITY_PARAMETERS)
+{
+	List *relids = find_relations(((TruncateStmt *) pstmt->utilityStmt)->relations);
+
+	begin_statement(NULL, InvalidOid);
+	es_next_utility(previous_utility, ES_UTILITY_ARGUMENTS);
+	es_capture_truncated(relids);
+	end_statement();
+	list_free(relids);
+}
+
 static void
 utility_statement(ES_UTILITY_PARAMETERS)
 {
-	Node	 *statement = pstmt->utilityStmt;
-	RangeVar *copied = NULL;
-	bool	  truncates = IsA(statement, TruncateStmt);
+	Node *statement = pstmt->utilityStmt;
 
-	if (IsA(statement, CopyStmt) && ((CopyStmt *) statement)->is_from)
-		copied = ((CopyStmt *) statement)->relation;
-	if (copied != NULL || truncates)
-		begin_statement(NULL, copied);
-	es_next_utility(previous_utility, ES_UTILITY_ARGUMENTS);
-	if (truncates)
-		es_capture_truncated(((TruncateStmt *) statement)->relations);
-	if (copied != NULL || truncates)
-		end_statement();
+	if (IsA(statement, CopyStmt) && ((CopyStmt *) statement)->is_from &&
+		((CopyStmt *) statement)->relation != NULL)
+		copy_statement(ES_UTILITY_ARGUMENTS);
+	else if (IsA(statement, TruncateStmt))
+		truncate_statement(ES_UTILITY_ARGUMENTS);
+	else
+		es_next_utility(previous_utility, ES_UTILITY_ARGUMENTS);
 }
 
 /* ---------------------------------------------------------------------------
@@ -414,11 +446,13 @@ forget_batches(Statement *statement, SubTransactionId aborted)
 		if (batch->subid < aborted)
 			continue;
 		statement->later = foreach_delete_current(statement->later, cell);
-		MemoryContextDelete(batch->context);
 	}
 }
 
-/* Subtransactions that began later have greater numbers, and belong to this one. */
+/*
+ * Subtransactions that began later have greater numbers, and belong to this one.
+ * The memory goes with it.
+ */
 static void
 forget_at_subabort(SubXactEvent event, SubTransactionId aborted, SubTransactionId parent,
 				   void *arg)

@@ -2,20 +2,34 @@
 # What a test of programs in other languages needs; sourced by test/drivers/run and
 # test/checks/web.
 #
-#   need CHECK PACKAGE…             Debian's packages, where the check fails
+#   need CHECK PACKAGE…             Debian's packages, where the check fails; of "a|b" the
+#                                   first one that this Debian has
 #   install_python FOLDER LIST      a Python with the packages of a list, whose hashes must agree
+
+# Where the lists are old or empty nothing is known yet, and so the last one is taken.
+known_package()
+{
+	local package
+	for package in ${1//|/ }; do
+		! apt-cache show "$package" >/dev/null 2>&1 || break
+	done
+	echo "$package"
+}
 
 need()
 {
-	local check=$1
+	local check=$1 package packages=()
 	shift
 	! eval "$check" >/dev/null 2>&1 || return 0
 	if [ "$EUID" -ne 0 ]; then
-		echo "missing; as root: apt-get install -y --no-install-recommends $*"
+		echo "missing; as root: apt-get install -y --no-install-recommends ${*//|/ or }"
 		return 1
 	fi
 	apt-get update || true
-	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+	for package in "$@"; do
+		packages+=("$(known_package "$package")")
+	done
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}"
 	eval "$check"
 }
 

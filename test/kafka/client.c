@@ -28,7 +28,8 @@
  *
  * No key or value is null, "key=" is an empty one; a header without the second
  * "=" has the value null.  \xHH stands for a byte.  On the way in all fields
- * may be missing, and offset means nothing.
+ * may be missing, and offset means nothing; nulls=N are N more headers without
+ * a name or value.
  *
  * A line that begins with "!" among the records is an order: "!flush" waits
  * until all are delivered, "!commit" and "!abort" end the transaction, which the
@@ -247,6 +248,7 @@ typedef struct Record
 	int64_t timestamp;
 	Bytes	key;
 	Bytes	value;
+	int		null_headers;
 	int		header_count;
 	struct
 	{
@@ -323,6 +325,8 @@ parse_record(Record *record, char *line)
 			record->value = unescape(value);
 		else if (strcmp(field, "header") == 0)
 			parse_header(record, value);
+		else if (strcmp(field, "nulls") == 0)
+			record->null_headers = (int) number_of(value);
 		else if (strcmp(field, "partition") == 0)
 			record->partition = (int32_t) number_of(value);
 		else if (strcmp(field, "timestamp") == 0)
@@ -399,14 +403,16 @@ make_headers(const Record *record)
 {
 	rd_kafka_headers_t *headers;
 
-	if (record->header_count == 0)
+	if (record->header_count + record->null_headers == 0)
 		return NULL;
-	headers = rd_kafka_headers_new(record->header_count);
+	headers = rd_kafka_headers_new(record->header_count + record->null_headers);
 	for (int i = 0; i < record->header_count; i++)
 		check(rd_kafka_header_add(headers, record->headers[i].name, -1,
 								  record->headers[i].value.start,
 								  (ssize_t) record->headers[i].value.length),
 			  "header");
+	for (int i = 0; i < record->null_headers; i++)
+		check(rd_kafka_header_add(headers, "", 0, NULL, 0), "header");
 	return headers;
 }
 

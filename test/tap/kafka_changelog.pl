@@ -87,11 +87,13 @@ my %headers = @{ $made->{headers} };
 is_deeply([ @headers{qw(es-topic es-partition es-offset)}, $made->{partition} ], [ 'in', 0, 11, 0 ], 'where it came from, in the partition of the same number');
 is(scalar(grep { $_->{key} eq 'c' } $mock->consume('in-changelog')), 1, 'what was restored is not published again');
 
-query("UPDATE eventstore.sink SET failure = 'too often' WHERE changelog_of = (SELECT id FROM eventstore.source WHERE name = 'in')");
-is(query("SELECT changelog_state FROM eventstore.sources WHERE name = 'in'"), 'failed', 'what publishes it has failed');
+# What publishes it is resumed with the source.
+query('UPDATE eventstore.sink SET failure = $$made to$$ WHERE changelog_of = (SELECT id FROM eventstore.source WHERE name = $$in$$)');
+query("SELECT pg_terminate_backend(pid) FROM eventstore.kafka_workers('sink') WHERE pid IS NOT NULL");
+await_true($node, "SELECT changelog_state = 'failed' FROM eventstore.sources WHERE name = 'in'");
 query("SELECT eventstore.resume('in')");
 await_true($node, "SELECT changelog_state = 'running' FROM eventstore.sources WHERE name = 'in'");
-pass('and goes on when the source is told to');
+pass('resume() of the source: so is what publishes its changelog');
 
 # ---- half published ---------------------------------------------------------------------------
 

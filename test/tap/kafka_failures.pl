@@ -12,6 +12,7 @@ use EventstoreTest;
 use EventstoreTest::Kafka;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $kafka = kafka_broker();
 my $node = new_server('failures', settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms' ]);
@@ -98,6 +99,7 @@ await_true($node, q(SELECT count(*) = 4 FROM more));
 is(keys_of('more'), 'a n0 n1 n2', 'new partitions are read from their beginning');
 await_true($node, q(SELECT count(*) = 3 FROM two));
 is(keys_of('two'), 'a n0 n1', 'those that were asked for');
+like(slurp_file($node->logfile), qr/source "more": the topic has 3 partitions, and had 1\n.*DETAIL:  Records of a key may be in another partition/, 'the log warns of the order of keys');
 
 # ---- no topic, and another one --------------------------------------------------------------------
 
@@ -137,8 +139,8 @@ $kafka->produce('long', records(map { "l$_" } 1 .. 20));
 $kafka->produce('narrow', records(map { "w$_" } 1 .. 5));
 query("SELECT eventstore.resume('$_')") foreach ('short', 'long', 'narrow');
 await_state('short', 'topic_recreated');
-await_state('long', 'topic_recreated', 'not the record that was read');
-await_state('narrow', 'topic_recreated', 'fewer partitions');
+await_state('long', 'topic_recreated', 'not the record that was read|its id is');
+await_state('narrow', 'topic_recreated', 'fewer partitions|its id is');
 query("SELECT eventstore.resume('$_')") foreach ('short', 'long', 'narrow');
 caught_up($_) foreach ('short', 'long', 'narrow');
 is(keys_of('short'), 'a b c d e s x', 'short');
@@ -177,13 +179,89 @@ is(query("SELECT lag_records FROM eventstore.source_partitions WHERE source = 'm
 
 # ---- large records -------------------------------------------------------------------------------
 
-$kafka->create_topic('large', 1, 'max.message.bytes' => 30_000_000);
+$kafka->create_topic('large', 1, 'max.message.bytes' => 60_000_000);
 make('large', 'large');
-my %large = (properties => { 'message.max.bytes' => 30_000_000, 'compression.codec' => 'none' }, limit => 60);
+my %large = (properties => { 'message.max.bytes' => 60_000_000, 'compression.codec' => 'none' }, limit => 60);
 $kafka->produce('large', [ 'twenty', 'x' x 20_000_000 ], [ 'one', 'x' x 1_000_000 ], [ 'k' x 900_000, 'v' ], \%large);
 caught_up('large', 'many megabytes');
 is(query('SELECT key, length(value) FROM large ORDER BY 2'), "one|1000000\ntwenty|20000000", 'are stored');
-is(query("SELECT record_offset, sqlstate, length(key) FROM eventstore.dead_letters WHERE source = 'large'"), '2|54000|900000', 'a key that no index can hold is a dead letter');
+$kafka->produce('large', [ 'heads', 'v', [ map { ("h$_", 'x' x 1_000_000) } 1 .. 52 ] ], \%large);
+caught_up('large');
+is(query("SELECT record_offset, sqlstate, headers IS NULL, reason FROM eventstore.dead_letters WHERE source = 'large' AND record_offset > 2"),
+	'3|54000|t|its headers are too many or too large for metadata', 'so are headers that JSON could not hold');
+is(query("SELECT record_offset, sqlstate, length(key) FROM eventstore.dead_letters WHERE source = 'large' AND record_offset < 3"), '2|54000|900000', 'a key that no index can hold is a dead letter');
+
+# ---- a log that was cut ----------------------------------------------------------------------------
+
+# As by a leader that had not all of it: what is gone was read already.
+foreach my $name ('cut', 'grown')
+{
+	$kafka->create_topic($name, 1);
+	$kafka->produce($name, records('a' .. 'c'));
+	my ($segment) = glob "$kafka->{dir}/data/$name-0/*.log";
+	my $size = -s $segment;
+	$kafka->produce($name, records('d' .. 'f'));
+	make($name, $name);
+	caught_up($name);
+	query("SELECT eventstore.pause('$name')");
+	$kafka->kill;
+	truncate $segment, $size or die "cannot cut $segment: $!";
+	unlink glob "$kafka->{dir}/data/$name-0/*index";
+	$kafka->start;
+}
+is(join(' ', map { "@$_" } $kafka->watermarks('cut')), '0 3', 'the end of a topic has gone');
+$kafka->produce('grown', records('g' .. 'm'));
+query("SELECT eventstore.resume('$_')") foreach 'cut', 'grown';
+await_state('cut', 'topic_recreated', 'ends at offset 3, and 6 was to be read next: the topic was truncated');
+await_state('grown', 'topic_recreated', 'not the record that was read');
+is(keys_of('cut') . ' ' . keys_of('grown'), 'a b c d e f a b c d e f', 'what was written stays, nothing is read');
+query("SELECT eventstore.resume('$_')") foreach 'cut', 'grown';
+caught_up($_) foreach 'cut', 'grown';
+is(keys_of('grown'), join(' ', 'a' .. 'm'), 'resumed: read again from the beginning');
+is(query("SELECT string_agg(format('%s %s-%s %s', source, first_offset, next_offset, reason), ', ' ORDER BY source) FROM eventstore.gaps WHERE source IN ('cut', 'grown')"),
+	'cut 6-0 the topic was made anew, grown 6-0 the topic was made anew', 'which is noted');
+
+# ---- the end of a worker whose topic is gone -----------------------------------------------------------
+
+sub seconds
+{
+	my ($what, $do) = @_;
+	my $began = time;
+
+	$do->();
+	cmp_ok(time - $began, '<', 10, sprintf '%s: within seconds (%.1f)', $what, time - $began);
+	return;
+}
+
+# At its end; with records fetched ahead that are not taken; and with a batch that cannot be written.
+my $locker = session($node);
+foreach my $name ('idle', 'halted', 'held')
+{
+	$kafka->create_topic($name, 4);
+	query("SELECT eventstore.create_store('$name', 'text'); ALTER TABLE $name ADD CHECK (value <> 'bad')");
+	$kafka->produce_many($name, 20_000) if $name ne 'idle';
+	$kafka->produce($name, map { [ $_, 'bad', [], { partition => $_ } ] } 0 .. 3) if $name eq 'halted';
+	$locker->run("BEGIN; LOCK TABLE $name IN SHARE MODE") if $name eq 'held';
+	query("SELECT eventstore.create_source('$name', 'k', '$name', '$name', flush_count => 100, on_error => 'stop')");
+}
+await_state('idle', 'running');
+await_state('halted', 'stopped');
+await_state('held', 'retrying');
+$kafka->delete_topic($_) foreach 'idle', 'halted', 'held';
+await_state('idle', 'topic_missing');
+my $worker = query("SELECT pid FROM eventstore.sources WHERE name = 'idle'");
+seconds('pause, with a topic that is gone', sub {
+	query("SELECT eventstore.pause('idle')");
+	await_true($node, "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $worker");
+});
+is(query("SELECT count(*) FROM eventstore.sources WHERE name IN ('halted', 'held') AND pid IS NOT NULL"), '2', 'others live');
+$locker->run('ROLLBACK');
+$locker->quit;
+seconds('a fast stop, likewise', sub { $node->stop; });
+$node->start;
+query("SELECT eventstore.resume('idle')");
+await_state('idle', 'topic_missing');
+query("SELECT eventstore.drop_source('$_')") foreach 'idle', 'halted', 'held';
 
 # ---- the broker -----------------------------------------------------------------------------------
 

@@ -107,6 +107,32 @@ is(query("SELECT eventstore.retry_dead_letters('src')"), '1', 'and tried again')
 is(in_store('made'), 'a=100 b=7', 'as they are stored, where nothing newer was written');
 query("SELECT eventstore.drop_source('src')");
 
+# ---- metadata that are not as we write them --------------------------------------------------
+
+$mock->create_topic($_, 1) foreach 'odd', 'odd-changelog';
+query("SELECT eventstore.create_store('odd')");
+query("ALTER TABLE odd ADD CHECK (value <> '7')");
+query("SELECT eventstore.create_source('odd', 'k', 'odd', 'odd', flush_interval => '10 ms', $fast)");
+foreach my $value ('7', '1')
+{
+	$mock->produce('odd', map { [ "k$_", $value ] } 1 .. 4);
+	caught_up('odd');
+}
+is(query("SELECT count(*) FROM eventstore.dead_letters WHERE source = 'odd'"), '4', 'dead letters');
+my %metadata = (k1 => '{"topic": "odd", "partition": "x", "offset": "y"}', k2 => '["topic"]',
+	k3 => '{"topic": "odd", "partition": 0, "offset": 1e40}', k4 => '{"topic": "odd", "partition": 1e30, "offset": {}}');
+query("SET session_replication_role = replica; UPDATE odd_changelog SET metadata = '$metadata{$_}' WHERE stream = '$_'") foreach sort keys %metadata;
+query('ALTER TABLE odd DROP CONSTRAINT odd_value_check');
+is(query("SELECT eventstore.retry_dead_letters('odd')"), '3', 'dead letters: an offset that is none proves nothing');
+is(in_store('odd'), 'k1=7 k2=7 k3=1 k4=7', 'one beyond all is later');
+query("SELECT eventstore.drop_source('odd')");
+query("SET session_replication_role = replica; UPDATE odd_changelog SET metadata = '$metadata{$_}' WHERE stream = '$_'") foreach sort keys %metadata;
+$mock->produce('odd-changelog', map { [ "k$_", '"restored"', [ 'es-topic' => 'odd', 'es-partition' => '0', 'es-offset' => '7' ] ] } 1 .. 4);
+query("SELECT eventstore.create_source('odd', 'k', 'odd', 'odd', start => 'latest', changelog_topic => 'odd-changelog', $fast)");
+caught_up('odd');
+is(in_store('odd'), 'k1="restored" k2=7 k3=1 k4="restored"', 'a restore, likewise');
+query("SELECT eventstore.drop_source('odd')");
+
 # ---- resync beside another source of the topic ----------------------------------------------
 
 $mock->create_topic('shared', 2);

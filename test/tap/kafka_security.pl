@@ -133,16 +133,56 @@ refused('writer', "SELECT eventstore.create_source('mine', 'k', 'src', 'kv', mod
 refused('writer', "SELECT eventstore.create_source('mine', 'k', 'src', 'kv', partitions => '{0}', replica_partitions => '{1}', changelog_topic => 'log')",
 	qr/must be owner of table kv/, 'nor from some of its keys');
 
-# ---- an owner that is gone -----------------------------------------------------------
+# Who may not write it does not come as far as its lock.
+my $locker = session($node);
+$locker->run('BEGIN; LOCK TABLE turned, c');
+is(sqlstate_of($node, "SET statement_timeout = '5s'; SET ROLE writer; SELECT eventstore.create_source('mine', 'k', 'src', '$_')"), '42501', "$_, which is locked: refused at once")
+  foreach 'turned', 'c';
+$locker->run('COMMIT');
+$locker->quit;
 
-query(q(CREATE ROLE leaving; GRANT USAGE ON FOREIGN SERVER k TO PUBLIC;
-	SELECT eventstore.create_store('open', 'text'); GRANT ALL ON open TO PUBLIC));
-$mock->create_topic('leaving', 1);
+# ---- an owner that leaves ------------------------------------------------------------
+
+query(q(CREATE ROLE leaving; CREATE ROLE heir; GRANT USAGE ON FOREIGN SERVER k TO PUBLIC;
+	SELECT eventstore.create_store('open', 'text'); GRANT ALL ON open TO PUBLIC;
+	SELECT eventstore.create_collection('openly'); GRANT ALL ON openly TO PUBLIC));
+$mock->create_topic($_, 1) foreach 'leaving', 'leaving_out';
 as('leaving', "SELECT eventstore.create_source('leaving', 'k', 'leaving', 'open', $fast)");
+as('leaving', "SELECT eventstore.create_sink('leaving_out', 'k', 'leaving_out', 'openly')");
 is(query("SELECT eventstore.wait_for_source('leaving')"), 't', 'a source that needs nothing but what PUBLIC has');
+is(sqlstate_of($node, 'DROP ROLE leaving'), '2BP01', 'its owner cannot be dropped');
+my ($status, $out, $err) = $node->psql('postgres', 'DROP ROLE leaving');
+like($err, qr/column owner of view eventstore\.sources.*column owner of view eventstore\.sinks/s, 'and is told where to look');
+($status, $out, $err) = $node->psql('template1', 'DROP ROLE leaving');
+like($err, qr/objects in database postgres/, 'nor from another database');
+is(sqlstate_of($node, 'SET ROLE mallory; REASSIGN OWNED BY leaving TO mallory'), '42501', 'nobody else gives them away');
+is(query("SELECT DISTINCT owner FROM eventstore.sources WHERE name = 'leaving'"), 'leaving', 'nor are they gone then');
+is(sqlstate_of($node, 'SET ROLE mallory; DROP OWNED BY leaving'), '42501', 'or drops them');
+query('REASSIGN OWNED BY leaving TO heir');
+is(query("SELECT owner FROM eventstore.sources WHERE name = 'leaving' UNION ALL SELECT owner FROM eventstore.sinks WHERE name = 'leaving_out'"), "heir\nheir", 'REASSIGN OWNED gives them to another');
 query('DROP ROLE leaving');
-await_row("SELECT state = 'denied' AND message LIKE '%does not exist%' FROM eventstore.sources WHERE name = 'leaving'", 'stops with its owner');
-query("SELECT eventstore.drop_source('leaving')");
+query(q(CREATE FUNCTION whose() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.value := current_user; RETURN NEW; END';
+	CREATE TRIGGER whose BEFORE INSERT ON open FOR EACH ROW EXECUTE FUNCTION whose()));
+$mock->produce('leaving', [ 'a', '1' ]);
+is(query("SELECT eventstore.wait_for_source('leaving')"), 't', 'who can then be dropped, and it goes on');
+is(query('SELECT key, value FROM open'), 'a|heir', 'as the heir');
+query("SELECT eventstore.append('openly', 'x')");
+is(query("SELECT eventstore.flush('leaving_out')"), 't', 'the sink, too');
+
+# What pg_upgrade brings, or came past triggers, is noticed by the database's worker.
+query("SET allow_system_table_mods = on; DELETE FROM pg_shdepend WHERE refobjid = 'heir'::regrole");
+$node->restart;
+await_row("SELECT count(*) = 2 FROM pg_shdepend WHERE refobjid = 'heir'::regrole", 'a role that owns some is known to PostgreSQL after a restart');
+query("SET ROLE heir; DROP OWNED BY heir");
+is(query("SELECT count(*) FROM eventstore.sources WHERE name LIKE 'leaving%'") . query("SELECT count(*) FROM eventstore.sinks WHERE name LIKE 'leaving%'"), '00', 'DROP OWNED drops them');
+query('DROP ROLE heir');
+
+# One whose owner is gone all the same.
+query('CREATE ROLE gone');
+as('gone', "SELECT eventstore.create_source('orphan', 'k', 'leaving', 'open', $fast)");
+query("SET allow_system_table_mods = on; DELETE FROM pg_shdepend WHERE refobjid = 'gone'::regrole; DROP ROLE gone");
+await_row("SELECT state = 'denied' AND message LIKE '%does not exist%' FROM eventstore.sources WHERE name = 'orphan'", 'without an owner it stops');
+query("SELECT eventstore.drop_source('orphan')");
 
 # ---- processes -----------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $mock = kafka_mock();
-my $node = new_server('sink', settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms' ]);
+my $node = new_server('sink', settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms', 'eventstore.kafka_renew_after = 1s' ]);
 my $address = $mock->address;
 
 sub query { return $node->safe_psql('postgres', $_[0]); }
@@ -205,14 +205,32 @@ query("SELECT eventstore.resume('stop')");
 flushed('stop');
 is(join(' ', map { header($_, 'es-position') } records('stop')), join(' ', 1 .. 12), 'and goes on when that was mended');
 
+is(query("SELECT eventstore.retry_dead_letters('park', ARRAY(SELECT id FROM eventstore.dead_letters WHERE sink = 'park' AND position = 10))"), '1', 'a dead letter is tried again: the one that is named');
+await_true($node, "SELECT string_agg(position::text, ' ') = '5' FROM eventstore.dead_letters WHERE sink = 'park'");
+is(join(' ', map { header($_, 'es-position') } records('park')), '1 2 3 4 6 7 8 9 11 12 10', 'it is published');
+query(q(CREATE OR REPLACE FUNCTION divide(eventstore.event) RETURNS text LANGUAGE sql AS $$SELECT (1 / ($1.position - 5))::text$$));
+is(query("SELECT eventstore.retry_dead_letters('park')"), '1', 'the other');
+await_true($node, "SELECT attempts = 2 FROM eventstore.dead_letters WHERE sink = 'park'");
+is(query("SELECT sqlstate FROM eventstore.dead_letters WHERE sink = 'park'"), '22012', 'which fails again: one attempt more');
+query(q(CREATE OR REPLACE FUNCTION divide(eventstore.event) RETURNS text LANGUAGE sql AS $$SELECT 'k'$$));
+query("SELECT eventstore.pause('park'), eventstore.retry_dead_letters('park')");
+query("SELECT eventstore.append('risky', 'x', '1')");
+query("SELECT eventstore.resume('park')");
+await_true($node, "SELECT count(*) = 0 FROM eventstore.dead_letters WHERE sink = 'park'");
+flushed('park');
+is(join(' ', map { header($_, 'es-position') } records('park')), '1 2 3 4 6 7 8 9 11 12 10 5 13', 'mended: both are there, and what came later');
+is(sqlstate_of($node, "SET ROLE app; SELECT eventstore.retry_dead_letters('park')"), '42501', 'not for others');
+
 $mock->create_topic('big', 1);
-create('big', 'big', 'risky', "on_error => 'park'", q(producer_properties => '{"message.max.bytes": 2000}'), "after => 12");
+create('big', 'big', 'risky', "on_error => 'park'", q(producer_properties => '{"message.max.bytes": 2000}'), "after => 13");
 query("SELECT eventstore.append('risky', 'x', to_jsonb(repeat('x', n))) FROM unnest('{1,5000,2}'::int[]) n");
 flushed('big');
-is(join(' ', map { header($_, 'es-position') } records('big')), '13 15', 'too large: the others arrive');
-is(query("SELECT position, sqlstate FROM eventstore.dead_letters WHERE sink = 'big'"), '14|54000', 'and it is parked');
+is(join(' ', map { header($_, 'es-position') } records('big')), '14 16', 'too large: the others arrive');
+is(query("SELECT position, sqlstate FROM eventstore.dead_letters WHERE sink = 'big'"), '15|54000', 'and it is parked');
+query("SELECT eventstore.retry_dead_letters('big')");
+await_true($node, "SELECT attempts = 2 AND sqlstate = '54000' FROM eventstore.dead_letters WHERE sink = 'big'");
 query("SELECT eventstore.drop_sink('big')");
-is(query("SELECT count(*) FROM eventstore.sink_dead_letter WHERE position = 14"), '0', 'dropped with its dead letters');
+is(query("SELECT count(*) FROM eventstore.sink_dead_letter WHERE position = 15"), '0', 'dropped with its dead letters');
 
 # ---- pause, resume, restart, the broker -----------------------------------------------------------
 
@@ -230,6 +248,9 @@ flushed('all');
 $mock->down;
 query(q(SELECT eventstore.append('c', 'down')));
 await_state('all', 'disconnected');
+await_true($node, "SELECT count(*) > 1 FROM eventstore.kafka_log WHERE worker = 'all' AND message LIKE 'no broker for long%'");
+pass('where none comes back it begins with a new client, again and again');
+is(query("SELECT state FROM eventstore.sinks WHERE name = 'all'"), 'disconnected', 'and says so all the time');
 $mock->up;
 await_state('all', 'running');
 flushed('all');
@@ -238,6 +259,16 @@ $mock->inject('Produce', 1, 'TOPIC_AUTHORIZATION_FAILED');
 query(q(SELECT eventstore.append('c', 'denied')));
 flushed('all');
 is(header((records('all'))[-1], 'es-position'), query("SELECT eventstore.head('c')"), 'an error of the broker is tried again');
+
+# What a client cannot recover from ends it, and another one goes on.
+query("SELECT eventstore.pause('all')");
+await_true($node, "SELECT pid IS NULL FROM eventstore.sinks WHERE name = 'all'");
+$mock->inject('InitProducerId', 1, 'CLUSTER_AUTHORIZATION_FAILED');
+query(q(SELECT eventstore.append('c', 'fatal')));
+query("SELECT eventstore.resume('all')");
+flushed('all');
+is(header((records('all'))[-1], 'es-position'), query("SELECT eventstore.head('c')"), 'a fatal error: published by another client');
+is(query("SELECT count(*) > 0 FROM eventstore.kafka_log WHERE worker = 'all' AND message LIKE 'failed for good%'"), 't', 'it was one');
 
 query('REVOKE USAGE ON FOREIGN SERVER k FROM app');
 await_state('rls', 'denied');

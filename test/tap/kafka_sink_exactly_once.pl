@@ -155,8 +155,40 @@ $kafka->delete_topic('least');
 append_some(5);
 await_true($node, "SELECT state = 'topic_missing' FROM eventstore.sinks WHERE name = 'least'");
 $kafka->create_topic('least', 1);
+await_true($node, "SELECT state = 'topic_recreated' FROM eventstore.sinks WHERE name = 'least'");
+is(scalar(my @none = $kafka->consume('least')), 0, 'a topic made anew gets nothing by itself');
+query("SELECT eventstore.resume('least')");
 await_true($node, "SELECT state = 'running' AND lag_events = 0 FROM eventstore.sinks WHERE name = 'least'");
-pass('a topic that was deleted is a state, and passes');
+is(scalar(@none = $kafka->consume('least')), 5, 'resumed: what comes from then on');
+
+# Unnoticed: it was made anew while the sink rested, or was idle.
+foreach my $way ('idle', 'resting', 'exactly')
+{
+	my $exactly = $way eq 'exactly' ? 'true' : 'false';
+
+	$kafka->create_topic($way, 2);
+	query("SELECT eventstore.create_sink('$way', 'k', '$way', 'c', exactly_once => $exactly, after => eventstore.head('c') - 40)");
+	is(query("SELECT eventstore.flush('$way')"), 't', "$way: published");
+	query("SELECT eventstore.pause('$way')") if $way eq 'resting';
+	await_true($node, "SELECT pid IS NULL FROM eventstore.sinks WHERE name = '$way'") if $way eq 'resting';
+	$kafka->delete_topic($way);
+	$kafka->create_topic($way, 2);
+}
+query("SELECT eventstore.resume('resting')");
+await_true($node, "SELECT state = 'topic_recreated' AND message ~ 'partition . ends at offset 0, and had|its id is' FROM eventstore.sinks WHERE name = 'resting'");
+pass('while it rested');
+append_some(20);
+await_true($node, "SELECT count(*) = 2 FROM eventstore.sinks WHERE name IN ('idle', 'exactly') AND state = 'topic_recreated'");
+pass('while it was idle');
+is(scalar(@none = $kafka->consume('exactly')), 0, 'nothing of the transaction that noticed it is published');
+query("SELECT eventstore.resume('$_')") foreach 'idle', 'resting', 'exactly';
+foreach my $way ('idle', 'resting', 'exactly')
+{
+	is(query("SELECT eventstore.flush('$way')"), 't', "$way: resumed");
+	my ($count) = tally($way);
+	is(scalar(keys %$count), 20, "$way: what comes from then on");
+	query("SELECT eventstore.drop_sink('$way')");
+}
 
 # ---- a record that the broker does not take --------------------------------------------------
 
@@ -171,5 +203,30 @@ query("SELECT eventstore.create_sink('small2', 'k', 'small', 'c', exactly_once =
 is(query("SELECT eventstore.flush('small2')"), 't', 'the same with transactions');
 ($small) = tally('small');
 is_deeply([ map { $small->{$_} } sort { $a <=> $b } keys %$small ], [ (2) x 8 ], 'each once more');
+
+
+# ---- dead letters, once each ------------------------------------------------------------------
+
+query(q(CREATE FUNCTION half(eventstore.event) RETURNS text LANGUAGE sql AS $$SELECT (1 / (($1.data #>> '{}')::int % 2))::text$$));
+query("SELECT eventstore.create_collection('d')");
+$kafka->create_topic('letters', 1);
+query("SELECT eventstore.append('d', 'x', to_jsonb(i)) FROM generate_series(1, 6) i");
+query("SELECT eventstore.create_sink('letters', 'k', 'letters', 'd', key => 'half(eventstore.event)', exactly_once => true, on_error => 'park')");
+is(query("SELECT eventstore.flush('letters')"), 't', 'with dead letters');
+is(join(' ', map { position_of($_) } $kafka->consume('letters')), '1 3 5', 'the others are there');
+query(q(CREATE OR REPLACE FUNCTION half(eventstore.event) RETURNS text LANGUAGE sql AS $$SELECT 'k'$$));
+query("CREATE TABLE last AS SELECT * FROM eventstore.sink_dead_letter WHERE position = 6");
+is(query("SELECT eventstore.retry_dead_letters('letters')"), '3', 'tried again');
+await_true($node, "SELECT count(*) = 0 FROM eventstore.dead_letters WHERE sink = 'letters'");
+is(join(' ', map { position_of($_) } $kafka->consume('letters')), '1 3 5 2 4 6', 'each is published');
+# As after a crash between the two commits.
+query("SELECT eventstore.pause('letters')");
+await_true($node, "SELECT pid IS NULL FROM eventstore.sinks WHERE name = 'letters'");
+query("INSERT INTO eventstore.sink_dead_letter SELECT (l).* FROM (SELECT last AS l FROM last) x; UPDATE eventstore.sink_dead_letter SET retry = true");
+query("SELECT eventstore.resume('letters')");
+await_true($node, "SELECT count(*) = 0 FROM eventstore.dead_letters WHERE sink = 'letters'");
+query("SELECT eventstore.append('d', 'x', '7')");
+is(query("SELECT eventstore.flush('letters')"), 't', 'and on');
+is(join(' ', map { position_of($_) } $kafka->consume('letters')), '1 3 5 2 4 6 7', 'Kafka knows that the last one was published');
 
 done_testing();

@@ -12,7 +12,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $mock = kafka_mock();
-my $node = new_server('source', settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms' ]);
+my $node = new_server('source', settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms', 'eventstore.kafka_renew_after = 1s' ]);
 my $address = $mock->address;
 
 # The mock answers a fetch only when its time is over.
@@ -122,6 +122,28 @@ query("SELECT eventstore.resume('stopping')");
 await_true($node, 'SELECT count(*) = 41 FROM stopping');
 await_state('stopping', 'stopped');
 
+# More headers than librdkafka can read.
+$mock->create_topic('headers', 1);
+foreach my $policy ('park', 'skip', 'stop')
+{
+	query("SELECT eventstore.create_collection('headers_$policy')");
+	query(create("headers_$policy", 'headers', "headers_$policy", "on_error => '$policy'"));
+}
+query("SELECT eventstore.create_store('headless', 'text', changelog => false)");
+query(create('headless', 'headers', 'headless'));
+$mock->produce('headers', [ 'a', '1' ], [ 'b', '2', [], { nulls => 100_001 } ], [ 'c', '3' ]);
+caught_up('headers_park');
+is(query('SELECT string_agg(stream, $$ $$) FROM headers_park'), 'a c', 'headers that are too many: the others are written');
+is(query("SELECT record_offset, sqlstate, reason, convert_from(value, 'UTF8'), headers IS NULL FROM eventstore.dead_letters WHERE source = 'headers_park'"),
+	'1|54000|its headers are too many or too large for metadata|2|t', 'the record is parked, without them');
+caught_up('headers_skip');
+is(query('SELECT string_agg(stream, $$ $$) FROM headers_skip'), 'a c', 'or skipped');
+await_state('headers_stop', 'stopped');
+caught_up('headless');
+is(query('SELECT string_agg(key, $$ $$ ORDER BY key) FROM headless'), 'a b c', 'where nothing keeps headers they do not matter');
+query("SELECT eventstore.drop_source('headless')");
+query("SELECT eventstore.drop_source('headers_$_')") foreach 'park', 'skip', 'stop';
+
 # ---- transform ---------------------------------------------------------------------------
 
 $mock->create_topic('raw', 1);
@@ -158,6 +180,9 @@ is(query('SELECT count(*) FROM kv'), '4', 'what was written stays');
 
 $mock->down;
 await_state('held', 'disconnected');
+await_true($node, "SELECT count(*) > 1 FROM eventstore.kafka_log WHERE worker = 'held' AND message LIKE 'no broker for long%'");
+pass('where none comes back it begins with a new client, again and again');
+is(query("SELECT state FROM eventstore.sources WHERE name = 'held'"), 'disconnected', 'and says so all the time');
 $mock->up;
 $mock->produce('batches', [ 'e', '1' ], [ 'f', '1' ], [ 'g', '1' ]);
 await_true($node, 'SELECT count(*) = 7 FROM held');

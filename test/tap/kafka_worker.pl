@@ -187,7 +187,7 @@ caught_up('s', 'a deferred trigger is refused, and no record for it');
 # ---- dead letters ---------------------------------------------------------------------------
 
 query("ALTER TABLE app.kv ADD CONSTRAINT small CHECK (value <> 'big')");
-$mock->produce('t', [ 'p1', 'big', [], { partition => 0 } ], [ 'p2', 'big', [], { partition => 1 } ], [ 'p3', "\xff", [], { partition => 1 } ]);
+$mock->produce('t', [ 'p1', 'big', [ h => 'x', h => undef, b => "\xff", '' => '' ], { partition => 0 } ], [ 'p2', 'big', [], { partition => 1 } ], [ 'p3', "\xff", [], { partition => 1 } ]);
 caught_up('s');
 is(query('SELECT count(*) FROM eventstore.dead_letters'), '3', 'dead letters');
 query('CREATE ROLE other');
@@ -197,8 +197,22 @@ is(query('SELECT string_agg(DISTINCT attempts::text || sqlstate, $$,$$ ORDER BY 
 query('ALTER TABLE app.kv DROP CONSTRAINT small');
 is(query("SELECT eventstore.retry_dead_letters('s', ARRAY(SELECT id FROM eventstore.dead_letters WHERE partition = 1))"), '1', 'those that are named');
 is(query("SELECT eventstore.retry_dead_letters('s')"), '1', 'and the others');
+is(query(q(SELECT metadata->'headers' FROM eventstore.peek('app.kv_changelog', 'p1'))), '[["h", "x"], ["h", null], ["b", {"base64": "/w=="}], ["", ""]]', 'with their headers');
 is(query("SELECT string_agg(key, ',' ORDER BY key) FROM app.kv WHERE value = 'big'") . query('SELECT reason FROM eventstore.dead_letters'),
 	'p1,p2the value cannot be taken as text: it is not UTF-8, or not in the database\'s encoding', 'what cannot be mended stays');
+
+# Many large ones are not held in memory at once.
+query("SELECT eventstore.create_store('heavy', 'text', changelog => false); CREATE TABLE used (bytes int8)");
+query(q{CREATE FUNCTION weigh() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+	INSERT INTO public.used SELECT sum(total_bytes) FROM pg_backend_memory_contexts; RETURN NEW; END$$;
+	CREATE TRIGGER weigh BEFORE INSERT ON heavy FOR EACH ROW EXECUTE FUNCTION weigh()});
+$mock->create_topic('heavy', 1);
+query(create('heavy', 'heavy', 'heavy'));
+query(q{INSERT INTO eventstore.source_dead_letter (source, topic, partition, record_offset, key, value, sqlstate, reason)
+	SELECT s.id, 'heavy', 0, i, convert_to('k' || i, 'UTF8'), convert_to(repeat('x', 1000000), 'UTF8'), '23514', '' FROM eventstore.source s, generate_series(1, 150) i WHERE s.name = 'heavy'});
+is(query("SELECT eventstore.retry_dead_letters('heavy')"), '150', 'many megabytes of dead letters');
+is(query('SELECT max(bytes) < 50000000 FROM used'), 't', 'are not in memory at one time') or note(query('SELECT max(bytes) FROM used'));
+query("SELECT eventstore.drop_source('heavy')");
 
 # ---- odd records ------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 import traceback
 import urllib.error
 import urllib.request
@@ -81,12 +82,12 @@ class Application:
         self.process.wait()
 
     @contextlib.contextmanager
-    def following(self, collection):
+    def following(self, collection, header=""):
         """A browser that follows from the first event, as a socket; it reads when somebody reads."""
         with socket.socket() as browser:
             browser.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             browser.connect(("127.0.0.1", self.port))
-            browser.sendall(f"GET /api/live?collection={collection} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            browser.sendall(f"GET /api/live?collection={collection} HTTP/1.1\r\nHost: localhost\r\n{header}\r\n".encode())
             yield browser
 
 
@@ -111,9 +112,11 @@ def a_live_event_shows_up_without_reload(app, browser):
     browser.until("document.querySelector('#state').dataset.state === 'live' && document.querySelector('#log .event')")
     assert browser.run("return " + POSITIONS) == list(range(150, 50, -1))
     browser.run("window.loaded = 1")
+    began = time.monotonic()
     for _ in range(3):
         position = append("orders", stream="order-1")
         browser.until("document.querySelector('#log .event').dataset.position == arguments[0]", position)
+    assert time.monotonic() - began < 15, "nobody heard, somebody looked"
     browser.click("#older")
     browser.until(POSITIONS + ".at(-1) === 1")
     assert browser.run("return " + POSITIONS) == list(range(153, 0, -1))
@@ -184,6 +187,8 @@ def a_browser_that_comes_back_misses_nothing(app, browser):
     browser.until(POSITIONS + ".length === 5")
     assert browser.run("return " + POSITIONS) == [5, 4, 3, 2, 1]
     assert browser.run("return window.loaded") == 1
+    with app.following("short", "Last-Event-ID: 3\r\n") as again, again.makefile("rb") as lines:
+        assert next(line for line in lines if line.startswith(b"id: ")) == b"id: 4\n"
 
 
 def a_listening_connection_that_is_lost_is_made_again(app, browser):

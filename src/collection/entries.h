@@ -1,0 +1,18 @@
+/*
+ * collection/entries.h
+ *		The entries of many events in a segment's indexes.
+ */
+#ifndef ES_ENTRIES_H
+#define ES_ENTRIES_H
+
+#include "postgres.h"
+
+#include "collection/event.h"
+#include "executor/tuptable.h"
+#include "nodes/execnodes.h"
+
+/* Of rows that are written: their slots have their places. */
+extern void es_entries_insert(ResultRelInfo *rri, EState *estate, const EsEvent *events,
+							  TupleTableSlot **slots, int n);
+
+#endif /* ES_ENTRIES_H */

@@ -1,0 +1,188 @@
+/*
+ * kafka/sink_topic.c
+ *		The topic of a sink: is it there, and is it the one that was published to?
+ *
+ * A topic made anew under its name has nothing of what was published before, and
+ * nobody who reads it would know.  It is told by
+ *
+ *		its id, where librdkafka and broker know that (topic_id.c);
+ *		its having been missing, after something was published to it;
+ *		its ends: the offset behind the last record that was acknowledged, of each
+ *		partition.  One that ends before that, or acknowledges a lower one, is
+ *		another one, or was cut.
+ *
+ * The sink stops then, until resume() lets it go on with this one.  What was
+ * acknowledged is in sink_position with the position; a crash loses both alike.
+ *
+ * A partition's end may be told too low for a moment, by a broker that has just
+ * become its leader: so it is asked again before it counts.
+ */
+#include "postgres.h"
+
+#include "kafka/sink_run.h"
+
+#include "catalog/pg_type.h"
+#include "spi.h"
+#include "utils/builtins.h"
+
+/* So many times in a row. */
+#define CHECKS 3
+
+/* ---------------------------------------------------------------------------
+ * The table
+ * ------------------------------------------------------------------------- */
+
+static void
+note_topic(EsSinkRun *run, const char *id)
+{
+	Oid	  types[2] = {INT4OID, TEXTOID};
+	Datum values[2] = {Int32GetDatum((int32) run->sink->id), CStringGetTextDatum(id)};
+
+	es_sink_begin();
+	(void) es_spi_execute_as_owner("UPDATE eventstore.sink_position SET topic_id = $2"
+								   " WHERE sink = $1",
+								   2, types, values, NULL, SPI_OK_UPDATE);
+	es_sink_commit(run);
+}
+
+void
+es_sink_topic_accept(EsSinkRun *run)
+{
+	Oid	  types[1] = {INT4OID};
+	Datum values[1] = {Int32GetDatum((int32) run->sink->id)};
+
+	run->topic_missing = false;
+	/* What is saved from here on is not of them. */
+	run->delivery.nends = 0;
+	es_sink_begin();
+	(void) es_spi_execute_as_owner("UPDATE eventstore.sink_position"
+								   " SET topic_id = NULL, ends = NULL WHERE sink = $1",
+								   1, types, values, NULL, SPI_OK_UPDATE);
+	es_sink_commit(run);
+	run->leave = ES_LEAVE_AND_RETURN;
+}
+
+/* ---------------------------------------------------------------------------
+ * Is it the same?
+ * ------------------------------------------------------------------------- */
+
+static bool
+was_published_to(const EsSink *sink)
+{
+	for (int i = 0; i < sink->nends; i++)
+		if (sink->ends[i] > 0)
+			return true;
+	return false;
+}
+
+/* Why the partition is not the one that it was; NULL.  *known is false where Kafka does not say. */
+static const char *
+doubt_partition(EsSinkRun *run, int32 partition, int64 end, bool *known)
+{
+	int64 low;
+	int64 high;
+
+	if (rd_kafka_query_watermark_offsets(run->client->handle, run->sink->topic, partition,
+										 &low, &high,
+										 ES_RUN_CALL_MS) != RD_KAFKA_RESP_ERR_NO_ERROR)
+	{
+		*known = false;
+		return NULL;
+	}
+	return high >= end ? NULL
+					   : psprintf("partition %d ends at offset " INT64_FORMAT
+								  ", and had " INT64_FORMAT
+								  ": the topic was truncated or made anew",
+								  partition, high, end);
+}
+
+static const char *
+doubt_topic(EsSinkRun *run, int count, bool *known)
+{
+	const EsSink *sink = run->sink;
+	char		  id[ES_TOPIC_ID_SIZE];
+	const char	 *doubt = NULL;
+
+	*known = true;
+	if (run->topic_missing && was_published_to(sink))
+		return "the topic was deleted and made anew";
+	es_kafka_topic_id(run->client, sink->topic, ES_RUN_CALL_MS, id);
+	if (sink->topic_id != NULL && id[0] != '\0' && strcmp(id, sink->topic_id) != 0 &&
+		was_published_to(sink))
+		return psprintf("the topic was made anew: its id is %s, and was %s", id,
+						sink->topic_id);
+	for (int i = 0; i < sink->nends && *known && doubt == NULL; i++)
+	{
+		if (sink->ends[i] > 0 && i >= count)
+			doubt = "the topic has fewer partitions than it had";
+		else if (sink->ends[i] > 0)
+			doubt = doubt_partition(run, i, sink->ends[i], known);
+	}
+	if (*known && doubt == NULL && id[0] != '\0')
+		note_topic(run, id);
+	return doubt;
+}
+
+/* With as many partitions: what is acknowledged is noted from now on. */
+static void
+begin_ends(EsSinkRun *run, int count)
+{
+	const EsSink *sink = run->sink;
+
+	run->topic_missing = false;
+	run->delivery.ends = MemoryContextAllocZero(run->life, sizeof(int64) * count);
+	run->delivery.nends = count;
+	if (sink->nends > 0)
+		memcpy(run->delivery.ends, sink->ends, sizeof(int64) * Min(count, sink->nends));
+	run->delivery.topic = run->topic;
+	run->delivery.went_back = false;
+}
+
+bool
+es_sink_topic_check(EsSinkRun *run, int count)
+{
+	bool		known;
+	const char *doubt = doubt_topic(run, count, &known);
+
+	if (!known)
+		return false;
+	if (doubt != NULL && ++run->doubts < CHECKS)
+		return false;
+	run->doubts = 0;
+	begin_ends(run, count);
+	if (doubt != NULL)
+		es_sink_stop_at(run, ES_SINK_RECREATED, doubt);
+	return true;
+}
+
+/* ---------------------------------------------------------------------------
+ * Is it there?
+ * ------------------------------------------------------------------------- */
+
+int
+es_sink_topic_count(EsSinkRun *run)
+{
+	rd_kafka_resp_err_t error;
+	const char		   *state;
+	int					count =
+		es_kafka_count_partitions(run->client, run->topic, ES_RUN_CALL_MS, &error);
+
+	if (count > 0)
+		return count;
+	state = es_sink_state_for(error);
+	if (strcmp(state, "topic_missing") == 0)
+	{
+		run->topic_missing = true;
+		es_sink_set_state(run, state,
+						  psprintf("there is no topic \"%s\"", run->sink->topic));
+	}
+	else if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
+		es_sink_set_state(run,
+						  strcmp(state, "denied") == 0 ||
+								  run->client->trouble == ES_KAFKA_DENIED
+							  ? "denied"
+							  : "disconnected",
+						  run->client->message[0] != '\0' ? run->client->message
+														  : rd_kafka_err2str(error));
+	return 0;
+}

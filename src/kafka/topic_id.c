@@ -1,0 +1,70 @@
+/*
+ * kafka/topic_id.c
+ *		The id that a topic has: another one once it was made anew.
+ *
+ * Brokers give topics ids since Kafka 2.8, and librdkafka tells them since 2.3.
+ * Where it does not, topic.c and sink_topic.c go by what else tells two topics of
+ * one name apart.
+ *
+ * Asks the broker, and waits for the answer.
+ */
+#include "postgres.h"
+
+#include "kafka/client.h"
+
+#if RD_KAFKA_VERSION >= 0x020300ff
+
+/* The first topic's id, where it has one. */
+static void
+take_id(rd_kafka_event_t *event, char *id)
+{
+	const rd_kafka_DescribeTopics_result_t *result =
+		rd_kafka_event_DescribeTopics_result(event);
+	const rd_kafka_TopicDescription_t **topics = NULL;
+	const rd_kafka_Uuid_t			   *uuid;
+	size_t								n = 0;
+
+	if (rd_kafka_event_error(event) != RD_KAFKA_RESP_ERR_NO_ERROR || result == NULL)
+		return;
+	topics = rd_kafka_DescribeTopics_result_topics(result, &n);
+	if (n == 0 || rd_kafka_TopicDescription_error(topics[0]) != NULL)
+		return;
+	uuid = rd_kafka_TopicDescription_topic_id(topics[0]);
+	if (uuid != NULL && (rd_kafka_Uuid_most_significant_bits(uuid) != 0 ||
+						 rd_kafka_Uuid_least_significant_bits(uuid) != 0))
+		strlcpy(id, rd_kafka_Uuid_base64str(uuid), ES_TOPIC_ID_SIZE);
+}
+
+void
+es_kafka_topic_id(EsKafkaClient *client, const char *topic, int timeout_ms, char *id)
+{
+	rd_kafka_TopicCollection_t *topics =
+		rd_kafka_TopicCollection_of_topic_names(&topic, 1);
+	rd_kafka_AdminOptions_t *options =
+		rd_kafka_AdminOptions_new(client->handle, RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
+	rd_kafka_queue_t *queue = rd_kafka_queue_new(client->handle);
+	rd_kafka_event_t *event;
+
+	id[0] = '\0';
+	(void) rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, NULL, 0);
+	rd_kafka_DescribeTopics(client->handle, topics, options, queue);
+	event = rd_kafka_queue_poll(queue, timeout_ms);
+	if (event != NULL)
+	{
+		take_id(event, id);
+		rd_kafka_event_destroy(event);
+	}
+	rd_kafka_queue_destroy(queue);
+	rd_kafka_AdminOptions_destroy(options);
+	rd_kafka_TopicCollection_destroy(topics);
+}
+
+#else
+
+void
+es_kafka_topic_id(EsKafkaClient *client, const char *topic, int timeout_ms, char *id)
+{
+	id[0] = '\0';
+}
+
+#endif

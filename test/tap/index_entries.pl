@@ -1,0 +1,93 @@
+# The index entries of many events at a time are as good as nbtree's own: after
+# batches of every kind by several at once, and replayed after a crash, page by
+# page against images of what they should be.
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+
+use EventstoreTest;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $transactions = $ENV{STORM_TRANSACTIONS} // 30;
+my $node = new_server('index_entries', settings => [ 'restart_after_crash = on', "wal_consistency_checking = 'all'", 'max_wal_size = 4GB' ]);
+my $dir = PostgreSQL::Test::Utils::tempdir();
+
+$node->safe_psql('postgres', q{
+	CREATE EXTENSION amcheck;
+	SELECT eventstore.create_collection('c', segment_size => 20000);
+	SELECT eventstore.create_collection('indexed');
+	-- few streams, many, none, and names too long for a leaf to take many of them
+	CREATE FUNCTION stream_of(kind int, i int) RETURNS text LANGUAGE sql AS $$
+		SELECT CASE kind WHEN 0 THEN 'few-' || i % 3 WHEN 1 THEN md5(random()::text) WHEN 2 THEN repeat(chr(97 + i % 5), 900 + i % 700) WHEN 3 THEN CASE WHEN i % 2 = 0 THEN 'odd' END END $$;
+	CREATE FUNCTION batch(collection regclass, kind int, n int) RETURNS void LANGUAGE sql AS $$
+		SELECT count(*) FROM eventstore.append_array(collection, (
+			SELECT array_agg(ROW ('type-' || i % 3, to_jsonb(i), (SELECT array_agg(format('tag-%s', (random() * 10 ^ k)::int)) FROM generate_series(0, i % 5) k), stream_of(kind, i), NULL, NULL, NULL, NULL, NULL)::eventstore.new_event)
+			FROM generate_series(1, n) i)) $$;
+});
+
+PostgreSQL::Test::Utils::append_to_file("$dir/batch.sql", q{\set kind random(0, 4)
+\set n random(1, 3000)
+SELECT batch('c', :kind, :n);
+});
+
+sub trees_are_whole
+{
+	my ($collection, $name) = @_;
+
+	cmp_ok($node->safe_psql('postgres', qq{
+		SELECT count(*) FROM (SELECT bt_index_check(i.indexrelid, true)
+			FROM pg_inherits JOIN pg_index i ON i.indrelid = inhrelid JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = relam
+			WHERE inhparent = '$collection'::regclass AND amname = 'btree') x}), '>', 1, "$name: each row of $collection has its entries in the trees, in order");
+	return;
+}
+
+sub entries_are_whole
+{
+	my ($name) = @_;
+
+	trees_are_whole('c', $name);
+	is($node->safe_psql('postgres', q{
+		SELECT tag, n FROM (SELECT tag, count(*) AS n FROM c, unnest(tags) tag GROUP BY tag) t
+		WHERE random() < 0.05 AND n <> (SELECT count(*) FROM eventstore.read('c', tags => ARRAY[tag])) LIMIT 3}), '', "$name: and of its tags");
+	is($node->safe_psql('postgres', q{
+		SELECT type FROM (SELECT type, count(*) AS n FROM c GROUP BY type) t WHERE n <> (SELECT count(*) FROM eventstore.read('c', types => ARRAY[type]))}), '', "$name: and of its type");
+	is($node->safe_psql('postgres', q{
+		SELECT stream FROM (SELECT stream, count(*) AS n FROM c WHERE stream IS NOT NULL GROUP BY stream) t
+		WHERE random() < 0.05 AND n <> (SELECT count(*) FROM eventstore.read_stream('c', stream)) LIMIT 3}), '', "$name: and of its stream");
+	is_clean($node, 'c', "$name: verify finds nothing");
+	return;
+}
+
+$node->command_ok([ 'pgbench', '-n', '-c', '4', '-j', '2', '-t', $transactions, '-f', "$dir/batch.sql", '-h', $node->host, '-p', $node->port, 'postgres' ], 'batches by four at once');
+entries_are_whole('written');
+
+# Vacuum, which leaves pages half dead and deleted, with holes to be filled
+$node->psql('postgres', q{BEGIN; SELECT batch('c', 1, 20000); ROLLBACK;});
+$node->safe_psql('postgres', q{VACUUM c; SELECT batch('c', 1, 5000);});
+entries_are_whole('after a vacuum');
+
+$node->stop('immediate');
+$node->start;
+entries_are_whole('replayed');
+
+# Indexes of the user's: one that is filled in the same way, one that is not
+foreach my $columns ('(created_at, type) WHERE stream IS NOT NULL', '(lower(type))')
+{
+	$node->safe_psql('postgres', "CREATE INDEX ON indexed $columns");
+	$node->safe_psql('postgres', q{SELECT batch('indexed', 3, 700)});
+	trees_are_whole('indexed', "with an index $columns");
+}
+
+# What is there already is found, also amid a batch
+$node->safe_psql('postgres', q{
+	SET session_replication_role = replica;
+	INSERT INTO indexed (position, type) SELECT max(position) + 5, 'ahead' FROM indexed;});
+is(sqlstate_of($node, q{SELECT batch('indexed', 0, 10)}), '23505', 'a position that is taken');
+trees_are_whole('indexed', 'after that');
+
+no_crash($node);
+$node->stop;
+done_testing();
