@@ -21,15 +21,15 @@ static bool
 is_of_value(int sqlstate)
 {
 	return ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_DATA_EXCEPTION ||
-		ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_PROGRAM_LIMIT_EXCEEDED ||
-		sqlstate == ERRCODE_INTERNAL_ERROR; /* more than palloc gives */
+		   ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_PROGRAM_LIMIT_EXCEEDED ||
+		   sqlstate == ERRCODE_INTERNAL_ERROR; /* more than palloc gives */
 }
 
 int
 es_convert_noting(PGFunction function, Datum a, Datum b, Datum c, Datum *result)
 {
 	MemoryContext context = CurrentMemoryContext;
-	volatile int sqlstate = 0;
+	volatile int  sqlstate = 0;
 
 	PG_TRY();
 	{
@@ -57,18 +57,16 @@ void
 es_refuse_null(const NullableDatum *arg, const char *name)
 {
 	if (arg->isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("\"%s\" must not be null", name)));
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("\"%s\" must not be null", name)));
 }
 
 void
 es_require_arg(const NullableDatum *arg, const char *name)
 {
 	if (arg->isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("argument \"%s\" must not be null", name)));
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("argument \"%s\" must not be null", name)));
 }
 
 int

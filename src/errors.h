@@ -12,13 +12,13 @@
 
 #include "fmgr.h"
 
-#define ERRCODE_ES_VERSION_CONFLICT		MAKE_SQLSTATE('L', 'G', '0', '0', '1')
-#define ERRCODE_ES_CONDITION_FAILED		MAKE_SQLSTATE('L', 'G', '0', '0', '2')
-#define ERRCODE_ES_APPEND_ONLY			MAKE_SQLSTATE('L', 'G', '0', '0', '3')
-#define ERRCODE_ES_CURSOR_AHEAD			MAKE_SQLSTATE('L', 'G', '0', '0', '4')
-#define ERRCODE_ES_NOT_RETAINED			MAKE_SQLSTATE('L', 'G', '0', '0', '5')
-#define ERRCODE_ES_NOT_PRELOADED		MAKE_SQLSTATE('L', 'G', '0', '0', '6')
-#define ERRCODE_ES_NOT_A_COLLECTION		MAKE_SQLSTATE('L', 'G', '0', '0', '7')
+#define ERRCODE_ES_VERSION_CONFLICT MAKE_SQLSTATE('L', 'G', '0', '0', '1')
+#define ERRCODE_ES_CONDITION_FAILED MAKE_SQLSTATE('L', 'G', '0', '0', '2')
+#define ERRCODE_ES_APPEND_ONLY		MAKE_SQLSTATE('L', 'G', '0', '0', '3')
+#define ERRCODE_ES_CURSOR_AHEAD		MAKE_SQLSTATE('L', 'G', '0', '0', '4')
+#define ERRCODE_ES_NOT_RETAINED		MAKE_SQLSTATE('L', 'G', '0', '0', '5')
+#define ERRCODE_ES_NOT_PRELOADED	MAKE_SQLSTATE('L', 'G', '0', '0', '6')
+#define ERRCODE_ES_NOT_A_COLLECTION MAKE_SQLSTATE('L', 'G', '0', '0', '7')
 
 /*
  * Calls a function that computes and nothing else (a type's input function):
@@ -26,7 +26,8 @@
  * larger than PostgreSQL can hold).  Arguments beyond those that it takes are
  * ignored.  The other returns the SQLSTATE, 0 where there is none.
  */
-extern int	es_convert_noting(PGFunction function, Datum a, Datum b, Datum c, Datum *result);
+extern int	es_convert_noting(PGFunction function, Datum a, Datum b, Datum c,
+							  Datum *result);
 extern bool es_convert(PGFunction function, Datum a, Datum b, Datum c, Datum *result);
 
 /* Raises 22004: "name" must not be null. */
@@ -36,6 +37,6 @@ extern void es_refuse_null(const NullableDatum *arg, const char *name);
 extern void es_require_arg(const NullableDatum *arg, const char *name);
 
 /* Within ereport, the DETAIL about an interval that is refused. */
-extern int	es_errdetail_interval(Datum interval);
+extern int es_errdetail_interval(Datum interval);
 
-#endif							/* ES_ERRORS_H */
+#endif /* ES_ERRORS_H */

@@ -22,7 +22,7 @@
 #include "worker/listeners.h"
 #include "worker/wake.h"
 
-static bool preloaded = false;
+static bool					   preloaded = false;
 static shmem_request_hook_type prev_shmem_request = NULL;
 static shmem_startup_hook_type prev_shmem_startup = NULL;
 
@@ -79,8 +79,8 @@ void
 es_require_preloaded(void)
 {
 	if (!preloaded)
-		ereport(ERROR,
-				(errcode(ERRCODE_ES_NOT_PRELOADED),
-				 errmsg("eventstore was not loaded at server start"),
-				 errhint("Add shared_preload_libraries = 'eventstore' to postgresql.conf and restart the server.")));
+		ereport(ERROR, (errcode(ERRCODE_ES_NOT_PRELOADED),
+						errmsg("eventstore was not loaded at server start"),
+						errhint("Add shared_preload_libraries = 'eventstore' to "
+								"postgresql.conf and restart the server.")));
 }

@@ -18,4 +18,4 @@ extern bool es_preloaded(void);
 /* LG006 with the line to add, unless preloaded. */
 extern void es_require_preloaded(void);
 
-#endif							/* ES_SHMEM_H */
+#endif /* ES_SHMEM_H */

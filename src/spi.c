@@ -32,10 +32,10 @@
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
-#define EXTENSION_NAME	"eventstore"
+#define EXTENSION_NAME "eventstore"
 
-static Oid	schema_known = InvalidOid;
-static uint32 schema_changes = 0;	/* of any namespace */
+static Oid	  schema_known = InvalidOid;
+static uint32 schema_changes = 0; /* of any namespace */
 
 void
 es_role_assume(Oid role, EsRoleSwitch *saved)
@@ -43,7 +43,7 @@ es_role_assume(Oid role, EsRoleSwitch *saved)
 	GetUserIdAndSecContext(&saved->user, &saved->context);
 	saved->guc_level = NewGUCNestLevel();
 	SetUserIdAndSecContext(role, saved->context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_RESTRICTED_OPERATION);
+									 SECURITY_RESTRICTED_OPERATION);
 	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 }
@@ -58,8 +58,8 @@ es_role_restore(const EsRoleSwitch *saved)
 static Oid
 namespace_owner(Oid schema)
 {
-	HeapTuple	tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(schema));
-	Oid			owner;
+	HeapTuple tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(schema));
+	Oid		  owner;
 
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for schema %u", schema);
@@ -87,7 +87,7 @@ es_extension_schema(void)
 static bool
 try_lock_extension(Oid extension)
 {
-	LOCKTAG		tag;
+	LOCKTAG tag;
 
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, extension, 0);
 	if (LockAcquire(&tag, AccessShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
@@ -99,13 +99,13 @@ try_lock_extension(Oid extension)
 bool
 es_extension_pin(void)
 {
-	Oid			extension = get_extension_oid(EXTENSION_NAME, true);
+	Oid extension = get_extension_oid(EXTENSION_NAME, true);
 
 	if (!OidIsValid(extension))
 		return false;
 	/* DROP EXTENSION takes this lock before anything else. */
 	return try_lock_extension(extension) &&
-		get_extension_oid(EXTENSION_NAME, true) == extension;
+		   get_extension_oid(EXTENSION_NAME, true) == extension;
 }
 
 /* A namespace has changed. */
@@ -129,8 +129,8 @@ known_schema(void)
 	}
 	while (!OidIsValid(schema_known))
 	{
-		uint32		before = schema_changes;
-		Oid			schema = es_extension_schema();
+		uint32 before = schema_changes;
+		Oid	   schema = es_extension_schema();
 
 		if (!OidIsValid(schema))
 			break;
@@ -145,14 +145,13 @@ Oid
 es_extension_relation(const char *name)
 {
 	/* What a user has put there instead need not even have the columns that we read. */
-	Oid			schema = known_schema();
-	Oid			relid = OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
+	Oid schema = known_schema();
+	Oid relid = OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
 
 	if (!OidIsValid(relid))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation \"%s.%s\" does not exist", EXTENSION_NAME, name),
-				 errhint("Use CREATE EXTENSION eventstore.")));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+						errmsg("relation \"%s.%s\" does not exist", EXTENSION_NAME, name),
+						errhint("Use CREATE EXTENSION eventstore.")));
 	return relid;
 }
 
@@ -172,8 +171,8 @@ es_extension_row(const char *table, const char *index, AttrNumber column, Oid ke
 				 int natts, Datum *values, bool *nulls)
 {
 	Relation	rel = table_open(es_extension_relation(table), AccessShareLock);
-	Oid			indexid = index == NULL ? es_primary_key(rel) :
-		get_relname_relid(index, RelationGetNamespace(rel));
+	Oid			indexid = index == NULL ? es_primary_key(rel)
+										: get_relname_relid(index, RelationGetNamespace(rel));
 	ScanKeyData scankey;
 	SysScanDesc scan;
 	HeapTuple	tuple;
@@ -195,11 +194,11 @@ void
 es_spi_execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls,
 			   bool read_only, int expected)
 {
-	int			result = SPI_execute_with_args(sql, nargs, types, values, nulls,
-											   read_only, 0);
+	int result = SPI_execute_with_args(sql, nargs, types, values, nulls, read_only, 0);
 
 	if (result != expected)
-		elog(ERROR, "unexpected result of \"%s\": %s", sql, SPI_result_code_string(result));
+		elog(ERROR, "unexpected result of \"%s\": %s", sql,
+			 SPI_result_code_string(result));
 }
 
 uint64
@@ -207,7 +206,7 @@ es_spi_execute_as_owner(const char *sql, int nargs, Oid *types, Datum *values,
 						const char *nulls, int expected)
 {
 	EsRoleSwitch saved;
-	uint64		rows;
+	uint64		 rows;
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
@@ -221,20 +220,19 @@ es_spi_execute_as_owner(const char *sql, int nargs, Oid *types, Datum *values,
 char *
 es_relation_name(Oid relid)
 {
-	char	   *name = get_rel_name(relid);
+	char *name = get_rel_name(relid);
 
 	if (name == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation with OID %u does not exist", relid)));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+						errmsg("relation with OID %u does not exist", relid)));
 	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)), name);
 }
 
 Oid
 es_relation_owner(Oid relid)
 {
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	Oid			owner;
+	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid		  owner;
 
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for relation %u", relid);

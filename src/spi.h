@@ -11,9 +11,9 @@
 
 typedef struct EsRoleSwitch
 {
-	Oid			user;
-	int			context;
-	int			guc_level;
+	Oid user;
+	int context;
+	int guc_level;
 } EsRoleSwitch;
 
 /*
@@ -24,10 +24,10 @@ extern void es_role_assume(Oid role, EsRoleSwitch *saved);
 extern void es_role_restore(const EsRoleSwitch *saved);
 
 /* The owner of schema eventstore: who may write the extension's own tables. */
-extern Oid	es_extension_owner(void);
+extern Oid es_extension_owner(void);
 
 /* The OID of schema eventstore; InvalidOid where the extension is not there. */
-extern Oid	es_extension_schema(void);
+extern Oid es_extension_schema(void);
 
 /*
  * Keeps the extension from being dropped until the end of the transaction.
@@ -36,7 +36,7 @@ extern Oid	es_extension_schema(void);
 extern bool es_extension_pin(void);
 
 /* The OID of a relation of schema eventstore; an error where it is missing. */
-extern Oid	es_extension_relation(const char *name);
+extern Oid es_extension_relation(const char *name);
 
 /*
  * A copy (heap_freetuple) of the row of such a table that has this OID in this
@@ -59,13 +59,13 @@ extern void es_spi_execute(const char *sql, int nargs, Oid *types, Datum *values
  * One statement as the extension's owner, with SPI opened and closed around it;
  * how many rows.  Otherwise as es_spi_execute, not read-only.
  */
-extern uint64 es_spi_execute_as_owner(const char *sql, int nargs, Oid *types, Datum *values,
-									  const char *nulls, int expected);
+extern uint64 es_spi_execute_as_owner(const char *sql, int nargs, Oid *types,
+									  Datum *values, const char *nulls, int expected);
 
 /* The schema-qualified, quoted name of a relation; an error when it is gone. */
 extern char *es_relation_name(Oid relid);
 
 /* The owner of a relation that exists. */
-extern Oid	es_relation_owner(Oid relid);
+extern Oid es_relation_owner(Oid relid);
 
-#endif							/* ES_SPI_H */
+#endif /* ES_SPI_H */

@@ -10,12 +10,12 @@
 
 #include "tcop/utility.h"
 
-#define ES_UTILITY_PARAMETERS \
-	PlannedStmt *pstmt, const char *queryString, bool readOnlyTree, \
-	ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *queryEnv, \
-	DestReceiver *dest, QueryCompletion *qc
+#define ES_UTILITY_PARAMETERS                                                            \
+	PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,                      \
+		ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *queryEnv, \
+		DestReceiver *dest, QueryCompletion *qc
 
-#define ES_UTILITY_ARGUMENTS \
+#define ES_UTILITY_ARGUMENTS                                                             \
 	pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc
 
 /* The hook that was there before ours; NULL: PostgreSQL itself. */
@@ -28,4 +28,4 @@ es_next_utility(ProcessUtility_hook_type next, ES_UTILITY_PARAMETERS)
 		standard_ProcessUtility(ES_UTILITY_ARGUMENTS);
 }
 
-#endif							/* ES_UTILITY_H */
+#endif /* ES_UTILITY_H */

@@ -46,31 +46,31 @@
 #include "worker/wake.h"
 
 /* PostgreSQL's limit (NOTIFY_PAYLOAD_MAX_LENGTH in async.c, less one). */
-#define PAYLOAD_MAX_BYTES	7999
+#define PAYLOAD_MAX_BYTES 7999
 
 /* Events are counted by reading them; of more than this the count is a guide. */
-#define COUNTED_MAX			100000
+#define COUNTED_MAX 100000
 
 /* Streams that could fit into a payload, with the shortest of names. */
-#define STREAMS_MAX			1000
+#define STREAMS_MAX 1000
 
 /* A key with its count, each byte of it as JSON's \\u0001, and what closes the payload. */
-#define READ_MAX_BYTES		(6 * ES_READ_KEY_MAX_BYTES + 24)
+#define READ_MAX_BYTES (6 * ES_READ_KEY_MAX_BYTES + 24)
 
 typedef struct StreamVersion
 {
-	text	   *stream;
-	int64		version;
+	text *stream;
+	int64 version;
 } StreamVersion;
 
 typedef struct Payload
 {
-	EsNotify	notify;
-	bool		too_large;		/* the details do not fit: left out */
-	StringInfoData details;		/* of events */
-	StreamVersion *streams;		/* of streams */
-	int			nstreams;
-	int64		count;
+	EsNotify	   notify;
+	bool		   too_large; /* the details do not fit: left out */
+	StringInfoData details;	  /* of events */
+	StreamVersion *streams;	  /* of streams */
+	int			   nstreams;
+	int64		   count;
 } Payload;
 
 EsNotify
@@ -117,9 +117,9 @@ append_tags(StringInfo out, ArrayType *tags)
 static void
 append_base64(StringInfo out, bytea *value)
 {
-	int			length = VARSIZE_ANY_EXHDR(value);
-	int			room = pg_b64_enc_len(length);
-	char	   *encoded = palloc(room + 1);
+	int	  length = VARSIZE_ANY_EXHDR(value);
+	int	  room = pg_b64_enc_len(length);
+	char *encoded = palloc(room + 1);
 
 	/* Bytes are char before PostgreSQL 18, and uint8 since. */
 	room = pg_b64_encode((void *) VARDATA_ANY(value), length, encoded, room);
@@ -129,7 +129,7 @@ append_base64(StringInfo out, bytea *value)
 static void
 append_field(StringInfo out, int att, Datum value)
 {
-	char		buffer[MAXDATELEN + 1];
+	char buffer[MAXDATELEN + 1];
 
 	switch (att)
 	{
@@ -146,12 +146,12 @@ append_field(StringInfo out, int att, Datum value)
 			break;
 		case ES_ATT_DATA:
 		case ES_ATT_METADATA:
-			{
-				Jsonb	   *json = DatumGetJsonbP(value);
+		{
+			Jsonb *json = DatumGetJsonbP(value);
 
-				(void) JsonbToCString(out, &json->root, VARSIZE(json));
-				break;
-			}
+			(void) JsonbToCString(out, &json->root, VARSIZE(json));
+			break;
+		}
 		case ES_ATT_BODY:
 			append_base64(out, DatumGetByteaPP(value));
 			break;
@@ -170,9 +170,8 @@ static void
 append_event(StringInfo out, TupleTableSlot *slot)
 {
 	static const char *const names[ES_EVENT_NATTS] = {
-		"position", "stream", "version", "id", "type", "tags", "data", "body",
-		"metadata", "created_at"
-	};
+		"position", "stream", "version", "id",		 "type",
+		"tags",		"data",	  "body",	 "metadata", "created_at"};
 	const char *separator = "";
 
 	slot_getsomeattrs(slot, ES_EVENT_NATTS);
@@ -199,11 +198,12 @@ append_event(StringInfo out, TupleTableSlot *slot)
 static bool
 is_large(TupleTableSlot *slot)
 {
-	Size		size = 0;
+	Size size = 0;
 
 	slot_getsomeattrs(slot, ES_EVENT_NATTS);
 	for (int i = 0; i < ES_EVENT_NATTS; i++)
-		if (!slot->tts_isnull[i] && TupleDescAttr(slot->tts_tupleDescriptor, i)->attlen == -1)
+		if (!slot->tts_isnull[i] &&
+			TupleDescAttr(slot->tts_tupleDescriptor, i)->attlen == -1)
 			size += toast_raw_datum_size(slot->tts_values[i]);
 	return size / 8 > PAYLOAD_MAX_BYTES;
 }
@@ -223,10 +223,10 @@ add_event(Payload *payload, TupleTableSlot *slot)
 static void
 add_stream(Payload *payload, TupleTableSlot *slot)
 {
-	bool		isnull;
-	Datum		value = slot_getattr(slot, ES_ATT_STREAM, &isnull);
-	int64		version;
-	text	   *stream;
+	bool  isnull;
+	Datum value = slot_getattr(slot, ES_ATT_STREAM, &isnull);
+	int64 version;
+	text *stream;
 
 	if (isnull)
 		return;
@@ -245,8 +245,8 @@ add_stream(Payload *payload, TupleTableSlot *slot)
 	}
 	if (payload->streams == NULL)
 		payload->streams = palloc(sizeof(StreamVersion) * STREAMS_MAX);
-	payload->streams[payload->nstreams].stream = (text *)
-		pg_detoast_datum_copy((struct varlena *) stream);
+	payload->streams[payload->nstreams].stream =
+		(text *) pg_detoast_datum_copy((struct varlena *) stream);
 	payload->streams[payload->nstreams++].version = version;
 }
 
@@ -292,8 +292,8 @@ append_details(StringInfo out, const Payload *payload)
 static bool
 is_row_secured(const EsCollection *coll)
 {
-	Relation	rel = RelationIdGetRelation(coll->relid);
-	bool		secured = rel->rd_rel->relrowsecurity;
+	Relation rel = RelationIdGetRelation(coll->relid);
+	bool	 secured = rel->rd_rel->relrowsecurity;
 
 	RelationClose(rel);
 	return secured;
@@ -302,14 +302,14 @@ is_row_secured(const EsCollection *coll)
 static void
 read_payload(Payload *payload, Oid collection, EsPosition after, const EsView *view)
 {
-	EsReadArgs	args = {
+	EsReadArgs args = {
 		.collection = collection,
 		.direction = ForwardScanDirection,
 		.max_count = ES_READ_ALL,
 		.after = after,
 		.before = view->head + 1,
 	};
-	EsRead	   *read = es_read_begin_in(&args, view);
+	EsRead		   *read = es_read_begin_in(&args, view);
 	TupleTableSlot *slot;
 
 	while ((slot = es_read_next(read)) != NULL)
@@ -321,13 +321,13 @@ static char *
 format_payload(const EsCollection *coll, const Payload *payload, EsPosition head)
 {
 	StringInfoData out;
-	int			length;
+	int			   length;
 
 	initStringInfo(&out);
 	appendStringInfoString(&out, "{\"collection\": ");
 	escape_json(&out, es_collection_name(coll));
-	appendStringInfo(&out, ", \"head\": " INT64_FORMAT ", \"count\": " INT64_FORMAT,
-					 head, payload->count);
+	appendStringInfo(&out, ", \"head\": " INT64_FORMAT ", \"count\": " INT64_FORMAT, head,
+					 payload->count);
 	length = out.len;
 	if (!payload->too_large)
 		append_details(&out, payload);
@@ -344,8 +344,8 @@ void
 es_announce(Oid collection, EsNotify notify, const char *channel, EsAnnounced *announced)
 {
 	EsCollection *coll = es_collection_open(collection, AccessShareLock);
-	Payload		payload = {.notify = notify};
-	EsView		view;
+	Payload		  payload = {.notify = notify};
+	EsView		  view;
 
 	if (is_row_secured(coll))
 		payload.notify = ES_NOTIFY_HEAD;
@@ -376,9 +376,9 @@ begin_reads(StringInfo out, const EsCollection *coll)
 void
 es_announce_reads(Oid changelog, const char *channel, const EsKeyReads *reads, int nreads)
 {
-	EsCollection *coll = es_collection_open(changelog, AccessShareLock);
+	EsCollection  *coll = es_collection_open(changelog, AccessShareLock);
 	StringInfoData out;
-	int			n = 0;
+	int			   n = 0;
 
 	if (is_row_secured(coll))
 		return;
@@ -415,17 +415,18 @@ es_announce_reads(Oid changelog, const char *channel, const EsKeyReads *reads, i
 static char *
 read_channel(Oid collection, EsNotify *notify)
 {
-	Oid			types[] = {REGCLASSOID};
-	Datum		values[] = {ObjectIdGetDatum(collection)};
+	Oid			  types[] = {REGCLASSOID};
+	Datum		  values[] = {ObjectIdGetDatum(collection)};
 	MemoryContext caller = CurrentMemoryContext;
-	EsRoleSwitch saved;
-	HeapTuple	row;
-	char	   *channel;
+	EsRoleSwitch  saved;
+	HeapTuple	  row;
+	char		 *channel;
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
 	es_spi_execute("SELECT c.channel, c.notify FROM eventstore.collection_catalog c"
-				   " WHERE c.collection = $1", 1, types, values, NULL, true, SPI_OK_SELECT);
+				   " WHERE c.collection = $1",
+				   1, types, values, NULL, true, SPI_OK_SELECT);
 	if (SPI_processed != 1)
 		elog(ERROR, "collection with OID %u is not in the catalog", collection);
 	row = SPI_tuptable->vals[0];
@@ -442,9 +443,8 @@ check_may_listen(void)
 	PreventCommandDuringRecovery("LISTEN");
 	PreventCommandIfParallelMode("LISTEN");
 	if (MyBackendType == B_BG_WORKER)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot LISTEN within a background process")));
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("cannot LISTEN within a background process")));
 	/* It would outlive the operation, in the session of who runs it. */
 	if (InSecurityRestrictedOperation())
 		ereport(ERROR,
@@ -472,22 +472,22 @@ PG_FUNCTION_INFO_V1(es_listen);
 Datum
 es_listen(PG_FUNCTION_ARGS)
 {
-	Oid			collection = es_collection_or_changelog(es_read_collection_arg(&fcinfo->args[0]));
+	Oid collection = es_collection_or_changelog(es_read_collection_arg(&fcinfo->args[0]));
 	EsCollection *coll;
-	EsNotify	notify;
-	char	   *channel;
-	TupleDesc	desc;
-	Datum		values[2];
-	bool		nulls[2] = {false, false};
+	EsNotify	  notify;
+	char		 *channel;
+	TupleDesc	  desc;
+	Datum		  values[2];
+	bool		  nulls[2] = {false, false};
 
 	es_require_preloaded();
 	check_may_listen();
 	coll = es_read_open_collection(collection);
 	channel = read_channel(collection, &notify);
 	if (notify == ES_NOTIFY_NONE)
-		ereport(WARNING,
-				(errmsg("nothing is sent to channel \"%s\"", channel),
-				 errhint("The collection's option notify is \"none\"; its owner can change it with eventstore.set_option().")));
+		ereport(WARNING, (errmsg("nothing is sent to channel \"%s\"", channel),
+						  errhint("The collection's option notify is \"none\"; its owner "
+								  "can change it with eventstore.set_option().")));
 
 	/* The head comes after the session is counted: see worker/listeners.c. */
 	join_listeners(coll, channel);
@@ -497,5 +497,6 @@ es_listen(PG_FUNCTION_ARGS)
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+	PG_RETURN_DATUM(
+		HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }

@@ -14,9 +14,9 @@
 typedef enum EsNotify
 {
 	ES_NOTIFY_NONE,
-	ES_NOTIFY_HEAD,				/* collection, head, count */
-	ES_NOTIFY_EVENTS,			/* ... and the events, where they fit */
-	ES_NOTIFY_STREAMS			/* ... and the last version of each stream, likewise */
+	ES_NOTIFY_HEAD,	  /* collection, head, count */
+	ES_NOTIFY_EVENTS, /* ... and the events, where they fit */
+	ES_NOTIFY_STREAMS /* ... and the last version of each stream, likewise */
 } EsNotify;
 
 extern EsNotify es_notify_from_text(const char *value);
@@ -36,4 +36,4 @@ extern void es_announce(Oid collection, EsNotify notify, const char *channel,
 extern void es_announce_reads(Oid changelog, const char *channel, const EsKeyReads *reads,
 							  int nreads);
 
-#endif							/* ES_ANNOUNCE_H */
+#endif /* ES_ANNOUNCE_H */

@@ -17,7 +17,7 @@
 typedef struct EventSlot
 {
 	VirtualTupleTableSlot base;
-	TupleTableSlot *event;
+	TupleTableSlot		 *event;
 } EventSlot;
 
 static TupleTableSlotOps event_slot_ops;
@@ -26,7 +26,7 @@ static void
 get_columns(TupleTableSlot *slot, int natts)
 {
 	TupleTableSlot *event = ((EventSlot *) slot)->event;
-	int			have = slot->tts_nvalid;
+	int				have = slot->tts_nvalid;
 
 	slot_getsomeattrs(event, natts);
 	memcpy(slot->tts_values + have, event->tts_values + have,

@@ -17,4 +17,4 @@ extern const TupleTableSlotOps *es_event_slot_ops(void);
  */
 extern void es_event_slot_show(TupleTableSlot *slot, TupleTableSlot *event);
 
-#endif							/* ES_EVENT_SLOT_H */
+#endif /* ES_EVENT_SLOT_H */

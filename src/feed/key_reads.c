@@ -32,30 +32,30 @@
 #include "worker/wake.h"
 
 /* Places, of all databases; a power of two. */
-#define PLACES		1024
+#define PLACES 1024
 /* How many of them a key may take one of. */
-#define PROBES		8
+#define PROBES 8
 /* Databases at a time; reads of more are not told of. */
-#define SHARES		32
+#define SHARES 32
 
 typedef struct Place
 {
-	Oid			database;		/* InvalidOid = free */
-	EsKeyReads	reads;
+	Oid		   database; /* InvalidOid = free */
+	EsKeyReads reads;
 } Place;
 
 /* How many places a database has. */
 typedef struct Share
 {
-	Oid			database;
-	int			used;			/* 0 = free */
+	Oid database;
+	int used; /* 0 = free */
 } Share;
 
 typedef struct KeyReads
 {
-	LWLock	   *lock;			/* for all below */
-	Share		shares[SHARES];
-	Place		places[PLACES];
+	LWLock *lock; /* for all below */
+	Share	shares[SHARES];
+	Place	places[PLACES];
 } KeyReads;
 
 static KeyReads *key_reads = NULL;
@@ -69,7 +69,7 @@ es_key_reads_shmem_size(void)
 void
 es_key_reads_shmem_init(void)
 {
-	bool		found;
+	bool found;
 
 	key_reads = ShmemInitStruct("eventstore key reads", sizeof(KeyReads), &found);
 	if (found)
@@ -82,18 +82,18 @@ static bool
 is_place_of(const Place *place, Oid changelog, const char *key, int length)
 {
 	return place->database == MyDatabaseId && place->reads.changelog == changelog &&
-		place->reads.length == length && memcmp(place->reads.key, key, length) == 0;
+		   place->reads.length == length && memcmp(place->reads.key, key, length) == 0;
 }
 
 /* What this database has, or a free one; NULL. */
 static Share *
 find_share(void)
 {
-	Share	   *free_share = NULL;
+	Share *free_share = NULL;
 
 	for (int i = 0; i < SHARES; i++)
 	{
-		Share	   *share = &key_reads->shares[i];
+		Share *share = &key_reads->shares[i];
 
 		if (share->used > 0 && share->database == MyDatabaseId)
 			return share;
@@ -107,13 +107,13 @@ find_share(void)
 static Place *
 find_place(Oid changelog, const char *key, int length)
 {
-	uint32		hash = hash_combine(hash_bytes((const unsigned char *) key, length),
-									hash_bytes_uint32(changelog));
-	Place	   *free_place = NULL;
+	uint32 hash = hash_combine(hash_bytes((const unsigned char *) key, length),
+							   hash_bytes_uint32(changelog));
+	Place *free_place = NULL;
 
 	for (int i = 0; i < PROBES; i++)
 	{
-		Place	   *place = &key_reads->places[(hash + i) % PLACES];
+		Place *place = &key_reads->places[(hash + i) % PLACES];
 
 		if (is_place_of(place, changelog, key, length))
 			return place;
@@ -127,9 +127,9 @@ find_place(Oid changelog, const char *key, int length)
 static bool
 count_read(Oid changelog, const char *key, int length)
 {
-	Place	   *place = find_place(changelog, key, length);
-	Share	   *share = find_share();
-	bool		first = false;
+	Place *place = find_place(changelog, key, length);
+	Share *share = find_share();
+	bool   first = false;
 
 	if (place == NULL || share == NULL)
 		return false;
@@ -150,8 +150,8 @@ count_read(Oid changelog, const char *key, int length)
 void
 es_key_reads_note(Oid changelog, const text *key)
 {
-	int			length = VARSIZE_ANY_EXHDR(key);
-	bool		first;
+	int	 length = VARSIZE_ANY_EXHDR(key);
+	bool first;
 
 	if (key_reads == NULL || length > ES_READ_KEY_MAX_BYTES ||
 		!LWLockConditionalAcquire(key_reads->lock, LW_EXCLUSIVE))
@@ -165,8 +165,8 @@ es_key_reads_note(Oid changelog, const text *key)
 bool
 es_key_reads_any(void)
 {
-	Share	   *share;
-	bool		any;
+	Share *share;
+	bool   any;
 
 	LWLockAcquire(key_reads->lock, LW_SHARED);
 	share = find_share();
@@ -178,14 +178,14 @@ es_key_reads_any(void)
 int
 es_key_reads_take(EsKeyReads **reads)
 {
-	Share	   *share;
-	int			n = 0;
+	Share *share;
+	int	   n = 0;
 
 	*reads = palloc(sizeof(EsKeyReads) * PLACES);
 	LWLockAcquire(key_reads->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < PLACES; i++)
 	{
-		Place	   *place = &key_reads->places[i];
+		Place *place = &key_reads->places[i];
 
 		if (place->database != MyDatabaseId)
 			continue;

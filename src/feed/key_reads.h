@@ -8,15 +8,15 @@
 #include "postgres.h"
 
 /* Longer keys are not reported. */
-#define ES_READ_KEY_MAX_BYTES	128
+#define ES_READ_KEY_MAX_BYTES 128
 
 /* A key of a changelog, and how often it was read. */
 typedef struct EsKeyReads
 {
-	Oid			changelog;
-	uint32		count;
-	int			length;
-	char		key[ES_READ_KEY_MAX_BYTES];
+	Oid	   changelog;
+	uint32 count;
+	int	   length;
+	char   key[ES_READ_KEY_MAX_BYTES];
 } EsKeyReads;
 
 extern Size es_key_reads_shmem_size(void);
@@ -32,6 +32,6 @@ extern void es_key_reads_note(Oid changelog, const text *key);
 extern bool es_key_reads_any(void);
 
 /* Takes what there is of this database; palloc'd. */
-extern int	es_key_reads_take(EsKeyReads **reads);
+extern int es_key_reads_take(EsKeyReads **reads);
 
-#endif							/* ES_KEY_READS_H */
+#endif /* ES_KEY_READS_H */

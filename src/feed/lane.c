@@ -56,15 +56,15 @@
 
 struct EsLanes
 {
-	const text *subscription;
-	Relation	rel;
-	LOCKMODE	mode;			/* of the lock on it */
-	Oid			index;			/* the primary key */
+	const text	   *subscription;
+	Relation		rel;
+	LOCKMODE		mode;  /* of the lock on it */
+	Oid				index; /* the primary key */
 	TupleTableSlot *slot;
-	Snapshot	snapshot;		/* registered; of the last load; NULL before */
-	int			n;
-	EsLane	   *lanes;
-	MemoryContext context;		/* of the rows; emptied at each load */
+	Snapshot		snapshot; /* registered; of the last load; NULL before */
+	int				n;
+	EsLane		   *lanes;
+	MemoryContext	context; /* of the rows; emptied at each load */
 };
 
 /* ---------------------------------------------------------------------------
@@ -78,15 +78,15 @@ struct EsLanes
 int
 es_lane_of_event(TupleTableSlot *slot, int lanes)
 {
-	bool		isnull;
-	Datum		value = slot_getattr(slot, ES_ATT_STREAM, &isnull);
-	uint64		key;
+	bool   isnull;
+	Datum  value = slot_getattr(slot, ES_ATT_STREAM, &isnull);
+	uint64 key;
 
 	if (isnull)
 		key = (uint64) DatumGetInt64(slot_getattr(slot, ES_ATT_POSITION, &isnull));
 	else
 	{
-		text	   *stream = DatumGetTextPP(value);
+		text *stream = DatumGetTextPP(value);
 
 		key = hash_bytes_extended((const unsigned char *) VARDATA_ANY(stream),
 								  VARSIZE_ANY_EXHDR(stream), 0);
@@ -132,7 +132,7 @@ es_lane_advance(EsLane *lane, EsPosition position)
 EsLanes *
 es_lanes_open(const text *subscription, LOCKMODE mode)
 {
-	EsLanes    *lanes = palloc0(sizeof(EsLanes));
+	EsLanes *lanes = palloc0(sizeof(EsLanes));
 
 	lanes->subscription = subscription;
 	lanes->rel = table_open(es_extension_relation("subscription_lane"), mode);
@@ -164,7 +164,7 @@ int_or_zero(TupleTableSlot *slot, AttrNumber column)
 static void
 read_lane(EsLanes *lanes, EsLane *lane)
 {
-	MemoryContext old = MemoryContextSwitchTo(lanes->context);
+	MemoryContext	old = MemoryContextSwitchTo(lanes->context);
 	TupleTableSlot *slot = lanes->slot;
 
 	slot_getallattrs(slot);
@@ -176,8 +176,8 @@ read_lane(EsLanes *lanes, EsLane *lane)
 		lane->member = DatumGetTextPCopy(slot->tts_values[ES_LANE_MEMBER - 1]);
 	lane->lease_until = int_or_zero(slot, ES_LANE_LEASE_UNTIL);
 	if (!slot->tts_isnull[ES_LANE_LEASE - 1])
-		lane->lease = DatumGetIntervalP(datumCopy(slot->tts_values[ES_LANE_LEASE - 1],
-												  false, sizeof(Interval)));
+		lane->lease = DatumGetIntervalP(
+			datumCopy(slot->tts_values[ES_LANE_LEASE - 1], false, sizeof(Interval)));
 	lane->handed_out = int_or_zero(slot, ES_LANE_HANDED_OUT);
 	lane->failed = int_or_zero(slot, ES_LANE_FAILED);
 	lane->attempts = DatumGetInt32(slot->tts_values[ES_LANE_ATTEMPTS - 1]);
@@ -191,17 +191,17 @@ take_snapshot(EsLanes *lanes)
 {
 	if (lanes->snapshot != NULL)
 		UnregisterSnapshot(lanes->snapshot);
-	lanes->snapshot = RegisterSnapshot(IsolationUsesXactSnapshot() ?
-									   GetTransactionSnapshot() : GetLatestSnapshot());
+	lanes->snapshot = RegisterSnapshot(
+		IsolationUsesXactSnapshot() ? GetTransactionSnapshot() : GetLatestSnapshot());
 }
 
 int
 es_lanes_load(EsLanes *lanes)
 {
-	Relation	index = index_open(lanes->index, AccessShareLock);
+	Relation	  index = index_open(lanes->index, AccessShareLock);
 	IndexScanDesc scan;
-	ScanKeyData key;
-	int			room = 1;
+	ScanKeyData	  key;
+	int			  room = 1;
 
 	take_snapshot(lanes);
 	MemoryContextReset(lanes->context);
@@ -238,7 +238,7 @@ es_lanes_of_member(EsLanes *lanes, const text *member, TimestampTz now)
 {
 	for (int i = 0; i < lanes->n; i++)
 	{
-		EsLane	   *lane = &lanes->lanes[i];
+		EsLane *lane = &lanes->lanes[i];
 
 		if (es_lane_state(lane, now) == ES_LANE_LEASED &&
 			es_text_equal(lane->member, member))
@@ -256,10 +256,12 @@ static void
 report_unexpected(TM_Result result)
 {
 	if (result == TM_SelfModified || result == TM_Invisible)
-		ereport(ERROR,
-				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
-				 errmsg("the lane was changed by a function that this command has called"),
-				 errhint("A function that row-level security calls must not move subscriptions.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+			 errmsg("the lane was changed by a function that this command has called"),
+			 errhint("A function that row-level security calls must not move "
+					 "subscriptions.")));
 	elog(ERROR, "unexpected result %d of locking a lane", (int) result);
 }
 
@@ -267,7 +269,7 @@ EsLaneLock
 es_lane_try_lock(EsLanes *lanes, EsLane *lane)
 {
 	TM_FailureData failure;
-	TM_Result	result;
+	TM_Result	   result;
 
 	/* What es_lane_save writes changes no key. */
 	result = table_tuple_lock(lanes->rel, &lane->tid, lanes->snapshot, lanes->slot,
@@ -286,24 +288,23 @@ es_lane_try_lock(EsLanes *lanes, EsLane *lane)
 		default:
 			report_unexpected(result);
 	}
-	return ES_LANE_HELD;		/* keep the compiler quiet */
+	return ES_LANE_HELD; /* keep the compiler quiet */
 }
 
 static void
 report_serialization_failure(void)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-			 errmsg("could not serialize access due to concurrent update")));
+	ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					errmsg("could not serialize access due to concurrent update")));
 }
 
 bool
 es_lane_lock(EsLanes *lanes, EsLane *lane)
 {
-	bool		newest = !IsolationUsesXactSnapshot();
+	bool			newest = !IsolationUsesXactSnapshot();
 	ItemPointerData tid = lane->tid;
-	TM_FailureData failure;
-	TM_Result	result;
+	TM_FailureData	failure;
+	TM_Result		result;
 
 	result = table_tuple_lock(lanes->rel, &tid, lanes->snapshot, lanes->slot,
 							  GetCurrentCommandId(false), LockTupleNoKeyExclusive,
@@ -345,7 +346,8 @@ fill_slot(EsLanes *lanes, const EsLane *lane, TupleTableSlot *slot)
 	set_or_null(slot, ES_LANE_SUBSCRIPTION, PointerGetDatum(lanes->subscription), false);
 	set_or_null(slot, ES_LANE_LANE, Int32GetDatum(lane->lane), false);
 	set_or_null(slot, ES_LANE_POSITION, Int64GetDatum(lane->position), false);
-	set_or_null(slot, ES_LANE_MEMBER, PointerGetDatum(lane->member), lane->member == NULL);
+	set_or_null(slot, ES_LANE_MEMBER, PointerGetDatum(lane->member),
+				lane->member == NULL);
 	set_or_null(slot, ES_LANE_LEASE_UNTIL, TimestampTzGetDatum(lane->lease_until),
 				lane->member == NULL);
 	set_or_null(slot, ES_LANE_LEASE, IntervalPGetDatum(lane->lease), lane->lease == NULL);
@@ -363,7 +365,7 @@ fill_slot(EsLanes *lanes, const EsLane *lane, TupleTableSlot *slot)
 static void
 insert_index_entries(EsLanes *lanes, TupleTableSlot *slot)
 {
-	EState	   *estate = CreateExecutorState();
+	EState		  *estate = CreateExecutorState();
 	ResultRelInfo *rri = makeNode(ResultRelInfo);
 
 	InitResultRelInfo(rri, lanes->rel, 0, NULL, 0);

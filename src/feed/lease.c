@@ -32,8 +32,8 @@
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 
-#define SWEEP_AFTER		"1 minute"
-#define SWEEP_AT_ONCE	"10"
+#define SWEEP_AFTER	  "1 minute"
+#define SWEEP_AT_ONCE "10"
 
 PG_FUNCTION_INFO_V1(es_lease);
 PG_FUNCTION_INFO_V1(es_release_lease);
@@ -42,37 +42,40 @@ PG_FUNCTION_INFO_V1(es_release_lease);
 static void
 sweep_out(void)
 {
-	es_spi_execute("DELETE FROM eventstore.lease WHERE name IN"
-				   " (SELECT name FROM eventstore.lease"
-				   " WHERE expires_at < pg_catalog.clock_timestamp() - interval '" SWEEP_AFTER "'"
-				   " LIMIT " SWEEP_AT_ONCE " FOR UPDATE SKIP LOCKED)",
-				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
+	es_spi_execute(
+		"DELETE FROM eventstore.lease WHERE name IN"
+		" (SELECT name FROM eventstore.lease"
+		" WHERE expires_at < pg_catalog.clock_timestamp() - interval '" SWEEP_AFTER "'"
+		" LIMIT " SWEEP_AT_ONCE " FOR UPDATE SKIP LOCKED)",
+		0, NULL, NULL, NULL, false, SPI_OK_DELETE);
 }
 
 /* The row is given back by xmax = 0 where it is new; none where another has it. */
 static bool
 take_lease(Datum *values, const char *nulls)
 {
-	Oid			types[] = {TEXTOID, TEXTOID, INTERVALOID, JSONBOID, OIDOID};
-	bool		isnull;
+	Oid	 types[] = {TEXTOID, TEXTOID, INTERVALOID, JSONBOID, OIDOID};
+	bool isnull;
 
-	es_spi_execute("INSERT INTO eventstore.lease AS l"
-				   " (name, holder, metadata, role, expires_at)"
-				   " VALUES ($1, $2, $4, $5, pg_catalog.clock_timestamp() + $3)"
-				   " ON CONFLICT (name) DO UPDATE SET holder = excluded.holder,"
-				   /* Refreshing leaves the role that took it, and metadata unless given. */
-				   " metadata = CASE WHEN l.expires_at > pg_catalog.clock_timestamp()"
-				   " THEN coalesce(excluded.metadata, l.metadata) ELSE excluded.metadata END,"
-				   " role = CASE WHEN l.expires_at > pg_catalog.clock_timestamp()"
-				   " THEN l.role ELSE excluded.role END,"
-				   " expires_at = pg_catalog.clock_timestamp() + $3"
-				   " WHERE l.expires_at <= pg_catalog.clock_timestamp()"
-				   " OR (l.holder = excluded.holder AND pg_catalog.pg_has_role($5, l.role, 'USAGE'))"
-				   " RETURNING xmax = 0",
-				   5, types, values, nulls, false, SPI_OK_INSERT_RETURNING);
+	es_spi_execute(
+		"INSERT INTO eventstore.lease AS l"
+		" (name, holder, metadata, role, expires_at)"
+		" VALUES ($1, $2, $4, $5, pg_catalog.clock_timestamp() + $3)"
+		" ON CONFLICT (name) DO UPDATE SET holder = excluded.holder,"
+		/* Refreshing leaves the role that took it, and metadata unless given. */
+		" metadata = CASE WHEN l.expires_at > pg_catalog.clock_timestamp()"
+		" THEN coalesce(excluded.metadata, l.metadata) ELSE excluded.metadata END,"
+		" role = CASE WHEN l.expires_at > pg_catalog.clock_timestamp()"
+		" THEN l.role ELSE excluded.role END,"
+		" expires_at = pg_catalog.clock_timestamp() + $3"
+		" WHERE l.expires_at <= pg_catalog.clock_timestamp()"
+		" OR (l.holder = excluded.holder AND pg_catalog.pg_has_role($5, l.role, 'USAGE'))"
+		" RETURNING xmax = 0",
+		5, types, values, nulls, false, SPI_OK_INSERT_RETURNING);
 	if (SPI_processed == 0)
 		return false;
-	if (DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)))
+	if (DatumGetBool(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)))
 		sweep_out();
 	return true;
 }
@@ -81,15 +84,15 @@ take_lease(Datum *values, const char *nulls)
 Datum
 es_lease(PG_FUNCTION_ARGS)
 {
-	text	   *name = es_name_arg(&fcinfo->args[0], "name");
-	text	   *holder = es_name_arg(&fcinfo->args[1], "holder");
-	Interval   *ttl = es_interval_arg(&fcinfo->args[2], "ttl", true);
-	Datum		values[] = {PointerGetDatum(name), PointerGetDatum(holder),
-		IntervalPGetDatum(ttl), fcinfo->args[3].value,
-	ObjectIdGetDatum(GetUserId())};
-	char		nulls[] = {' ', ' ', ' ', fcinfo->args[3].isnull ? 'n' : ' ', ' ', '\0'};
+	text		*name = es_name_arg(&fcinfo->args[0], "name");
+	text		*holder = es_name_arg(&fcinfo->args[1], "holder");
+	Interval	*ttl = es_interval_arg(&fcinfo->args[2], "ttl", true);
+	Datum		 values[] = {PointerGetDatum(name), PointerGetDatum(holder),
+							 IntervalPGetDatum(ttl), fcinfo->args[3].value,
+							 ObjectIdGetDatum(GetUserId())};
+	char		 nulls[] = {' ', ' ', ' ', fcinfo->args[3].isnull ? 'n' : ' ', ' ', '\0'};
 	EsRoleSwitch saved;
-	bool		taken;
+	bool		 taken;
 
 	es_refuse_null(&fcinfo->args[2], "ttl");
 	PreventCommandIfReadOnly("lease");
@@ -105,13 +108,13 @@ es_lease(PG_FUNCTION_ARGS)
 Datum
 es_release_lease(PG_FUNCTION_ARGS)
 {
-	text	   *name = es_name_arg(&fcinfo->args[0], "name");
-	text	   *holder = es_name_arg(&fcinfo->args[1], "holder");
-	Oid			types[] = {TEXTOID, TEXTOID, OIDOID};
-	Datum		values[] = {PointerGetDatum(name), PointerGetDatum(holder),
-	ObjectIdGetDatum(GetUserId())};
+	text		*name = es_name_arg(&fcinfo->args[0], "name");
+	text		*holder = es_name_arg(&fcinfo->args[1], "holder");
+	Oid			 types[] = {TEXTOID, TEXTOID, OIDOID};
+	Datum		 values[] = {PointerGetDatum(name), PointerGetDatum(holder),
+							 ObjectIdGetDatum(GetUserId())};
 	EsRoleSwitch saved;
-	bool		released;
+	bool		 released;
 
 	PreventCommandIfReadOnly("release_lease");
 	es_role_assume(es_extension_owner(), &saved);

@@ -28,12 +28,12 @@
 
 struct EsLookup
 {
-	Relation	rel;
-	Relation	index;
-	IndexScanDesc scan;
-	ScanDirection direction;
+	Relation		rel;
+	Relation		index;
+	IndexScanDesc	scan;
+	ScanDirection	direction;
 	TupleTableSlot *slot;
-	ScanKeyData keys[ES_LOOKUP_MAX_KEYS];
+	ScanKeyData		keys[ES_LOOKUP_MAX_KEYS];
 };
 
 const EsIndexShape es_index_of_positions = {1, {ES_ATT_POSITION}};
@@ -47,9 +47,9 @@ const EsIndexShape es_index_of_streams = {1, {ES_HEADS_STREAM}};
 static bool
 has_shape(Oid indexid, const EsIndexShape *shape)
 {
-	HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(indexid));
+	HeapTuple	  tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(indexid));
 	Form_pg_index form;
-	bool		fits;
+	bool		  fits;
 
 	if (!HeapTupleIsValid(tuple))
 		return false;
@@ -66,13 +66,13 @@ has_shape(Oid indexid, const EsIndexShape *shape)
 static Relation
 open_index(Relation rel, const EsIndexShape *shape)
 {
-	List	   *indexes = RelationGetIndexList(rel);
-	Relation	found = NULL;
-	ListCell   *cell;
+	List	 *indexes = RelationGetIndexList(rel);
+	Relation  found = NULL;
+	ListCell *cell;
 
-	foreach(cell, indexes)
+	foreach (cell, indexes)
 	{
-		Oid			indexid = lfirst_oid(cell);
+		Oid indexid = lfirst_oid(cell);
 
 		if (!has_shape(indexid, shape))
 			continue;
@@ -92,7 +92,8 @@ open_index(Relation rel, const EsIndexShape *shape)
 				 errdetail("No valid B-tree index is on column \"%s\"%s alone.",
 						   get_attname(RelationGetRelid(rel), shape->columns[0], false),
 						   shape->ncolumns > 1 ? " and the version" : ""),
-				 errhint("Make it again, or call eventstore.repair_collection() as the owner of the collection.")));
+				 errhint("Make it again, or call eventstore.repair_collection() as the "
+						 "owner of the collection.")));
 	return found;
 }
 
@@ -100,8 +101,8 @@ EsLookup *
 es_lookup_begin(Oid relid, const EsIndexShape *shape, const ScanKeyData *keys, int nkeys,
 				ScanDirection direction, Snapshot snapshot)
 {
-	Relation	rel = try_table_open(relid, AccessShareLock);
-	EsLookup   *lookup;
+	Relation  rel = try_table_open(relid, AccessShareLock);
+	EsLookup *lookup;
 
 	if (rel == NULL)
 		return NULL;

@@ -18,20 +18,20 @@
 #include "executor/tuptable.h"
 #include "utils/snapshot.h"
 
-#define ES_LOOKUP_MAX_KEYS	3
+#define ES_LOOKUP_MAX_KEYS 3
 
 typedef struct EsLookup EsLookup;
 
 /* Which index: its key columns, all of them, as attribute numbers of the table. */
 typedef struct EsIndexShape
 {
-	int			ncolumns;
-	AttrNumber	columns[2];
+	int		   ncolumns;
+	AttrNumber columns[2];
 } EsIndexShape;
 
-extern const EsIndexShape es_index_of_positions;	/* a segment's (position) */
-extern const EsIndexShape es_index_of_versions; /* a segment's (stream, version) */
-extern const EsIndexShape es_index_of_streams;	/* a heads table's (stream) */
+extern const EsIndexShape es_index_of_positions; /* a segment's (position) */
+extern const EsIndexShape es_index_of_versions;	 /* a segment's (stream, version) */
+extern const EsIndexShape es_index_of_streams;	 /* a heads table's (stream) */
 
 /*
  * Locks the table (AccessShare, until es_lookup_end: the caller's lock on the
@@ -56,4 +56,4 @@ extern void es_lookup_text_key(ScanKey key, AttrNumber column, StrategyNumber st
 extern void es_lookup_int_key(ScanKey key, AttrNumber column, StrategyNumber strategy,
 							  int64 value);
 
-#endif							/* ES_LOOKUP_H */
+#endif /* ES_LOOKUP_H */

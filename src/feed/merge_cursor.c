@@ -27,8 +27,7 @@
 #include "utils/timestamp.h"
 
 /* From 1970, where clients count from, to 2000, where PostgreSQL does. */
-#define UNIX_EPOCH_OFFSET_US \
-	((POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
+#define UNIX_EPOCH_OFFSET_US ((POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
 
 /* ---------------------------------------------------------------------------
  * From jsonb
@@ -39,9 +38,9 @@ report_malformed(const char *detail)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("invalid cursor in argument \"after\""),
-			 errdetail("%s", detail),
-			 errhint("Give the cursor of a row that read_merged returned, or an object such as {\"sales.orders\": 42}.")));
+			 errmsg("invalid cursor in argument \"after\""), errdetail("%s", detail),
+			 errhint("Give the cursor of a row that read_merged returned, or an object "
+					 "such as {\"sales.orders\": 42}.")));
 }
 
 static int
@@ -66,14 +65,14 @@ find_source(const EsMergeState *state, const JsonbValue *name)
 static int64
 read_integer(const JsonbValue *value)
 {
-	char	   *text;
-	char	   *end;
-	int64		number;
+	char *text;
+	char *end;
+	int64 number;
 
 	if (value->type != jbvNumeric)
 		report_malformed("A whole number was expected.");
-	text = DatumGetCString(DirectFunctionCall1(numeric_out,
-											   NumericGetDatum(value->val.numeric)));
+	text = DatumGetCString(
+		DirectFunctionCall1(numeric_out, NumericGetDatum(value->val.numeric)));
 	errno = 0;
 	number = strtoi64(text, &end, 10);
 	if (errno != 0 || *end != '\0')
@@ -84,7 +83,7 @@ read_integer(const JsonbValue *value)
 static EsPosition
 read_position(const JsonbValue *value)
 {
-	int64		position = read_integer(value);
+	int64 position = read_integer(value);
 
 	if (position < 0)
 		report_malformed("A position must not be negative.");
@@ -109,8 +108,9 @@ static int64
 time_to_unix(TimestampTz time)
 {
 	/* The last thirty years of the calendar wrap around, and back. */
-	return TIMESTAMP_NOT_FINITE(time) ? time :
-		(int64) ((uint64) time + (uint64) UNIX_EPOCH_OFFSET_US);
+	return TIMESTAMP_NOT_FINITE(time)
+			   ? time
+			   : (int64) ((uint64) time + (uint64) UNIX_EPOCH_OFFSET_US);
 }
 
 /* The elements of an array of exactly n; else an error. */
@@ -141,10 +141,10 @@ read_window(const JsonbValue *value, EsMergeSource *source)
 static void
 read_windows(JsonbContainer *windows, EsMergeState *state)
 {
-	JsonbIterator *iterator = JsonbIteratorInit(windows);
+	JsonbIterator	  *iterator = JsonbIteratorInit(windows);
 	JsonbIteratorToken token;
-	JsonbValue	name;
-	JsonbValue	value;
+	JsonbValue		   name;
+	JsonbValue		   value;
 
 	while ((token = JsonbIteratorNext(&iterator, &name, true)) != WJB_DONE)
 	{
@@ -191,10 +191,10 @@ check_windows(const EsMergeState *state)
 static void
 read_plain(JsonbContainer *object, EsMergeState *state)
 {
-	JsonbIterator *iterator = JsonbIteratorInit(object);
+	JsonbIterator	  *iterator = JsonbIteratorInit(object);
 	JsonbIteratorToken token;
-	JsonbValue	name;
-	JsonbValue	value;
+	JsonbValue		   name;
+	JsonbValue		   value;
 
 	while ((token = JsonbIteratorNext(&iterator, &name, true)) != WJB_DONE)
 	{
@@ -244,7 +244,7 @@ es_merge_cursor_parse(Jsonb *cursor, EsMergeState *state)
 static void
 push_string(JsonbParseState **out, JsonbIteratorToken token, const char *text)
 {
-	JsonbValue	value;
+	JsonbValue value;
 
 	value.type = jbvString;
 	value.val.string.val = unconstify(char *, text);
@@ -255,7 +255,7 @@ push_string(JsonbParseState **out, JsonbIteratorToken token, const char *text)
 static void
 push_integer(JsonbParseState **out, int64 number)
 {
-	JsonbValue	value;
+	JsonbValue value;
 
 	value.type = jbvNumeric;
 	value.val.numeric = int64_to_numeric(number);

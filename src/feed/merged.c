@@ -57,22 +57,22 @@
 #include "utils/typcache.h"
 
 /* Columns of the sort: the key, whose third part is the event's first column. */
-#define SORT_CREATED_AT		1
-#define SORT_SOURCE			2
-#define SORT_EVENT			3	/* ES_EVENT_NATTS columns from here on */
-#define SORT_NATTS			(SORT_EVENT + ES_EVENT_NATTS - 1)
+#define SORT_CREATED_AT 1
+#define SORT_SOURCE		2
+#define SORT_EVENT		3 /* ES_EVENT_NATTS columns from here on */
+#define SORT_NATTS		(SORT_EVENT + ES_EVENT_NATTS - 1)
 
 /* Columns of the result. */
-#define RESULT_COLLECTION	1
-#define RESULT_CURSOR		2
-#define RESULT_EVENT		3
-#define RESULT_NATTS		3
+#define RESULT_COLLECTION 1
+#define RESULT_CURSOR	  2
+#define RESULT_EVENT	  3
+#define RESULT_NATTS	  3
 
 /* Pages up to this are worth reading in parts; their times fit into memory. */
-#define PAGE_LIMIT			65536
+#define PAGE_LIMIT 65536
 
 /* So many matches that knowing the times would have been cheaper than reading them. */
-#define MANY_MATCHES		65536
+#define MANY_MATCHES 65536
 
 /* A part of one collection's window: positions in (after, upto]. */
 typedef struct Part
@@ -80,30 +80,30 @@ typedef struct Part
 	int			source;
 	EsPosition	after;
 	EsPosition	upto;
-	TimestampTz least;			/* no event there is older */
+	TimestampTz least; /* no event there is older */
 } Part;
 
 typedef struct Merge
 {
 	EsMergeState state;
-	Snapshot	snapshot;		/* one for all, newer than each head */
-	EsReadArgs	filter;			/* query, since, until */
-	int64		remaining;		/* of max_count */
-	bool		paged;			/* remaining is small enough to read in parts */
+	Snapshot	 snapshot;	/* one for all, newer than each head */
+	EsReadArgs	 filter;	/* query, since, until */
+	int64		 remaining; /* of max_count */
+	bool		 paged;		/* remaining is small enough to read in parts */
 
 	/* One window's: */
-	int			nparts;
-	int			room;
-	Part	   *parts;
+	int				nparts;
+	int				room;
+	Part		   *parts;
 	Tuplesortstate *sort;
-	int64		nread;			/* matching events */
-	binaryheap *oldest;			/* times of the oldest rows, as many as remain; or NULL */
-	EsPosition *begins;			/* per source, where the window will begin */
+	int64			nread;	/* matching events */
+	binaryheap	   *oldest; /* times of the oldest rows, as many as remain; or NULL */
+	EsPosition	   *begins; /* per source, where the window will begin */
 
-	TupleDesc	sort_desc;
-	TupleDesc	event_desc;
+	TupleDesc	   sort_desc;
+	TupleDesc	   event_desc;
 	ReturnSetInfo *result;
-	MemoryContext row_context;	/* emptied after each row given out */
+	MemoryContext  row_context; /* emptied after each row given out */
 } Merge;
 
 /* ---------------------------------------------------------------------------
@@ -119,34 +119,31 @@ compare_names(const void *a, const void *b)
 static void
 open_sources(ArrayType *collections, EsMergeState *state)
 {
-	Datum	   *relids;
-	bool	   *nulls;
+	Datum *relids;
+	bool  *nulls;
 
-	deconstruct_array(collections, REGCLASSOID, sizeof(Oid), true, TYPALIGN_INT,
-					  &relids, &nulls, &state->nsources);
+	deconstruct_array(collections, REGCLASSOID, sizeof(Oid), true, TYPALIGN_INT, &relids,
+					  &nulls, &state->nsources);
 	state->sources = palloc0(sizeof(EsMergeSource) * Max(state->nsources, 1));
 	for (int i = 0; i < state->nsources; i++)
 	{
 		EsMergeSource *source = &state->sources[i];
 
 		if (nulls[i])
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("\"collections\" must not contain nulls")));
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("\"collections\" must not contain nulls")));
 		source->relid = DatumGetObjectId(relids[i]);
 		source->coll = es_read_open_collection(source->relid);
 		source->row_security = es_collection_row_security(source->coll);
 		source->name = es_relation_name(source->relid);
-		source->short_name =
-			DatumGetCString(DirectFunctionCall1(regclassout, relids[i]));
+		source->short_name = DatumGetCString(DirectFunctionCall1(regclassout, relids[i]));
 	}
 	qsort(state->sources, state->nsources, sizeof(EsMergeSource), compare_names);
 	for (int i = 1; i < state->nsources; i++)
 		if (state->sources[i].relid == state->sources[i - 1].relid)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("\"collections\" names collection \"%s\" twice",
-							get_rel_name(state->sources[i].relid))));
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("\"collections\" names collection \"%s\" twice",
+								   get_rel_name(state->sources[i].relid))));
 }
 
 /*
@@ -160,7 +157,7 @@ open_view(Merge *merge)
 
 	for (int i = 0; i < state->nsources; i++)
 	{
-		EsView		view;
+		EsView view;
 
 		es_view_open(state->sources[i].coll, &view);
 		if (state->sources[i].coll->head.head != NULL)
@@ -195,7 +192,7 @@ set_windows(EsMergeState *state)
 static bool
 advance_windows(EsMergeState *state)
 {
-	bool		any = false;
+	bool any = false;
 
 	state->key.valid = false;
 	for (int i = 0; i < state->nsources; i++)
@@ -230,7 +227,7 @@ view_reaches(const EsMergeState *state)
 static TupleDesc
 make_sort_desc(TupleDesc event_desc)
 {
-	TupleDesc	desc = CreateTemplateTupleDesc(SORT_NATTS);
+	TupleDesc desc = CreateTemplateTupleDesc(SORT_NATTS);
 
 	TupleDescInitEntry(desc, SORT_CREATED_AT, "created_at", TIMESTAMPTZOID, -1, 0);
 	TupleDescInitEntry(desc, SORT_SOURCE, "source", INT4OID, -1, 0);
@@ -243,16 +240,14 @@ static Tuplesortstate *
 begin_sort(const Merge *merge)
 {
 	TypeCacheEntry *time_type = lookup_type_cache(TIMESTAMPTZOID, TYPECACHE_LT_OPR);
-	AttrNumber	columns[] = {SORT_CREATED_AT, SORT_SOURCE, SORT_EVENT};
-	Oid			operators[] = {time_type->lt_opr, Int4LessOperator, Int8LessOperator};
-	Oid			collations[] = {InvalidOid, InvalidOid, InvalidOid};
-	bool		nulls_first[] = {false, false, false};
-	bool		bounded = merge->remaining < PG_INT32_MAX;
-	Tuplesortstate *sort = tuplesort_begin_heap(merge->sort_desc, lengthof(columns),
-												columns, operators, collations,
-												nulls_first, work_mem, NULL,
-												bounded ? TUPLESORT_ALLOWBOUNDED :
-												TUPLESORT_NONE);
+	AttrNumber		columns[] = {SORT_CREATED_AT, SORT_SOURCE, SORT_EVENT};
+	Oid				operators[] = {time_type->lt_opr, Int4LessOperator, Int8LessOperator};
+	Oid				collations[] = {InvalidOid, InvalidOid, InvalidOid};
+	bool			nulls_first[] = {false, false, false};
+	bool			bounded = merge->remaining < PG_INT32_MAX;
+	Tuplesortstate *sort = tuplesort_begin_heap(
+		merge->sort_desc, lengthof(columns), columns, operators, collations, nulls_first,
+		work_mem, NULL, bounded ? TUPLESORT_ALLOWBOUNDED : TUPLESORT_NONE);
 
 	if (bounded)
 		tuplesort_set_bound(sort, merge->remaining);
@@ -307,17 +302,17 @@ static bool
 is_enough(const Merge *merge, TimestampTz least)
 {
 	return merge->oldest != NULL && merge->oldest->bh_size >= merge->remaining &&
-		DatumGetTimestampTz(binaryheap_first(merge->oldest)) < least;
+		   DatumGetTimestampTz(binaryheap_first(merge->oldest)) < least;
 }
 
 /* Puts what is left of a part into the sort. */
 static void
 sort_part(Merge *merge, const Part *part, TupleTableSlot *row)
 {
-	EsReadArgs	args = merge->filter;
-	EsView		view = {.head = part->upto, .snapshot = merge->snapshot};
-	EsPosition *begin = &merge->begins[part->source];
-	EsRead	   *read;
+	EsReadArgs		args = merge->filter;
+	EsView			view = {.head = part->upto, .snapshot = merge->snapshot};
+	EsPosition	   *begin = &merge->begins[part->source];
+	EsRead		   *read;
 	TupleTableSlot *slot;
 
 	args.collection = merge->state.sources[part->source].relid;
@@ -350,16 +345,17 @@ sort_part(Merge *merge, const Part *part, TupleTableSlot *row)
 static void
 add_part(Merge *merge, int source, EsPosition after, EsPosition upto, TimestampTz least)
 {
-	Part	   *part;
+	Part *part;
 
 	if (after >= upto)
 		return;
 	if (merge->nparts == merge->room)
 	{
 		merge->room = Max(merge->room * 2, 64);
-		merge->parts = merge->parts == NULL ?
-			palloc(sizeof(Part) * merge->room) :
-			repalloc_huge(merge->parts, sizeof(Part) * (Size) merge->room);
+		merge->parts =
+			merge->parts == NULL
+				? palloc(sizeof(Part) * merge->room)
+				: repalloc_huge(merge->parts, sizeof(Part) * (Size) merge->room);
 	}
 	part = &merge->parts[merge->nparts++];
 	part->source = source;
@@ -375,8 +371,8 @@ is_wanted(const Merge *merge, const EsTimeRun *run)
 	const EsReadArgs *filter = &merge->filter;
 
 	return (!merge->state.key.valid || run->greatest >= merge->state.key.created_at) &&
-		(!filter->has_since || run->greatest >= filter->since) &&
-		(!filter->has_until || run->least < filter->until);
+		   (!filter->has_since || run->greatest >= filter->since) &&
+		   (!filter->has_until || run->least < filter->until);
 }
 
 /* One collection's window in runs whose times are known, and the rest of it. */
@@ -384,9 +380,9 @@ static void
 add_source(Merge *merge, int index)
 {
 	const EsMergeSource *source = &merge->state.sources[index];
-	EsPosition	reached = source->low;
-	const EsTimeRun *runs;
-	int			nruns = es_time_map_runs(source->coll, &runs);
+	EsPosition			 reached = source->low;
+	const EsTimeRun		*runs;
+	int					 nruns = es_time_map_runs(source->coll, &runs);
 
 	if (!merge->paged || source->row_security ||
 		(nruns > 0 && runs[0].first > source->low + 1))
@@ -410,10 +406,10 @@ learn_times(Merge *merge)
 	for (int i = 0; i < merge->state.nsources; i++)
 	{
 		EsMergeSource *source = &merge->state.sources[i];
-		EsView		view = {.head = source->high, .snapshot = merge->snapshot};
+		EsView		   view = {.head = source->high, .snapshot = merge->snapshot};
 
 		if (source->row_security)
-			continue;			/* it is read by queries, which a part each would multiply */
+			continue; /* it is read by queries, which a part each would multiply */
 		es_time_map_extend(source->coll, source->low, &view);
 	}
 }
@@ -443,9 +439,9 @@ compare_times(Datum a, Datum b, void *arg)
 static void
 sort_window(Merge *merge)
 {
-	EsMergeState *state = &merge->state;
+	EsMergeState   *state = &merge->state;
 	TupleTableSlot *row = MakeSingleTupleTableSlot(merge->sort_desc, &TTSOpsVirtual);
-	int			next;
+	int				next;
 
 	merge->nparts = 0;
 	for (int i = 0; i < state->nsources; i++)
@@ -481,10 +477,10 @@ static void
 put_row(Merge *merge, TupleTableSlot *row)
 {
 	MemoryContext caller = MemoryContextSwitchTo(merge->row_context);
-	Datum		values[RESULT_NATTS];
-	bool		nulls[RESULT_NATTS] = {false, false, false};
-	EsMergeKey	key = {.valid = true};
-	HeapTuple	event;
+	Datum		  values[RESULT_NATTS];
+	bool		  nulls[RESULT_NATTS] = {false, false, false};
+	EsMergeKey	  key = {.valid = true};
+	HeapTuple	  event;
 
 	slot_getallattrs(row);
 	key.created_at = DatumGetTimestampTz(row->tts_values[SORT_CREATED_AT - 1]);
@@ -511,12 +507,12 @@ put_row(Merge *merge, TupleTableSlot *row)
 static void
 merge_window(Merge *merge)
 {
-	TupleTableSlot *row = MakeSingleTupleTableSlot(merge->sort_desc,
-												   &TTSOpsMinimalTuple);
+	TupleTableSlot *row = MakeSingleTupleTableSlot(merge->sort_desc, &TTSOpsMinimalTuple);
 
 	merge->paged = merge->remaining <= PAGE_LIMIT;
-	merge->oldest = merge->paged ?
-		binaryheap_allocate((int) merge->remaining, compare_times, NULL) : NULL;
+	merge->oldest = merge->paged
+						? binaryheap_allocate((int) merge->remaining, compare_times, NULL)
+						: NULL;
 	merge->nread = 0;
 	merge->sort = begin_sort(merge);
 	if (merge->paged && merge->filter.query == NULL)
@@ -553,7 +549,7 @@ static void
 make_merge(FunctionCallInfo fcinfo, Merge *merge)
 {
 	NullableDatum *values = fcinfo->args;
-	EsReadArgs *filter = &merge->filter;
+	EsReadArgs	  *filter = &merge->filter;
 
 	merge->remaining = es_read_max_count_arg(&values[2]);
 	filter->direction = ForwardScanDirection;
@@ -578,7 +574,7 @@ PG_FUNCTION_INFO_V1(es_read_merged);
 Datum
 es_read_merged(PG_FUNCTION_ARGS)
 {
-	Merge		merge = {0};
+	Merge merge = {0};
 
 	InitMaterializedSRF(fcinfo, 0);
 	merge.result = (ReturnSetInfo *) fcinfo->resultinfo;
@@ -590,9 +586,8 @@ es_read_merged(PG_FUNCTION_ARGS)
 		merge.event_desc = lookup_rowtype_tupdesc_copy(event->atttypid, -1);
 		merge.sort_desc = make_sort_desc(merge.event_desc);
 		merge.begins = palloc(sizeof(EsPosition) * merge.state.nsources);
-		merge.row_context = AllocSetContextCreate(CurrentMemoryContext,
-												  "eventstore merged row",
-												  ALLOCSET_DEFAULT_SIZES);
+		merge.row_context = AllocSetContextCreate(
+			CurrentMemoryContext, "eventstore merged row", ALLOCSET_DEFAULT_SIZES);
 		read_windows(&merge);
 		UnregisterSnapshot(merge.snapshot);
 	}

@@ -75,26 +75,26 @@
 #include "worker/wake.h"
 
 /* Passes over the waiters come no closer than this, or they would eat a processor. */
-#define PASS_PAUSE_US			200
+#define PASS_PAUSE_US 200
 /* ... and, while they wake nobody, as far apart as this. */
-#define PASS_PAUSE_MAX_US		1000
+#define PASS_PAUSE_MAX_US 1000
 /* What a listener more adds to the pause between notifications, and the most. */
-#define PAUSE_PER_LISTENER_US	100
-#define PAUSE_MAX_US			(50 * 1000)
+#define PAUSE_PER_LISTENER_US 100
+#define PAUSE_MAX_US		  (50 * 1000)
 /* After an error, before sending is tried again. */
-#define ERROR_PAUSE_MS			1000
+#define ERROR_PAUSE_MS 1000
 /* On a standby, while somebody waits. */
-#define STANDBY_LOOK_MS			5
+#define STANDBY_LOOK_MS 5
 /* Before a collection that is locked is tried again. */
-#define LOCKED_PAUSE_MS			20
+#define LOCKED_PAUSE_MS 20
 /* No heartbeat is faster, whatever the option says. */
-#define HEARTBEAT_MIN_US		(20 * INT64CONST(1000))
+#define HEARTBEAT_MIN_US (20 * INT64CONST(1000))
 /* Collections in one transaction: each costs it some ten locks. */
-#define SEND_MAX				100
+#define SEND_MAX 100
 /* For what is locked below a collection; all others wait meanwhile. */
-#define LOCK_TIMEOUT			"10ms"
+#define LOCK_TIMEOUT "10ms"
 /* With nothing to do. */
-#define IDLE_MS					(60 * 1000)
+#define IDLE_MS (60 * 1000)
 
 /* A collection whose channel somebody may listen to. */
 typedef struct Announced
@@ -102,28 +102,28 @@ typedef struct Announced
 	EsHeadRef	head;
 	EsNotify	notify;
 	char		channel[NAMEDATALEN];
-	int64		heartbeat_us;	/* 0 = none */
-	TimestampTz sent_at;		/* or, where nothing was sent yet, since when we know of it */
-	EsPosition	sent_head;		/* 0 = nothing was sent yet */
-	TimestampTz not_before;		/* it could not be read; 0 = it could */
-	int			error;			/* of the last attempt, logged: an SQLSTATE */
-	bool		sending;		/* in the open transaction ... */
-	EsAnnounced told;			/* ... this */
+	int64		heartbeat_us; /* 0 = none */
+	TimestampTz sent_at;	/* or, where nothing was sent yet, since when we know of it */
+	EsPosition	sent_head;	/* 0 = nothing was sent yet */
+	TimestampTz not_before; /* it could not be read; 0 = it could */
+	int			error;		/* of the last attempt, logged: an SQLSTATE */
+	bool		sending;	/* in the open transaction ... */
+	EsAnnounced told;		/* ... this */
 } Announced;
 
 static MemoryContext life_context = NULL;
 static MemoryContext cycle_context = NULL;
 
-static Announced *audience = NULL;	/* in life_context */
-static int	naudience = 0;
-static bool survey_due = true;
-static uint32 surveyed_generation = 0;
+static Announced  *audience = NULL; /* in life_context */
+static int		   naudience = 0;
+static bool		   survey_due = true;
+static uint32	   surveyed_generation = 0;
 static TimestampTz paused_until = 0;
-static Announced *at_work = NULL;	/* the one being sent */
-static int	last_error = 0;		/* of what concerns all, logged: an SQLSTATE */
-static TimestampTz reads_sent_at = 0;	/* the last time that reads of keys were */
-static TimestampTz passed_at = 0;	/* the last pass over the waiters ... */
-static int64 pass_pause_us = PASS_PAUSE_US; /* ... and the pause after it */
+static Announced  *at_work = NULL;	  /* the one being sent */
+static int		   last_error = 0;	  /* of what concerns all, logged: an SQLSTATE */
+static TimestampTz reads_sent_at = 0; /* the last time that reads of keys were */
+static TimestampTz passed_at = 0;	  /* the last pass over the waiters ... */
+static int64	   pass_pause_us = PASS_PAUSE_US; /* ... and the pause after it */
 
 /* ---------------------------------------------------------------------------
  * Who listens to what
@@ -139,8 +139,8 @@ note_invalidation(Datum arg, Oid relid)
 static int64
 interval_us(const Interval *interval)
 {
-	return interval->time + ((int64) interval->month * DAYS_PER_MONTH + interval->day) *
-		USECS_PER_DAY;
+	return interval->time +
+		   ((int64) interval->month * DAYS_PER_MONTH + interval->day) * USECS_PER_DAY;
 }
 
 /* When and what was sent before goes on to hold. */
@@ -163,11 +163,11 @@ keep_history(Announced *entry, const Announced *old, int nold)
 static void
 note_row(HeapTuple row, TupleDesc desc, const Announced *old, int nold)
 {
-	Announced  *entry = &audience[naudience];
-	char	   *channel = SPI_getvalue(row, desc, 4);
-	EsChannel	number = es_listeners_channel(channel);
-	bool		isnull;
-	Datum		heartbeat;
+	Announced *entry = &audience[naudience];
+	char	  *channel = SPI_getvalue(row, desc, 4);
+	EsChannel  number = es_listeners_channel(channel);
+	bool	   isnull;
+	Datum	   heartbeat;
 
 	if (!es_listeners_any(number))
 		return;
@@ -188,17 +188,18 @@ note_row(HeapTuple row, TupleDesc desc, const Announced *old, int nold)
 static void
 survey(void)
 {
-	Announced  *old = audience;
-	int			nold = naudience;
+	Announced *old = audience;
+	int		   nold = naudience;
 
 	/* First, so that what changes meanwhile is seen the next time. */
 	survey_due = false;
 	surveyed_generation = es_listeners_generation();
 	SPI_connect();
-	es_spi_execute("SELECT c.collection::pg_catalog.oid, c.incarnation, c.notify, c.channel,"
-				   " c.heartbeat FROM eventstore.collection_catalog c"
-				   " WHERE c.notify OPERATOR(pg_catalog.<>) 'none'",
-				   0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+	es_spi_execute(
+		"SELECT c.collection::pg_catalog.oid, c.incarnation, c.notify, c.channel,"
+		" c.heartbeat FROM eventstore.collection_catalog c"
+		" WHERE c.notify OPERATOR(pg_catalog.<>) 'none'",
+		0, NULL, NULL, NULL, true, SPI_OK_SELECT);
 	audience = MemoryContextAlloc(life_context, sizeof(Announced) * (SPI_processed + 1));
 	naudience = 0;
 	for (uint64 i = 0; i < SPI_processed; i++)
@@ -215,7 +216,7 @@ survey(void)
 static int64
 pause_us(void)
 {
-	int64		pause = es_notify_interval_ms * INT64CONST(1000);
+	int64 pause = es_notify_interval_ms * INT64CONST(1000);
 
 	return Max(pause, Min(PAUSE_MAX_US,
 						  (int64) es_listeners_in_database() * PAUSE_PER_LISTENER_US));
@@ -225,8 +226,10 @@ pause_us(void)
 static TimestampTz
 wanted_at(Announced *entry)
 {
-	TimestampTz beat = entry->heartbeat_us == 0 ? 0 :
-		entry->sent_at + Max(entry->heartbeat_us, Max(HEARTBEAT_MIN_US, pause_us()));
+	TimestampTz beat = entry->heartbeat_us == 0
+						   ? 0
+						   : entry->sent_at + Max(entry->heartbeat_us,
+												  Max(HEARTBEAT_MIN_US, pause_us()));
 	EsAnnounced announced;
 	EsPosition	head;
 
@@ -282,7 +285,7 @@ send_notification(Announced *entry)
 	if (es_head_find(&entry->head))
 		es_head_announced(&entry->head, &entry->told);
 	else
-		entry->told.head = PG_INT64_MAX;	/* a heartbeat: no events to count */
+		entry->told.head = PG_INT64_MAX; /* a heartbeat: no events to count */
 	if (entry->sent_head != 0)
 		entry->told.head = Max(entry->told.head, entry->sent_head);
 	es_announce(entry->head.relid, entry->notify, entry->channel, &entry->told);
@@ -293,7 +296,7 @@ send_notification(Announced *entry)
 static void
 send_due(void)
 {
-	static int	turn = 0;		/* who comes first, so that everybody's turn comes */
+	static int	turn = 0; /* who comes first, so that everybody's turn comes */
 	TimestampTz now = GetCurrentTimestamp();
 	int			nsent = 0;
 
@@ -398,7 +401,7 @@ settle_sent(void)
 static bool
 announce(TimestampTz *next)
 {
-	bool		present = true;
+	bool present = true;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -450,8 +453,8 @@ postpone_failed(void)
 		at_work = NULL;
 		return GetCurrentTimestamp();
 	}
-	return paused_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													  ERROR_PAUSE_MS);
+	return paused_until =
+			   TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ERROR_PAUSE_MS);
 }
 
 /*
@@ -487,11 +490,11 @@ announce_all(TimestampTz *next)
 static EsPosition
 read_head(Oid relid)
 {
-	EsPosition	head = PG_INT64_MAX;
+	EsPosition head = PG_INT64_MAX;
 
 	StartTransactionCommand();
 	if (!ConditionalLockRelationOid(relid, AccessShareLock))
-		head = 0;				/* being dropped, perhaps: later */
+		head = 0; /* being dropped, perhaps: later */
 	else if (es_collection_exists(relid))
 		head = es_view_head(es_collection_get(relid));
 	CommitTransactionCommand();
@@ -504,7 +507,7 @@ static bool
 look_at_head(Oid relid)
 {
 	volatile EsPosition head = PG_INT64_MAX;
-	volatile bool done = false;
+	volatile bool		done = false;
 
 	PG_TRY();
 	{
@@ -524,7 +527,7 @@ look_at_head(Oid relid)
 static void
 look_at_heads(const Oid *relids, int n)
 {
-	int			ndone = 0;
+	int ndone = 0;
 
 	for (int i = 0; i < n; i++)
 		if (look_at_head(relids[i]))
@@ -538,9 +541,9 @@ static TimestampTz
 follow_replay(void)
 {
 	static XLogRecPtr seen = InvalidXLogRecPtr;
-	XLogRecPtr	replayed = GetXLogReplayRecPtr(NULL);
-	Oid		   *relids;
-	int			n = es_watch_list_unshared(&relids);
+	XLogRecPtr		  replayed = GetXLogReplayRecPtr(NULL);
+	Oid				 *relids;
+	int				  n = es_watch_list_unshared(&relids);
 
 	if (n == 0)
 		return 0;
@@ -567,7 +570,7 @@ pause_before_pass(void)
 static void
 wake_waiters(void)
 {
-	int			woken = es_watch_pass();
+	int woken = es_watch_pass();
 
 	if (woken > 0)
 		es_worker_count(ES_WORKER_WAKEUPS, woken);
@@ -590,10 +593,11 @@ static void
 sleep_notifier(TimestampTz next)
 {
 	static uint32 wait_event = 0;
-	long		wait_ms = IDLE_MS;
+	long		  wait_ms = IDLE_MS;
 
 	if (next != 0)
-		wait_ms = Min(wait_ms, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next));
+		wait_ms =
+			Min(wait_ms, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next));
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, wait_ms,
 					 es_wait_event(wait_event, "EventstoreNotifierMain"));
 	ResetLatch(MyLatch);
@@ -615,7 +619,7 @@ notify_for_ever(void)
 		if (RecoveryInProgress())
 			next = follow_replay();
 		else if (es_listeners_in_database() == 0)
-			paused_until = 0;	/* nor is anything due */
+			paused_until = 0; /* nor is anything due */
 		else if (paused_until > GetCurrentTimestamp())
 			next = paused_until;
 		else

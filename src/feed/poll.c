@@ -69,51 +69,51 @@
 #include "utils/timestamp.h"
 
 /* How far a quiet lane may stay behind, in positions: a fraction of a millisecond to walk over. */
-#define PULL_DISTANCE	1000
+#define PULL_DISTANCE 1000
 
 /* Advisory locks of SQL have 1 and 2 in field 4. */
-#define MEMBER_LOCK		0xE5
+#define MEMBER_LOCK 0xE5
 
 /* Nobody is woken when another session of the same member has polled in vain. */
-#define MEMBER_RETRY_MS	100
+#define MEMBER_RETRY_MS 100
 
 /* How often, at most, a poll without work notes that there was one. */
-#define SIGN_OF_LIFE_MS	(60 * 1000)
+#define SIGN_OF_LIFE_MS (60 * 1000)
 
 PG_FUNCTION_INFO_V1(es_poll);
 
 /* What is known of a lane in this call. */
 typedef struct Prospect
 {
-	bool		candidate;		/* of this look */
+	bool candidate; /* of this look */
 	/* No event of the lane is in (from, to]: a fact about the log, which stays. */
-	EsPosition	from;
-	EsPosition	to;
+	EsPosition from;
+	EsPosition to;
 } Prospect;
 
 typedef struct Poll
 {
-	text	   *name;
+	text		   *name;
 	EsSubscription *sub;
-	int64		max_count;
-	TimestampTz wait_until;		/* 0: not at all */
-	text	   *member;			/* NULL: none given */
-	Interval   *lease;			/* NULL: without a lease */
-	ReturnSetInfo *result;
+	int64			max_count;
+	TimestampTz		wait_until; /* 0: not at all */
+	text		   *member;		/* NULL: none given */
+	Interval	   *lease;		/* NULL: without a lease */
+	ReturnSetInfo  *result;
 
-	EsLanes    *lanes;
-	int			nlanes;			/* loaded: 0 when it was unsubscribed meanwhile */
-	Prospect   *prospects;		/* of each lane */
-	EsView		view;			/* of this look */
-	TimestampTz next_free;		/* when the first lane becomes free by the clock */
-	MemoryContext cycle;		/* of what is opened anew after each sleep */
-	bool		changed;		/* a lane had changed when we went for it */
+	EsLanes		 *lanes;
+	int			  nlanes;	 /* loaded: 0 when it was unsubscribed meanwhile */
+	Prospect	 *prospects; /* of each lane */
+	EsView		  view;		 /* of this look */
+	TimestampTz	  next_free; /* when the first lane becomes free by the clock */
+	MemoryContext cycle;	 /* of what is opened anew after each sleep */
+	bool		  changed;	 /* a lane had changed when we went for it */
 } Poll;
 
 typedef enum Look
 {
-	LOOK_NOTHING,				/* no lane that can be had has work; no lock is held */
-	LOOK_AGAIN,					/* somebody was faster */
+	LOOK_NOTHING, /* no lane that can be had has work; no lock is held */
+	LOOK_AGAIN,	  /* somebody was faster */
 	LOOK_DONE
 } Look;
 
@@ -134,11 +134,10 @@ make_args(FunctionCallInfo fcinfo, Poll *poll)
 		poll->member = es_name_arg(&values[3], "member");
 	poll->lease = es_interval_arg(&values[4], "lease", true);
 	if (poll->lease != NULL && poll->member == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("a lease needs a member"),
-				 errdetail("\"lease\" is given, \"member\" is null."),
-				 errhint("The member is whoever is to acknowledge the events.")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("a lease needs a member"),
+						errdetail("\"lease\" is given, \"member\" is null."),
+						errhint("The member is whoever is to acknowledge the events.")));
 	poll->name = DatumGetTextPP(values[0].value);
 	poll->sub = es_subscription_open(poll->name);
 	poll->prospects = palloc0(sizeof(Prospect) * poll->sub->lanes);
@@ -158,14 +157,15 @@ set_member_tag(const Poll *poll, LOCKTAG *tag)
 							  VARSIZE_ANY_EXHDR(name), MEMBER_LOCK);
 	key = hash_bytes_extended((const unsigned char *) VARDATA_ANY(poll->member),
 							  VARSIZE_ANY_EXHDR(poll->member), key);
-	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, (uint32) (key >> 32), (uint32) key, MEMBER_LOCK);
+	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, (uint32) (key >> 32), (uint32) key,
+						 MEMBER_LOCK);
 }
 
 /* Before the lanes are loaded, so that what the last session took is seen. */
 static bool
 lock_member(const Poll *poll)
 {
-	LOCKTAG		tag;
+	LOCKTAG tag;
 
 	if (poll->member == NULL)
 		return true;
@@ -177,7 +177,7 @@ lock_member(const Poll *poll)
 static void
 unlock_member(const Poll *poll)
 {
-	LOCKTAG		tag;
+	LOCKTAG tag;
 
 	if (poll->member == NULL)
 		return;
@@ -189,7 +189,7 @@ unlock_member(const Poll *poll)
 static EsPosition
 first_unknown(const Poll *poll, int i)
 {
-	EsPosition	cursor = es_lanes_get(poll->lanes, i)->position;
+	EsPosition		cursor = es_lanes_get(poll->lanes, i)->position;
 	const Prospect *prospect = &poll->prospects[i];
 
 	if (cursor >= prospect->from && cursor < prospect->to)
@@ -201,20 +201,21 @@ first_unknown(const Poll *poll, int i)
 static int
 find_candidates(Poll *poll, TimestampTz now)
 {
-	int			n = 0;
+	int n = 0;
 
 	poll->next_free = DT_NOEND;
 	for (int i = 0; i < poll->nlanes; i++)
 	{
 		const EsLane *lane = es_lanes_get(poll->lanes, i);
-		EsLaneState state = es_lane_state(lane, now);
+		EsLaneState	  state = es_lane_state(lane, now);
 
 		poll->prospects[i].candidate = state == ES_LANE_FREE || state == ES_LANE_EXPIRED;
 		if (poll->prospects[i].candidate)
 			n++;
 		else
-			poll->next_free = Min(poll->next_free, state == ES_LANE_LEASED ?
-								  lane->lease_until : lane->not_before);
+			poll->next_free =
+				Min(poll->next_free,
+					state == ES_LANE_LEASED ? lane->lease_until : lane->not_before);
 	}
 	return n;
 }
@@ -222,7 +223,7 @@ find_candidates(Poll *poll, TimestampTz now)
 static EsLaneLock
 try_lock(Poll *poll, EsLane *lane)
 {
-	EsLaneLock	lock = es_lane_try_lock(poll->lanes, lane);
+	EsLaneLock lock = es_lane_try_lock(poll->lanes, lane);
 
 	if (lock == ES_LANE_LOCKED)
 		es_subscription_touch(poll->sub->name);
@@ -244,9 +245,12 @@ note_lost(Poll *poll, int i, EsLaneLock lock)
 static EsRead *
 begin_read(const Poll *poll, EsPosition after, int64 max_count, int lane)
 {
-	EsReadArgs	args = {.collection = poll->sub->coll->relid,
-		.direction = ForwardScanDirection, .max_count = max_count,
-	.query = poll->sub->query, .after = after, .before = ES_READ_END};
+	EsReadArgs args = {.collection = poll->sub->coll->relid,
+					   .direction = ForwardScanDirection,
+					   .max_count = max_count,
+					   .query = poll->sub->query,
+					   .after = after,
+					   .before = ES_READ_END};
 
 	if (lane >= 0)
 	{
@@ -263,10 +267,10 @@ begin_read(const Poll *poll, EsPosition after, int64 max_count, int lane)
 static EsLane *
 find_work(Poll *poll, int ncandidates, EsPosition *found)
 {
-	EsPosition	after = PG_INT64_MAX;
-	EsLane	   *taken = NULL;
+	EsPosition		after = PG_INT64_MAX;
+	EsLane		   *taken = NULL;
 	TupleTableSlot *slot;
-	EsRead	   *read;
+	EsRead		   *read;
 
 	for (int i = 0; i < poll->nlanes; i++)
 		if (poll->prospects[i].candidate)
@@ -274,10 +278,10 @@ find_work(Poll *poll, int ncandidates, EsPosition *found)
 	read = begin_read(poll, after, ES_READ_ALL, -1);
 	while (taken == NULL && ncandidates > 0 && (slot = es_read_next(read)) != NULL)
 	{
-		int			i = es_lane_of_event(slot, poll->sub->lanes);
-		EsLane	   *lane = es_lanes_get(poll->lanes, i);
-		EsLaneLock	lock;
-		bool		isnull;
+		int		   i = es_lane_of_event(slot, poll->sub->lanes);
+		EsLane	  *lane = es_lanes_get(poll->lanes, i);
+		EsLaneLock lock;
+		bool	   isnull;
 
 		*found = DatumGetInt64(slot_getattr(slot, ES_ATT_POSITION, &isnull));
 		if (!poll->prospects[i].candidate || *found <= lane->position)
@@ -303,8 +307,8 @@ find_work(Poll *poll, int ncandidates, EsPosition *found)
 static EsPosition
 put_events(Poll *poll, const EsLane *lane, EsPosition after, int64 *count)
 {
-	EsRead	   *read = begin_read(poll, after, poll->max_count, lane->lane);
-	EsPosition	last = 0;
+	EsRead		   *read = begin_read(poll, after, poll->max_count, lane->lane);
+	EsPosition		last = 0;
 	TupleTableSlot *slot;
 
 	*count = 0;
@@ -327,8 +331,8 @@ put_events(Poll *poll, const EsLane *lane, EsPosition after, int64 *count)
 static void
 hand_out(Poll *poll, EsLane *lane, EsPosition after)
 {
-	int64		count;
-	EsPosition	last = put_events(poll, lane, after, &count);
+	int64	   count;
+	EsPosition last = put_events(poll, lane, after, &count);
 
 	if (poll->lease != NULL && count > 0)
 	{
@@ -356,7 +360,7 @@ pull_quiet_lanes(Poll *poll, const EsLane *taken, EsPosition found)
 {
 	for (int i = 0; i < poll->nlanes; i++)
 	{
-		EsLane	   *lane = es_lanes_get(poll->lanes, i);
+		EsLane *lane = es_lanes_get(poll->lanes, i);
 
 		if (!poll->prospects[i].candidate || lane == taken || lane->member != NULL ||
 			lane->position + PULL_DISTANCE >= found ||
@@ -370,7 +374,7 @@ pull_quiet_lanes(Poll *poll, const EsLane *taken, EsPosition found)
 static void
 take(Poll *poll, EsLane *lane, EsPosition found)
 {
-	EsPosition	after = found - 1;
+	EsPosition after = found - 1;
 
 	if (lane->member != NULL)
 	{
@@ -391,14 +395,14 @@ take(Poll *poll, EsLane *lane, EsPosition found)
 static Look
 take_own(Poll *poll, EsLane *lane)
 {
-	EsLaneLock	lock;
+	EsLaneLock lock;
 
 	es_subscription_check_cursor(poll->sub, lane->position);
 	lock = try_lock(poll, lane);
 	if (lock == ES_LANE_CHANGED)
 		return LOOK_AGAIN;
 	if (lock == ES_LANE_HELD)
-		return LOOK_NOTHING;	/* by another session of the same member */
+		return LOOK_NOTHING; /* by another session of the same member */
 	hand_out(poll, lane, lane->position);
 	return LOOK_DONE;
 }
@@ -406,8 +410,8 @@ take_own(Poll *poll, EsLane *lane)
 static Look
 take_any(Poll *poll, int ncandidates)
 {
-	EsPosition	found;
-	EsLane	   *lane;
+	EsPosition found;
+	EsLane	  *lane;
 
 	for (int i = 0; i < poll->nlanes; i++)
 		if (poll->prospects[i].candidate)
@@ -452,7 +456,7 @@ take_lane(Poll *poll)
 static Look
 look(Poll *poll)
 {
-	Look		outcome;
+	Look outcome;
 
 	poll->changed = false;
 	if (!lock_member(poll))
@@ -460,12 +464,13 @@ look(Poll *poll)
 		/* What is new up to here is that session's affair. */
 		es_view_open(poll->sub->coll, &poll->view);
 		es_view_close(&poll->view);
-		poll->next_free = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), MEMBER_RETRY_MS);
+		poll->next_free =
+			TimestampTzPlusMilliseconds(GetCurrentTimestamp(), MEMBER_RETRY_MS);
 		return LOOK_NOTHING;
 	}
 	poll->nlanes = es_lanes_load(poll->lanes);
 	if (poll->nlanes != poll->sub->lanes)
-		return LOOK_DONE;		/* unsubscribed meanwhile */
+		return LOOK_DONE; /* unsubscribed meanwhile */
 	outcome = take_lane(poll);
 	if (outcome != LOOK_DONE)
 		unlock_member(poll);
@@ -479,11 +484,11 @@ static void
 check_serializable(const Poll *poll)
 {
 	if (IsolationUsesXactSnapshot())
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("could not serialize access due to concurrent update"),
-				 errdetail("Another transaction has polled subscription \"%s\" since this one's snapshot.",
-						   text_to_cstring(poll->sub->name))));
+		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+						errmsg("could not serialize access due to concurrent update"),
+						errdetail("Another transaction has polled subscription \"%s\" "
+								  "since this one's snapshot.",
+								  text_to_cstring(poll->sub->name))));
 }
 
 /*
@@ -499,11 +504,11 @@ pass_what_does_not_match(Poll *poll)
 
 	for (int i = 0; i < poll->nlanes; i++)
 	{
-		EsLane	   *lane = es_lanes_get(poll->lanes, i);
-		bool		moves = poll->prospects[i].to > lane->position;
-		bool		silent = i == 0 && hold_ms > 0 &&
-			TimestampDifferenceExceeds(lane->updated_at, now,
-									   Min(SIGN_OF_LIFE_MS, hold_ms / 2));
+		EsLane *lane = es_lanes_get(poll->lanes, i);
+		bool	moves = poll->prospects[i].to > lane->position;
+		bool	silent = i == 0 && hold_ms > 0 &&
+					  TimestampDifferenceExceeds(lane->updated_at, now,
+												 Min(SIGN_OF_LIFE_MS, hold_ms / 2));
 
 		if (!poll->prospects[i].candidate || lane->member != NULL || !(moves || silent) ||
 			try_lock(poll, lane) != ES_LANE_LOCKED)
@@ -517,7 +522,7 @@ pass_what_does_not_match(Poll *poll)
 static Look
 look_until_settled(Poll *poll)
 {
-	Look		outcome;
+	Look outcome;
 
 	while ((outcome = look(poll)) == LOOK_AGAIN)
 	{
@@ -561,9 +566,10 @@ static Look
 await_work(Poll *poll)
 {
 	const EsSubscription *before = poll->sub;
-	EsWaitFor	what = {.looked = poll->view.head, .query = before->query,
-	.topic = es_subscription_topic(poll->name)};
-	Look		outcome;
+	EsWaitFor			  what = {.looked = poll->view.head,
+								  .query = before->query,
+								  .topic = es_subscription_topic(poll->name)};
+	Look				  outcome;
 
 	es_wait_begin(before->coll, &what);
 	for (;;)
@@ -591,8 +597,8 @@ await_work(Poll *poll)
 Datum
 es_poll(PG_FUNCTION_ARGS)
 {
-	Poll		poll = {0};
-	Look		outcome;
+	Poll poll = {0};
+	Look outcome;
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("poll");

@@ -51,22 +51,22 @@
 
 struct EsRead
 {
-	EsReadArgs	args;
+	EsReadArgs	  args;
 	EsCollection *coll;
-	EsView		view;			/* of a stream: no head */
-	bool		own_view;		/* to be closed by us */
-	bool		row_security;
+	EsView		  view;		/* of a stream: no head */
+	bool		  own_view; /* to be closed by us */
+	bool		  row_security;
 	MemoryContext context;		/* of this struct */
 	MemoryContext walk_context; /* emptied when a walk ends */
 
 	/* The walk: one of three, none when there is nothing (more) to read. */
-	EsMatch    *match;
+	EsMatch		 *match;
 	EsStreamWalk *stream;
-	EsVisible  *visible;
-	int64		remaining;		/* of max_count */
-	bool		may_wait;		/* nothing was given out yet */
-	EsPosition	looked;			/* while waiting: nothing up to here matches */
-	uint64		nread;			/* events given out, for the statistics */
+	EsVisible	 *visible;
+	int64		  remaining; /* of max_count */
+	bool		  may_wait;	 /* nothing was given out yet */
+	EsPosition	  looked;	 /* while waiting: nothing up to here matches */
+	uint64		  nread;	 /* events given out, for the statistics */
 };
 
 /* ---------------------------------------------------------------------------
@@ -83,33 +83,31 @@ es_read_collection_arg(const NullableDatum *value)
 int64
 es_read_max_count_arg(const NullableDatum *value)
 {
-	int64		max_count;
+	int64 max_count;
 
 	if (value->isnull)
 		return ES_READ_ALL;
 	max_count = DatumGetInt64(value->value);
 	if (max_count < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"max_count\" must not be negative"),
-				 errdetail("It is " INT64_FORMAT ".", max_count),
-				 errhint("Null means all events, 0 none.")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("\"max_count\" must not be negative"),
+						errdetail("It is " INT64_FORMAT ".", max_count),
+						errhint("Null means all events, 0 none.")));
 	return max_count;
 }
 
 EsPosition
 es_read_position_arg(const NullableDatum *value, const char *name, EsPosition absent)
 {
-	EsPosition	position;
+	EsPosition position;
 
 	if (value->isnull)
 		return absent;
 	position = DatumGetInt64(value->value);
 	if (position < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"%s\" must not be negative", name),
-				 errdetail("It is " INT64_FORMAT ".", position)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("\"%s\" must not be negative", name),
+						errdetail("It is " INT64_FORMAT ".", position)));
 	return position;
 }
 
@@ -125,7 +123,7 @@ es_read_query_arg(const NullableDatum *types, const NullableDatum *tags,
 static ScanDirection
 direction_arg(const NullableDatum *value)
 {
-	char	   *direction;
+	char *direction;
 
 	if (value->isnull)
 		return ForwardScanDirection;
@@ -133,10 +131,9 @@ direction_arg(const NullableDatum *value)
 	if (strcmp(direction, "forward") == 0)
 		return ForwardScanDirection;
 	if (strcmp(direction, "backward") != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"direction\" must not be \"%s\"", direction),
-				 errhint("The directions are \"forward\" and \"backward\".")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("\"direction\" must not be \"%s\"", direction),
+						errhint("The directions are \"forward\" and \"backward\".")));
 	return BackwardScanDirection;
 }
 
@@ -207,7 +204,7 @@ es_read_open_collection(Oid collection)
 Snapshot
 es_read_snapshot(EsCollection *coll)
 {
-	Snapshot	snapshot;
+	Snapshot snapshot;
 
 	if (IsInParallelMode())
 		snapshot = RegisterSnapshot(GetActiveSnapshot());
@@ -244,7 +241,7 @@ open_view(EsRead *read)
 static void
 find_bounds(const EsRead *read, EsPosition *after, EsPosition *before)
 {
-	EsPosition	head = read->view.head;
+	EsPosition head = read->view.head;
 
 	*after = Max(read->args.after, read->coll->first_position - 1);
 	*after = Max(*after, read->looked);
@@ -273,7 +270,7 @@ append_time_bounds(StringInfo sql, const EsReadArgs *args, EsVisibleQuery *query
 static void
 append_version_bounds(StringInfo sql, const EsReadArgs *args, EsVisibleQuery *query)
 {
-	bool		forward = ScanDirectionIsForward(args->direction);
+	bool forward = ScanDirectionIsForward(args->direction);
 
 	query->types[0] = TEXTOID;
 	query->values[0] = PointerGetDatum(args->stream);
@@ -292,8 +289,8 @@ static bool
 sees_stream(EsRead *read)
 {
 	EsVisibleQuery query = {0};
-	EsVisible  *visible;
-	bool		sees;
+	EsVisible	  *visible;
+	bool		   sees;
 
 	query.sql = psprintf("SELECT position FROM %s"
 						 " WHERE position OPERATOR(pg_catalog.>=) '" INT64_FORMAT "'"
@@ -325,15 +322,16 @@ static EsVisible *
 begin_visible(EsRead *read)
 {
 	const EsReadArgs *args = &read->args;
-	bool		forward = ScanDirectionIsForward(args->direction);
-	EsVisibleQuery query = {0};
-	StringInfoData sql;
-	EsPosition	after;
-	EsPosition	before;
+	bool			  forward = ScanDirectionIsForward(args->direction);
+	EsVisibleQuery	  query = {0};
+	StringInfoData	  sql;
+	EsPosition		  after;
+	EsPosition		  before;
 
 	find_bounds(read, &after, &before);
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT " ES_VISIBLE_COLUMNS " FROM %s"
+	appendStringInfo(&sql,
+					 "SELECT " ES_VISIBLE_COLUMNS " FROM %s"
 					 " WHERE position OPERATOR(pg_catalog.>) '" INT64_FORMAT "'"
 					 " AND position OPERATOR(pg_catalog.<) '" INT64_FORMAT "'",
 					 es_collection_name(read->coll), after, before);
@@ -362,8 +360,8 @@ begin_visible(EsRead *read)
 static EsMatch *
 begin_match(EsRead *read)
 {
-	EsPosition	after;
-	EsPosition	before;
+	EsPosition after;
+	EsPosition before;
 
 	find_bounds(read, &after, &before);
 	if (before <= after)
@@ -407,15 +405,14 @@ end_walk(EsRead *read)
 static EsRead *
 make_read(const EsReadArgs *args)
 {
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
-												  "eventstore read",
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "eventstore read",
 												  ALLOCSET_DEFAULT_SIZES);
-	EsRead	   *read = MemoryContextAllocZero(context, sizeof(EsRead));
+	EsRead		 *read = MemoryContextAllocZero(context, sizeof(EsRead));
 
 	read->args = *args;
 	read->context = context;
-	read->walk_context = AllocSetContextCreate(context, "eventstore read walk",
-											   ALLOCSET_DEFAULT_SIZES);
+	read->walk_context =
+		AllocSetContextCreate(context, "eventstore read walk", ALLOCSET_DEFAULT_SIZES);
 	return read;
 }
 
@@ -431,7 +428,7 @@ enter_view(EsRead *read, EsCollection *coll)
 EsRead *
 es_read_begin(const EsReadArgs *args)
 {
-	EsRead	   *read = make_read(args);
+	EsRead *read = make_read(args);
 
 	enter_view(read, es_read_open_collection(args->collection));
 	return read;
@@ -440,7 +437,7 @@ es_read_begin(const EsReadArgs *args)
 EsRead *
 es_read_begin_in(const EsReadArgs *args, const EsView *view)
 {
-	EsRead	   *read = make_read(args);
+	EsRead *read = make_read(args);
 
 	Assert(args->stream == NULL);
 	read->coll = es_collection_get(args->collection);
@@ -474,7 +471,7 @@ es_read_stop(EsRead *read)
 void
 es_read_restart(EsRead *read, const EsReadArgs *args)
 {
-	bool		same_collection = args->collection == read->args.collection;
+	bool same_collection = args->collection == read->args.collection;
 
 	es_read_stop(read);
 	read->args = *args;
@@ -517,7 +514,7 @@ in_time(const EsReadArgs *args, TupleTableSlot *slot)
 		return true;
 	created_at = DatumGetTimestampTz(slot_getattr(slot, ES_ATT_CREATED_AT, &isnull));
 	return (!args->has_since || created_at >= args->since) &&
-		(!args->has_until || created_at < args->until);
+		   (!args->has_until || created_at < args->until);
 }
 
 static inline bool
@@ -529,15 +526,14 @@ in_lane(const EsReadArgs *args, TupleTableSlot *slot)
 static TupleTableSlot *
 next_in_walk(EsRead *read)
 {
-	MemoryContext caller = MemoryContextSwitchTo(read->walk_context);
+	MemoryContext	caller = MemoryContextSwitchTo(read->walk_context);
 	TupleTableSlot *slot;
 
 	do
 	{
 		CHECK_FOR_INTERRUPTS();
 		slot = next_row(read);
-	} while (slot != NULL &&
-			 !(in_time(&read->args, slot) && in_lane(&read->args, slot)));
+	} while (slot != NULL && !(in_time(&read->args, slot) && in_lane(&read->args, slot)));
 	MemoryContextSwitchTo(caller);
 	return slot;
 }
@@ -546,7 +542,7 @@ next_in_walk(EsRead *read)
 static EsPosition
 leave_view(EsRead *read)
 {
-	EsPosition	head = read->args.stream == NULL ? read->view.head : 0;
+	EsPosition head = read->args.stream == NULL ? read->view.head : 0;
 
 	end_walk(read);
 	es_view_close(&read->view);
@@ -568,12 +564,12 @@ is_passed(const EsRead *read, EsPosition head)
 static TupleTableSlot *
 await_event(EsRead *read)
 {
-	EsWaitFor	what = {
+	EsWaitFor what = {
 		.query = read->args.query,
 		.stream = read->args.stream,
 	};
 	TupleTableSlot *slot = NULL;
-	EsPosition	looked;
+	EsPosition		looked;
 
 	/* Positions in (after, before) are all that matter, and nothing below the head is left. */
 	looked = leave_view(read);
@@ -639,17 +635,17 @@ Datum
 es_read_event_datum(TupleTableSlot *slot, TupleDesc event_desc)
 {
 	slot_getsomeattrs(slot, ES_EVENT_NATTS);
-	return HeapTupleGetDatum(heap_form_tuple(event_desc, slot->tts_values,
-											 slot->tts_isnull));
+	return HeapTupleGetDatum(
+		heap_form_tuple(event_desc, slot->tts_values, slot->tts_isnull));
 }
 
 /* Reads all of it into the tuplestore that work_mem bounds. */
 static Datum
 read_into_tuplestore(FunctionCallInfo fcinfo, EsReadKind kind)
 {
-	ReturnSetInfo *result;
-	EsReadArgs	args;
-	EsRead	   *read;
+	ReturnSetInfo  *result;
+	EsReadArgs		args;
+	EsRead		   *read;
 	TupleTableSlot *slot;
 
 	InitMaterializedSRF(fcinfo, 0);
@@ -659,8 +655,8 @@ read_into_tuplestore(FunctionCallInfo fcinfo, EsReadKind kind)
 	while ((slot = es_read_next(read)) != NULL)
 	{
 		slot_getsomeattrs(slot, ES_EVENT_NATTS);
-		tuplestore_putvalues(result->setResult, result->setDesc,
-							 slot->tts_values, slot->tts_isnull);
+		tuplestore_putvalues(result->setResult, result->setDesc, slot->tts_values,
+							 slot->tts_isnull);
 	}
 	es_read_end(read);
 	return (Datum) 0;
@@ -684,8 +680,9 @@ PG_FUNCTION_INFO_V1(es_head);
 Datum
 es_head(PG_FUNCTION_ARGS)
 {
-	EsCollection *coll = es_read_open_collection(es_read_collection_arg(&fcinfo->args[0]));
-	EsPosition	head = es_view_head(coll);
+	EsCollection *coll =
+		es_read_open_collection(es_read_collection_arg(&fcinfo->args[0]));
+	EsPosition head = es_view_head(coll);
 
 	/* A number needs no lock: wait_for(c, head(c)) is not to stand in a DROP's way. */
 	es_wait_unlock(coll);

@@ -20,35 +20,35 @@
 #include "executor/tuptable.h"
 #include "fmgr.h"
 
-#define ES_READ_ALL		PG_INT64_MAX	/* no max_count */
-#define ES_READ_END		PG_INT64_MAX	/* no upper bound of positions, versions */
+#define ES_READ_ALL PG_INT64_MAX /* no max_count */
+#define ES_READ_END PG_INT64_MAX /* no upper bound of positions, versions */
 
 /* What to read.  Checked when made, so whoever has one need not look again. */
 typedef struct EsReadArgs
 {
-	Oid			collection;
+	Oid			  collection;
 	ScanDirection direction;
-	int64		max_count;		/* matching events; ES_READ_ALL */
-	EsQuery    *query;			/* NULL: every event */
-	TimestampTz wait_until;		/* how long to wait for the first event; 0 = not at all */
+	int64		  max_count;  /* matching events; ES_READ_ALL */
+	EsQuery		 *query;	  /* NULL: every event */
+	TimestampTz	  wait_until; /* how long to wait for the first event; 0 = not at all */
 
 	/* Of positions (read): */
-	bool		has_after;		/* else from the oldest that is kept */
-	EsPosition	after;			/* exclusive */
-	EsPosition	before;			/* exclusive; ES_READ_END */
+	bool		has_after; /* else from the oldest that is kept */
+	EsPosition	after;	   /* exclusive */
+	EsPosition	before;	   /* exclusive; ES_READ_END */
 	bool		has_since;
 	bool		has_until;
-	TimestampTz since;			/* inclusive */
-	TimestampTz until;			/* exclusive */
-	int			lanes;			/* 0: all events, else those of one of so many lanes */
-	int			lane;			/* this one, from 0 */
+	TimestampTz since; /* inclusive */
+	TimestampTz until; /* exclusive */
+	int			lanes; /* 0: all events, else those of one of so many lanes */
+	int			lane;  /* this one, from 0 */
 
 	/* Of a stream (read_stream); NULL for a read of positions: */
-	text	   *stream;
-	bool		has_from;		/* else from the first (backward: the last) */
-	bool		has_to;			/* else to the last (backward: the first) */
-	int64		from_version;	/* inclusive */
-	int64		to_version;		/* inclusive */
+	text *stream;
+	bool  has_from;		/* else from the first (backward: the last) */
+	bool  has_to;		/* else to the last (backward: the first) */
+	int64 from_version; /* inclusive */
+	int64 to_version;	/* inclusive */
 } EsReadArgs;
 
 /* Which function's arguments they are: read or read_stream. */
@@ -58,11 +58,11 @@ typedef enum EsReadKind
 	ES_READ_STREAM
 } EsReadKind;
 
-#define ES_READ_NARGS(kind)		((kind) == ES_READ_STREAM ? 8 : 11)
+#define ES_READ_NARGS(kind) ((kind) == ES_READ_STREAM ? 8 : 11)
 
 /* Argument numbers that the planner looks at, from 0; see read.sql. */
-#define ES_READ_ARG_MAX_COUNT(kind)		((kind) == ES_READ_STREAM ? 3 : 2)
-#define ES_READ_ARG_DIRECTION(kind)		((kind) == ES_READ_STREAM ? 4 : 9)
+#define ES_READ_ARG_MAX_COUNT(kind) ((kind) == ES_READ_STREAM ? 3 : 2)
+#define ES_READ_ARG_DIRECTION(kind) ((kind) == ES_READ_STREAM ? 4 : 9)
 
 typedef struct EsRead EsRead;
 
@@ -115,12 +115,12 @@ extern Snapshot es_read_snapshot(EsCollection *coll);
 extern EsCollection *es_read_open_collection(Oid collection);
 
 /* Argument checks that several functions share. */
-extern Oid	es_read_collection_arg(const NullableDatum *value);
-extern int64 es_read_max_count_arg(const NullableDatum *value);
+extern Oid		  es_read_collection_arg(const NullableDatum *value);
+extern int64	  es_read_max_count_arg(const NullableDatum *value);
 extern EsPosition es_read_position_arg(const NullableDatum *value, const char *name,
 									   EsPosition absent);
-extern EsQuery *es_read_query_arg(const NullableDatum *types, const NullableDatum *tags,
-								  const NullableDatum *query);
+extern EsQuery	 *es_read_query_arg(const NullableDatum *types, const NullableDatum *tags,
+									const NullableDatum *query);
 
 /* The event in the slot as a datum of the composite type eventstore.event. */
 extern Datum es_read_event_datum(TupleTableSlot *slot, TupleDesc event_desc);
@@ -128,4 +128,4 @@ extern Datum es_read_event_datum(TupleTableSlot *slot, TupleDesc event_desc);
 /* Installs the planner hook that lets reads stream; from _PG_init. */
 extern void es_read_install(void);
 
-#endif							/* ES_READ_H */
+#endif /* ES_READ_H */

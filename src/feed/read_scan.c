@@ -65,40 +65,40 @@
 #include "utils/syscache.h"
 #include "utils/typcache.h"
 
-#define WHOLE_ROW		(ES_EVENT_NATTS + 1)	/* its place in the node's tuple */
+#define WHOLE_ROW (ES_EVENT_NATTS + 1) /* its place in the node's tuple */
 
 /* Items of CustomScan.custom_private, a list of integers. */
-#define PRIVATE_KIND		0
-#define PRIVATE_NEEDED		1	/* columns that are used, from the first on */
-#define PRIVATE_WHOLE_ROW	2	/* is the composite used? */
+#define PRIVATE_KIND	  0
+#define PRIVATE_NEEDED	  1 /* columns that are used, from the first on */
+#define PRIVATE_WHOLE_ROW 2 /* is the composite used? */
 
 /* What reading one event costs beside cpu_tuple_cost. */
-#define EVENT_COST(rows)	(cpu_operator_cost * 2 * (rows))
+#define EVENT_COST(rows) (cpu_operator_cost * 2 * (rows))
 
 typedef struct ReadScanState
 {
 	CustomScanState css;
-	FuncExpr   *call;
-	EsReadKind	kind;
-	int			needed;
-	bool		whole_row;
-	bool		lazy;			/* the node's slot is an event slot */
-	TupleDesc	event_desc;		/* of the composite */
-	List	   *arguments;		/* of ExprState */
-	MemoryContext args_context; /* what the arguments were evaluated into */
-	MemoryContext read_context; /* the parent of the reader's */
-	EsReadArgs	args;
-	bool		evaluate;		/* the arguments, before the next row */
-	bool		restart;		/* the reader, before the next row */
-	EsRead	   *read;			/* NULL: not begun */
+	FuncExpr	   *call;
+	EsReadKind		kind;
+	int				needed;
+	bool			whole_row;
+	bool			lazy;		  /* the node's slot is an event slot */
+	TupleDesc		event_desc;	  /* of the composite */
+	List		   *arguments;	  /* of ExprState */
+	MemoryContext	args_context; /* what the arguments were evaluated into */
+	MemoryContext	read_context; /* the parent of the reader's */
+	EsReadArgs		args;
+	bool			evaluate; /* the arguments, before the next row */
+	bool			restart;  /* the reader, before the next row */
+	EsRead		   *read;	  /* NULL: not begun */
 } ReadScanState;
 
-static Node *create_state(CustomScan *scan);
-static void begin_scan(CustomScanState *node, EState *estate, int eflags);
+static Node			  *create_state(CustomScan *scan);
+static void			   begin_scan(CustomScanState *node, EState *estate, int eflags);
 static TupleTableSlot *exec_scan(CustomScanState *node);
-static void end_scan(CustomScanState *node);
-static void rescan(CustomScanState *node);
-static void explain_scan(CustomScanState *node, List *ancestors, ExplainState *es);
+static void			   end_scan(CustomScanState *node);
+static void			   rescan(CustomScanState *node);
+static void	 explain_scan(CustomScanState *node, List *ancestors, ExplainState *es);
 static Plan *plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path,
 					   List *tlist, List *clauses, List *custom_plans);
 
@@ -131,9 +131,9 @@ static set_rel_pathlist_hook_type previous_hook = NULL;
 static bool
 is_reading_function(Oid funcid, EsReadKind *kind)
 {
-	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid));
+	HeapTuple	 tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid));
 	Form_pg_proc form;
-	bool		is_ours = true;
+	bool		 is_ours = true;
 
 	if (!HeapTupleIsValid(tuple))
 		return false;
@@ -145,9 +145,9 @@ is_reading_function(Oid funcid, EsReadKind *kind)
 	else
 		is_ours = false;
 	is_ours = is_ours && form->prolang == ClanguageId && !form->prosecdef &&
-		heap_attisnull(tuple, Anum_pg_proc_proconfig, NULL) &&
-		form->pronargs == ES_READ_NARGS(*kind) &&
-		form->pronamespace == es_extension_schema();
+			  heap_attisnull(tuple, Anum_pg_proc_proconfig, NULL) &&
+			  form->pronargs == ES_READ_NARGS(*kind) &&
+			  form->pronamespace == es_extension_schema();
 	ReleaseSysCache(tuple);
 	return is_ours;
 }
@@ -158,7 +158,7 @@ find_call(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte,
 		  EsReadKind *kind)
 {
 	RangeTblFunction *function;
-	FuncExpr   *call;
+	FuncExpr		 *call;
 
 	if (rte->rtekind != RTE_FUNCTION || rte->funcordinality ||
 		list_length(rte->functions) != 1)
@@ -182,7 +182,7 @@ find_call(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte,
 static Const *
 constant_argument(const FuncExpr *call, int argument)
 {
-	Const	   *constant = list_nth(call->args, argument);
+	Const *constant = list_nth(call->args, argument);
 
 	return IsA(constant, Const) && !constant->constisnull ? constant : NULL;
 }
@@ -191,8 +191,8 @@ constant_argument(const FuncExpr *call, int argument)
 static void
 adjust_estimate(PlannerInfo *root, RelOptInfo *rel, const FuncExpr *call, EsReadKind kind)
 {
-	Const	   *max_count = constant_argument(call, ES_READ_ARG_MAX_COUNT(kind));
-	double		rows;
+	Const *max_count = constant_argument(call, ES_READ_ARG_MAX_COUNT(kind));
+	double rows;
 
 	if (max_count == NULL)
 		return;
@@ -206,15 +206,15 @@ static List *
 find_pathkeys(PlannerInfo *root, RelOptInfo *rel, Index rti, const FuncExpr *call,
 			  EsReadKind kind, AttrNumber column)
 {
-	Node	   *direction = list_nth(call->args, ES_READ_ARG_DIRECTION(kind));
-	Oid			opno = Int8LessOperator;
-	Var		   *var;
+	Node *direction = list_nth(call->args, ES_READ_ARG_DIRECTION(kind));
+	Oid	  opno = Int8LessOperator;
+	Var	 *var;
 
 	if (!IsA(direction, Const))
 		return NIL;
 	if (!((Const *) direction)->constisnull)
 	{
-		char	   *name = TextDatumGetCString(((Const *) direction)->constvalue);
+		char *name = TextDatumGetCString(((Const *) direction)->constvalue);
 
 		if (strcmp(name, "backward") == 0)
 			opno = get_commutator(Int8LessOperator);
@@ -235,11 +235,11 @@ add_read_path(PlannerInfo *root, RelOptInfo *rel, FuncExpr *call, EsReadKind kin
 	path->path.parent = rel;
 	path->path.pathtarget = rel->reltarget;
 	path->path.rows = rel->rows;
-	path->path.startup_cost = cpu_operator_cost * 100 + qual.startup +
-		rel->reltarget->cost.startup;
+	path->path.startup_cost =
+		cpu_operator_cost * 100 + qual.startup + rel->reltarget->cost.startup;
 	path->path.total_cost = path->path.startup_cost + EVENT_COST(rel->tuples) +
-		(cpu_tuple_cost + qual.per_tuple) * rel->tuples +
-		rel->reltarget->cost.per_tuple * rel->rows;
+							(cpu_tuple_cost + qual.per_tuple) * rel->tuples +
+							rel->reltarget->cost.per_tuple * rel->rows;
 	path->path.pathkeys = pathkeys;
 	path->flags = CUSTOMPATH_SUPPORT_PROJECTION;
 	path->custom_private = list_make2(call, makeInteger(kind));
@@ -250,8 +250,8 @@ add_read_path(PlannerInfo *root, RelOptInfo *rel, FuncExpr *call, EsReadKind kin
 static void
 offer_read_scan(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rte)
 {
-	EsReadKind	kind = ES_READ_POSITIONS;
-	FuncExpr   *call;
+	EsReadKind kind = ES_READ_POSITIONS;
+	FuncExpr  *call;
 
 	if (previous_hook != NULL)
 		previous_hook(root, rel, rti, rte);
@@ -278,12 +278,12 @@ offer_read_scan(PlannerInfo *root, RelOptInfo *rel, Index rti, RangeTblEntry *rt
  * means to put another one in its place.
  */
 static int
-find_needed(const RelOptInfo *rel, const Path *path, const List *tlist,
-			const List *quals, bool *whole_row)
+find_needed(const RelOptInfo *rel, const Path *path, const List *tlist, const List *quals,
+			bool *whole_row)
 {
-	Bitmapset  *used = NULL;
-	int			needed = 0;
-	int			member = -1;
+	Bitmapset *used = NULL;
+	int		   needed = 0;
+	int		   member = -1;
 
 	pull_varattnos((Node *) rel->reltarget->exprs, rel->relid, &used);
 	pull_varattnos((Node *) path->pathtarget->exprs, rel->relid, &used);
@@ -309,19 +309,19 @@ make_column(RelOptInfo *rel, AttrNumber attno, AttrNumber place, TupleDesc desc)
 static List *
 make_scan_tlist(RelOptInfo *rel, const FuncExpr *call, bool whole_row)
 {
-	TupleDesc	desc = lookup_rowtype_tupdesc(call->funcresulttype, -1);
-	List	   *tlist = NIL;
+	TupleDesc desc = lookup_rowtype_tupdesc(call->funcresulttype, -1);
+	List	 *tlist = NIL;
 
 	Assert(desc->natts == ES_EVENT_NATTS);
 	for (AttrNumber attno = 1; attno <= ES_EVENT_NATTS; attno++)
 		tlist = lappend(tlist, make_column(rel, attno, attno, desc));
 	ReleaseTupleDesc(desc);
 	if (whole_row)
-		tlist = lappend(tlist,
-						makeTargetEntry((Expr *) makeVar(rel->relid, InvalidAttrNumber,
-														 call->funcresulttype, -1,
-														 InvalidOid, 0),
-										WHOLE_ROW, pstrdup("event"), false));
+		tlist =
+			lappend(tlist, makeTargetEntry((Expr *) makeVar(rel->relid, InvalidAttrNumber,
+															call->funcresulttype, -1,
+															InvalidOid, 0),
+										   WHOLE_ROW, pstrdup("event"), false));
 	return tlist;
 }
 
@@ -334,8 +334,7 @@ plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path, List *tlist
 	int			kind = intVal(lsecond(best_path->custom_private));
 	bool		whole_row;
 	List	   *quals = extract_actual_clauses(clauses, false);
-	int			needed = find_needed(rel, &best_path->path, tlist, quals,
-												&whole_row);
+	int			needed = find_needed(rel, &best_path->path, tlist, quals, &whole_row);
 
 	scan->scan.plan.targetlist = tlist;
 	scan->scan.plan.qual = quals;
@@ -355,8 +354,8 @@ plan_scan(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path, List *tlist
 static Node *
 create_state(CustomScan *scan)
 {
-	ReadScanState *state = (ReadScanState *) newNode(sizeof(ReadScanState),
-													 T_CustomScanState);
+	ReadScanState *state =
+		(ReadScanState *) newNode(sizeof(ReadScanState), T_CustomScanState);
 
 	state->css.methods = &exec_methods;
 	state->call = linitial_node(FuncExpr, scan->custom_exprs);
@@ -369,7 +368,7 @@ create_state(CustomScan *scan)
 static void
 check_execute_right(Oid funcid)
 {
-	AclResult	result = es_function_aclcheck(funcid, GetUserId(), ACL_EXECUTE);
+	AclResult result = es_function_aclcheck(funcid, GetUserId(), ACL_EXECUTE);
 
 	if (result != ACLCHECK_OK)
 		aclcheck_error(result, OBJECT_FUNCTION, get_func_name(funcid));
@@ -383,7 +382,7 @@ check_execute_right(Oid funcid)
 static void
 become_lazy(ReadScanState *state, EState *estate)
 {
-	ScanState  *node = &state->css.ss;
+	ScanState				*node = &state->css.ss;
 	const TupleTableSlotOps *ops = es_event_slot_ops();
 
 	node->ss_ScanTupleSlot =
@@ -396,14 +395,13 @@ become_lazy(ReadScanState *state, EState *estate)
 static void
 begin_scan(CustomScanState *node, EState *estate, int eflags)
 {
-	ReadScanState *state = (ReadScanState *) node;
+	ReadScanState  *state = (ReadScanState *) node;
 	TupleTableSlot *slot = node->ss.ss_ScanTupleSlot;
 
 	check_execute_right(state->call->funcid);
 	state->arguments = ExecInitExprList(state->call->args, &node->ss.ps);
-	state->args_context = AllocSetContextCreate(estate->es_query_cxt,
-												"eventstore read arguments",
-												ALLOCSET_SMALL_SIZES);
+	state->args_context = AllocSetContextCreate(
+		estate->es_query_cxt, "eventstore read arguments", ALLOCSET_SMALL_SIZES);
 	state->read_context = estate->es_query_cxt;
 	state->evaluate = true;
 	state->restart = true;
@@ -423,8 +421,8 @@ begin_scan(CustomScanState *node, EState *estate, int eflags)
 static Datum
 keep_value(const ExprState *argument, Datum value)
 {
-	int16		length;
-	bool		by_value;
+	int16 length;
+	bool  by_value;
 
 	if (IsA(argument->expr, Const))
 		return value;
@@ -436,14 +434,14 @@ keep_value(const ExprState *argument, Datum value)
 static void
 evaluate_arguments(ReadScanState *state)
 {
-	ExprContext *econtext = state->css.ss.ps.ps_ExprContext;
+	ExprContext	 *econtext = state->css.ss.ps.ps_ExprContext;
 	NullableDatum values[ES_READ_NARGS(ES_READ_POSITIONS)];
 	MemoryContext caller;
-	ListCell   *cell;
+	ListCell	 *cell;
 
 	MemoryContextReset(state->args_context);
 	caller = MemoryContextSwitchTo(state->args_context);
-	foreach(cell, state->arguments)
+	foreach (cell, state->arguments)
 	{
 		NullableDatum *value = &values[foreach_current_index(cell)];
 
@@ -475,7 +473,7 @@ begin_reading(ReadScanState *state)
 static TupleTableSlot *
 fetch_event(ScanState *node)
 {
-	ReadScanState *state = (ReadScanState *) node;
+	ReadScanState  *state = (ReadScanState *) node;
 	TupleTableSlot *slot = node->ss_ScanTupleSlot;
 	TupleTableSlot *event;
 
@@ -559,8 +557,8 @@ is_default(const Node *argument, bool is_direction)
 	if (!IsA(argument, Const))
 		return false;
 	return constant->constisnull ||
-		(is_direction &&
-		 strcmp(TextDatumGetCString(constant->constvalue), "forward") == 0);
+		   (is_direction &&
+			strcmp(TextDatumGetCString(constant->constvalue), "forward") == 0);
 }
 
 /* The arguments that say something, by name. */
@@ -568,27 +566,26 @@ static char *
 deparse_call(const FuncExpr *call, EsReadKind kind, List *context)
 {
 	StringInfoData text;
-	const char *separator = "";
-	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(call->funcid));
-	Oid		   *types;
-	char	  **names;
-	char	   *modes;
-	ListCell   *cell;
+	const char	  *separator = "";
+	HeapTuple	   tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(call->funcid));
+	Oid			  *types;
+	char		 **names;
+	char		  *modes;
+	ListCell	  *cell;
 
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for function %u", call->funcid);
 	get_func_arg_info(tuple, &types, &names, &modes);
 	initStringInfo(&text);
 	appendStringInfo(&text, "eventstore.%s(", get_func_name(call->funcid));
-	foreach(cell, call->args)
+	foreach (cell, call->args)
 	{
-		Node	   *argument = lfirst(cell);
-		int			number = foreach_current_index(cell);
+		Node *argument = lfirst(cell);
+		int	  number = foreach_current_index(cell);
 
 		if (is_default(argument, number == ES_READ_ARG_DIRECTION(kind)))
 			continue;
-		appendStringInfo(&text, "%s%s => %s", separator,
-						 names[number],
+		appendStringInfo(&text, "%s%s => %s", separator, names[number],
 						 deparse_expression(argument, context, false, false));
 		separator = ", ";
 	}
@@ -601,8 +598,8 @@ static void
 explain_scan(CustomScanState *node, List *ancestors, ExplainState *es)
 {
 	CustomScan *scan = (CustomScan *) node->ss.ps.plan;
-	List	   *context = set_deparse_context_plan(es->deparse_cxt, &scan->scan.plan,
-												   ancestors);
+	List	   *context =
+		set_deparse_context_plan(es->deparse_cxt, &scan->scan.plan, ancestors);
 
 	ExplainPropertyText("Function Call",
 						deparse_call(linitial_node(FuncExpr, scan->custom_exprs),

@@ -36,9 +36,9 @@ PG_FUNCTION_INFO_V1(es_leave);
 typedef struct Settling
 {
 	EsSubscription *sub;
-	text	   *member;
-	EsLanes    *lanes;
-	EsLane	   *lane;			/* NULL: the member has no live lease */
+	text		   *member;
+	EsLanes		   *lanes;
+	EsLane		   *lane; /* NULL: the member has no live lease */
 } Settling;
 
 /* name is argument 0 of all three. */
@@ -76,7 +76,8 @@ require_lease(const Settling *call)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("member \"%s\" has no lease of subscription \"%s\"",
 						text_to_cstring(call->member), text_to_cstring(call->sub->name)),
-				 errdetail("It has run out, was given back, or its lane was moved by eventstore.seek()."),
+				 errdetail("It has run out, was given back, or its lane was moved by "
+						   "eventstore.seek()."),
 				 errhint("What was handed out and not acknowledged comes again: poll.")));
 }
 
@@ -104,8 +105,8 @@ position_arg(const NullableDatum *value, const char *name)
 Datum
 es_ack(PG_FUNCTION_ARGS)
 {
-	Settling	call;
-	EsPosition	up_to = position_arg(&fcinfo->args[1], "up_to");
+	Settling   call;
+	EsPosition up_to = position_arg(&fcinfo->args[1], "up_to");
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("ack");
@@ -127,12 +128,17 @@ es_ack(PG_FUNCTION_ARGS)
 static bool
 is_event_of_lane(const Settling *call, EsPosition position)
 {
-	EsReadArgs	args = {.collection = call->sub->coll->relid,
-		.direction = ForwardScanDirection, .max_count = 1, .query = call->sub->query,
-		.has_after = true, .after = position - 1, .before = position + 1,
-	.lanes = call->sub->lanes, .lane = call->lane->lane};
-	EsRead	   *read = es_read_begin(&args);
-	bool		found = es_read_next(read) != NULL;
+	EsReadArgs args = {.collection = call->sub->coll->relid,
+					   .direction = ForwardScanDirection,
+					   .max_count = 1,
+					   .query = call->sub->query,
+					   .has_after = true,
+					   .after = position - 1,
+					   .before = position + 1,
+					   .lanes = call->sub->lanes,
+					   .lane = call->lane->lane};
+	EsRead	  *read = es_read_begin(&args);
+	bool	   found = es_read_next(read) != NULL;
 
 	es_read_end(read);
 	return found;
@@ -168,7 +174,7 @@ es_nack(PG_FUNCTION_ARGS)
 Datum
 es_leave(PG_FUNCTION_ARGS)
 {
-	Settling	call;
+	Settling call;
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("leave");

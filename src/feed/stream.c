@@ -35,20 +35,20 @@ PG_FUNCTION_INFO_V1(es_peek);
 Datum
 es_peek(PG_FUNCTION_ARGS)
 {
-	EsReadArgs	args = {
+	EsReadArgs args = {
 		.collection = es_read_collection_arg(&fcinfo->args[0]),
 		.direction = BackwardScanDirection,
 		.max_count = 1,
 		.before = ES_READ_END,
 		.stream = PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1),
 	};
-	EsRead	   *read = es_read_begin(&args);
+	EsRead		   *read = es_read_begin(&args);
 	TupleTableSlot *slot = es_read_next(read);
-	Datum		event = (Datum) 0;
+	Datum			event = (Datum) 0;
 
 	if (slot != NULL)
 	{
-		TupleDesc	event_desc;
+		TupleDesc event_desc;
 
 		if (get_call_result_type(fcinfo, NULL, &event_desc) != TYPEFUNC_COMPOSITE)
 			elog(ERROR, "return type must be a row type");
@@ -67,10 +67,10 @@ es_peek(PG_FUNCTION_ARGS)
 static bool
 has_prefix(Datum stream, const text *prefix)
 {
-	text	   *name = DatumGetTextPP(stream);
-	int			length = VARSIZE_ANY_EXHDR(prefix);
-	bool		has = VARSIZE_ANY_EXHDR(name) >= length &&
-		memcmp(VARDATA_ANY(name), VARDATA_ANY(prefix), length) == 0;
+	text *name = DatumGetTextPP(stream);
+	int	  length = VARSIZE_ANY_EXHDR(prefix);
+	bool  has = VARSIZE_ANY_EXHDR(name) >= length &&
+			   memcmp(VARDATA_ANY(name), VARDATA_ANY(prefix), length) == 0;
 
 	if ((Pointer) name != DatumGetPointer(stream))
 		pfree(name);
@@ -81,7 +81,7 @@ has_prefix(Datum stream, const text *prefix)
 static bool
 has_event(TupleTableSlot *slot)
 {
-	bool		isnull;
+	bool isnull;
 
 	return DatumGetInt64(slot_getattr(slot, ES_HEADS_VERSION, &isnull)) > 0;
 }
@@ -90,8 +90,8 @@ static void
 put_row(ReturnSetInfo *result, TupleTableSlot *slot)
 {
 	slot_getsomeattrs(slot, ES_HEADS_NATTS);
-	tuplestore_putvalues(result->setResult, result->setDesc,
-						 slot->tts_values, slot->tts_isnull);
+	tuplestore_putvalues(result->setResult, result->setDesc, slot->tts_values,
+						 slot->tts_isnull);
 }
 
 /*
@@ -102,8 +102,8 @@ static void
 list_heads(EsCollection *coll, const text *prefix, Snapshot snapshot,
 		   ReturnSetInfo *result)
 {
-	ScanKeyData key;
-	EsLookup   *lookup;
+	ScanKeyData		key;
+	EsLookup	   *lookup;
 	TupleTableSlot *slot;
 
 	es_lookup_text_key(&key, 1, BTGreaterEqualStrategyNumber, prefix);
@@ -128,28 +128,27 @@ static void
 list_visible(EsCollection *coll, const text *prefix, Snapshot snapshot,
 			 ReturnSetInfo *result)
 {
-	const char *name = es_collection_name(coll);
+	const char	  *name = es_collection_name(coll);
 	EsVisibleQuery query = {
 		.nparams = 1,
 		.types = {TEXTOID},
 		.values = {PointerGetDatum(prefix)},
 	};
-	EsVisible  *visible;
+	EsVisible	   *visible;
 	TupleTableSlot *slot;
 
-	query.sql = psprintf(
-		"SELECT s.stream, s.version, s.first_position, s.last_position,"
-		" (SELECT e.created_at FROM %s e"
-		" WHERE e.position OPERATOR(pg_catalog.=) s.first_position),"
-		" (SELECT e.created_at FROM %s e"
-		" WHERE e.position OPERATOR(pg_catalog.=) s.last_position)"
-		" FROM (SELECT stream, pg_catalog.max(version) AS version,"
-		" pg_catalog.min(position) AS first_position,"
-		" pg_catalog.max(position) AS last_position FROM %s"
-		" WHERE position OPERATOR(pg_catalog.>=) '" INT64_FORMAT "'"
-		" AND pg_catalog.starts_with(stream, $1) GROUP BY stream) s"
-		" ORDER BY s.stream COLLATE \"C\"",
-		name, name, name, coll->first_position);
+	query.sql = psprintf("SELECT s.stream, s.version, s.first_position, s.last_position,"
+						 " (SELECT e.created_at FROM %s e"
+						 " WHERE e.position OPERATOR(pg_catalog.=) s.first_position),"
+						 " (SELECT e.created_at FROM %s e"
+						 " WHERE e.position OPERATOR(pg_catalog.=) s.last_position)"
+						 " FROM (SELECT stream, pg_catalog.max(version) AS version,"
+						 " pg_catalog.min(position) AS first_position,"
+						 " pg_catalog.max(position) AS last_position FROM %s"
+						 " WHERE position OPERATOR(pg_catalog.>=) '" INT64_FORMAT "'"
+						 " AND pg_catalog.starts_with(stream, $1) GROUP BY stream) s"
+						 " ORDER BY s.stream COLLATE \"C\"",
+						 name, name, name, coll->first_position);
 	visible = es_visible_begin(&query, snapshot);
 	while ((slot = es_visible_next(visible)) != NULL)
 		put_row(result, slot);
@@ -161,8 +160,8 @@ Datum
 es_streams(PG_FUNCTION_ARGS)
 {
 	EsCollection *coll;
-	text	   *prefix;
-	Snapshot	snapshot;
+	text		 *prefix;
+	Snapshot	  snapshot;
 
 	InitMaterializedSRF(fcinfo, 0);
 	coll = es_read_open_collection(es_read_collection_arg(&fcinfo->args[0]));

@@ -39,39 +39,41 @@
 #include "utils/lsyscache.h"
 
 /* Columns of the index on (stream, version). */
-#define VERSIONS_STREAM		1
-#define VERSIONS_VERSION	2
+#define VERSIONS_STREAM	 1
+#define VERSIONS_VERSION 2
 
 /* A look into one segment too many costs about what the heads table would. */
-#define UNASKED_SEGMENTS_MAX	2
+#define UNASKED_SEGMENTS_MAX 2
 
 struct EsStreamWalk
 {
-	const text *stream;
-	Snapshot	snapshot;
-	ScanDirection direction;
+	const text	  *stream;
+	Snapshot	   snapshot;
+	ScanDirection  direction;
 	const EsQuery *query;
-	int64		low;			/* versions, inclusive */
-	int64		high;
+	int64		   low; /* versions, inclusive */
+	int64		   high;
 
 	/* Those that may hold events of the stream, ascending. */
-	EsSegment  *segments;
-	int			nsegments;
-	int			current;
-	EsLookup   *lookup;			/* in segments[current]; NULL: not begun */
-	bool		complete;		/* the last version was reached: look no further */
-	EsPosition	only;			/* where the one event wanted is; 0: not known */
+	EsSegment *segments;
+	int		   nsegments;
+	int		   current;
+	EsLookup  *lookup;	 /* in segments[current]; NULL: not begun */
+	bool	   complete; /* the last version was reached: look no further */
+	EsPosition only;	 /* where the one event wanted is; 0: not known */
 };
 
 static void
 report_missing(const EsStreamWalk *walk, const EsCollection *coll, EsPosition position)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("a segment of collection \"%s\" is missing that stream \"%s\" may lie in",
-					get_rel_name(coll->relid), text_to_cstring(walk->stream)),
-			 errdetail("No segment holds position " INT64_FORMAT ".", position),
-			 errhint("Attach it again with ALTER TABLE ... ATTACH PARTITION, or give up what it held with eventstore.truncate_before().")));
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		 errmsg("a segment of collection \"%s\" is missing that stream \"%s\" may lie in",
+				get_rel_name(coll->relid), text_to_cstring(walk->stream)),
+		 errdetail("No segment holds position " INT64_FORMAT ".", position),
+		 errhint("Attach it again with ALTER TABLE ... ATTACH PARTITION, or give up what "
+				 "it held with eventstore.truncate_before().")));
 }
 
 /*
@@ -83,9 +85,9 @@ static EsPosition
 copy_segments(EsStreamWalk *walk, const EsCollection *coll, EsPosition first,
 			  EsPosition last)
 {
-	EsPosition	expected = first;
-	int			begin = 0;
-	int			end = coll->nsegments;
+	EsPosition expected = first;
+	int		   begin = 0;
+	int		   end = coll->nsegments;
 
 	while (end > 0 && coll->segments[end - 1].first > last)
 		end--;
@@ -107,9 +109,8 @@ static void
 find_stream_segments(EsStreamWalk *walk, const EsCollection *coll,
 					 const EsStreamHead *head)
 {
-	EsPosition	missing = copy_segments(walk, coll,
-										Max(head->first_position, coll->first_position),
-										head->last_position);
+	EsPosition missing = copy_segments(
+		walk, coll, Max(head->first_position, coll->first_position), head->last_position);
 
 	if (missing != 0)
 		report_missing(walk, coll, missing);
@@ -126,7 +127,7 @@ find_stream_segments(EsStreamWalk *walk, const EsCollection *coll,
 static bool
 find_all_segments(EsStreamWalk *walk, EsCollection *coll, const EsReadArgs *args)
 {
-	EsPosition	last;
+	EsPosition last;
 
 	if (IsolationIsSerializable() || (args->has_from && coll->first_position > 1) ||
 		!es_collection_last_known(coll, &last))
@@ -145,8 +146,8 @@ begin_lookup(const EsStreamWalk *walk, const EsSegment *segment,
 			 const EsIndexShape *shape, const ScanKeyData *keys, int nkeys,
 			 ScanDirection direction)
 {
-	EsLookup   *lookup = es_lookup_begin(segment->relid, shape, keys, nkeys, direction,
-										 walk->snapshot);
+	EsLookup *lookup =
+		es_lookup_begin(segment->relid, shape, keys, nkeys, direction, walk->snapshot);
 
 	if (lookup == NULL)
 		ereport(ERROR,
@@ -164,8 +165,8 @@ static bool
 probe_segment(const EsStreamWalk *walk, int segment, ScanDirection direction,
 			  int64 *version)
 {
-	ScanKeyData key;
-	EsLookup   *lookup;
+	ScanKeyData		key;
+	EsLookup	   *lookup;
 	TupleTableSlot *slot;
 
 	es_lookup_text_key(&key, VERSIONS_STREAM, BTEqualStrategyNumber, walk->stream);
@@ -174,7 +175,7 @@ probe_segment(const EsStreamWalk *walk, int segment, ScanDirection direction,
 	slot = es_lookup_next(lookup);
 	if (slot != NULL)
 	{
-		bool		isnull;
+		bool isnull;
 
 		*version = DatumGetInt64(slot_getattr(slot, ES_ATT_VERSION, &isnull));
 	}
@@ -189,14 +190,14 @@ probe_segment(const EsStreamWalk *walk, int segment, ScanDirection direction,
 static int
 find_segment(const EsStreamWalk *walk, int64 version)
 {
-	int			low = 0;
-	int			high = walk->nsegments - 1;
+	int low = 0;
+	int high = walk->nsegments - 1;
 
 	while (low < high)
 	{
-		int			middle = low + (high - low) / 2;
-		int			probe = middle;
-		int64		last = 0;
+		int	  middle = low + (high - low) / 2;
+		int	  probe = middle;
+		int64 last = 0;
 
 		/* An empty segment says nothing: the one before it may. */
 		while (probe >= low && !probe_segment(walk, probe, BackwardScanDirection, &last))
@@ -215,7 +216,7 @@ find_first_kept(const EsCollection *coll, const text *stream, const EsStreamHead
 				Snapshot snapshot)
 {
 	EsStreamWalk walk = {.stream = stream, .snapshot = snapshot};
-	int64		version = head->version + 1;
+	int64		 version = head->version + 1;
 
 	if (head->first_position >= coll->first_position)
 		return 1;
@@ -231,7 +232,7 @@ void
 es_stream_check_kept(const EsCollection *coll, const EsReadArgs *args,
 					 const EsStreamHead *head, Snapshot snapshot)
 {
-	int64		first_kept;
+	int64 first_kept;
 
 	if (!args->has_from || args->from_version > head->version)
 		return;
@@ -245,7 +246,8 @@ es_stream_check_kept(const EsCollection *coll, const EsReadArgs *args,
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_ES_NOT_RETAINED),
-			 errmsg("version " INT64_FORMAT " of stream \"%s\" of collection \"%s\" is no longer retained",
+			 errmsg("version " INT64_FORMAT
+					" of stream \"%s\" of collection \"%s\" is no longer retained",
 					args->from_version, text_to_cstring(args->stream),
 					get_rel_name(coll->relid)),
 			 errdetail("Requested " INT64_FORMAT ", first kept " INT64_FORMAT ".",
@@ -279,12 +281,12 @@ set_versions(EsStreamWalk *walk, const EsReadArgs *args, int64 last)
 static void
 begin_by_head(EsStreamWalk *walk, const EsCollection *coll, const EsReadArgs *args)
 {
-	bool		forward = ScanDirectionIsForward(walk->direction);
+	bool		 forward = ScanDirectionIsForward(walk->direction);
 	EsStreamHead head;
-	int64		start;
+	int64		 start;
 
 	if (!es_heads_peek(coll, walk->stream, walk->snapshot, &head))
-		return;					/* nsegments = 0: nothing comes */
+		return; /* nsegments = 0: nothing comes */
 	es_stream_check_kept(coll, args, &head, walk->snapshot);
 	set_versions(walk, args, head.version);
 	if (walk->low > walk->high)
@@ -338,7 +340,8 @@ begin_segment(EsStreamWalk *walk)
 		return;
 	}
 	es_lookup_text_key(&keys[0], VERSIONS_STREAM, BTEqualStrategyNumber, walk->stream);
-	es_lookup_int_key(&keys[1], VERSIONS_VERSION, BTGreaterEqualStrategyNumber, walk->low);
+	es_lookup_int_key(&keys[1], VERSIONS_VERSION, BTGreaterEqualStrategyNumber,
+					  walk->low);
 	es_lookup_int_key(&keys[2], VERSIONS_VERSION, BTLessEqualStrategyNumber, walk->high);
 	walk->lookup = begin_lookup(walk, &walk->segments[walk->current],
 								&es_index_of_versions, keys, 3, walk->direction);
@@ -349,9 +352,9 @@ static bool
 is_wanted(const EsQuery *query, TupleTableSlot *slot)
 {
 	const EsQueryItem *item;
-	bool		isnull;
-	Datum		value;
-	text	   *type;
+	bool			   isnull;
+	Datum			   value;
+	text			  *type;
 
 	if (query == NULL || query->everything)
 		return true;
@@ -370,8 +373,8 @@ is_wanted(const EsQuery *query, TupleTableSlot *slot)
 static bool
 is_last(const EsStreamWalk *walk, TupleTableSlot *slot)
 {
-	bool		isnull;
-	int64		version = DatumGetInt64(slot_getattr(slot, ES_ATT_VERSION, &isnull));
+	bool  isnull;
+	int64 version = DatumGetInt64(slot_getattr(slot, ES_ATT_VERSION, &isnull));
 
 	return version == (ScanDirectionIsForward(walk->direction) ? walk->high : walk->low);
 }
@@ -379,7 +382,7 @@ is_last(const EsStreamWalk *walk, TupleTableSlot *slot)
 TupleTableSlot *
 es_stream_walk_next(EsStreamWalk *walk)
 {
-	int			step = ScanDirectionIsForward(walk->direction) ? 1 : -1;
+	int step = ScanDirectionIsForward(walk->direction) ? 1 : -1;
 
 	while (!walk->complete && walk->current >= 0 && walk->current < walk->nsegments)
 	{

@@ -23,9 +23,9 @@ extern void es_stream_check_kept(const EsCollection *coll, const EsReadArgs *arg
  * for max_count.  'coll' is as es_read_snapshot left it.  Allocates in the
  * current memory context.  Errors: LG005.
  */
-extern EsStreamWalk *es_stream_walk_begin(EsCollection *coll,
-										  const EsReadArgs *args, Snapshot snapshot);
+extern EsStreamWalk	  *es_stream_walk_begin(EsCollection *coll, const EsReadArgs *args,
+											Snapshot snapshot);
 extern TupleTableSlot *es_stream_walk_next(EsStreamWalk *walk);
-extern void es_stream_walk_end(EsStreamWalk *walk);
+extern void			   es_stream_walk_end(EsStreamWalk *walk);
 
-#endif							/* ES_STREAM_WALK_H */
+#endif /* ES_STREAM_WALK_H */

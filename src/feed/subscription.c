@@ -70,9 +70,9 @@ typedef struct Definition
 {
 	Oid			collection;
 	int64		incarnation;
-	Jsonb	   *query;			/* NULL: every event */
+	Jsonb	   *query; /* NULL: every event */
 	int			lanes;
-	int			max_attempts;	/* 0: null */
+	int			max_attempts; /* 0: null */
 	Oid			owner;
 	TimestampTz created_at;
 } Definition;
@@ -84,15 +84,15 @@ typedef struct Definition
 text *
 es_name_arg(const NullableDatum *value, const char *name)
 {
-	text	   *given;
+	text *given;
 
 	es_refuse_null(value, name);
 	given = DatumGetTextPP(value->value);
 	if (VARSIZE_ANY_EXHDR(given) == 0 || VARSIZE_ANY_EXHDR(given) > ES_NAME_MAX_BYTES)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"%s\" must have between 1 and %d bytes", name, ES_NAME_MAX_BYTES),
-				 errdetail("It has %d.", (int) VARSIZE_ANY_EXHDR(given))));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("\"%s\" must have between 1 and %d bytes", name,
+							   ES_NAME_MAX_BYTES),
+						errdetail("It has %d.", (int) VARSIZE_ANY_EXHDR(given))));
 	return given;
 }
 
@@ -100,14 +100,13 @@ es_name_arg(const NullableDatum *value, const char *name)
 static void
 check_not_ages(const NullableDatum *value, const char *name)
 {
-	Interval	most = {.month = 10000 * MONTHS_PER_YEAR};
+	Interval most = {.month = 10000 * MONTHS_PER_YEAR};
 
 	if (DatumGetInt32(DirectFunctionCall2(interval_cmp, value->value,
 										  IntervalPGetDatum(&most))) > 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"%s\" must not be longer than 10000 years", name),
-				 es_errdetail_interval(value->value)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("\"%s\" must not be longer than 10000 years", name),
+						es_errdetail_interval(value->value)));
 }
 
 Interval *
@@ -119,21 +118,20 @@ es_interval_arg(const NullableDatum *value, const char *name, bool positive)
 
 	if (value->isnull)
 		return NULL;
-	sign = DatumGetInt32(DirectFunctionCall2(interval_cmp, value->value,
-											 IntervalPGetDatum(&zero)));
+	sign = DatumGetInt32(
+		DirectFunctionCall2(interval_cmp, value->value, IntervalPGetDatum(&zero)));
 	if (sign < 0 || (positive && sign == 0))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg(positive ? "\"%s\" must be longer than nothing" :
-						"\"%s\" must not be negative", name),
-				 es_errdetail_interval(value->value)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg(positive ? "\"%s\" must be longer than nothing"
+										: "\"%s\" must not be negative",
+							   name),
+						es_errdetail_interval(value->value)));
 	check_not_ages(value, name);
 	/* Months of 30 days are not what the calendar has. */
 	if (positive && es_time_from_now(DatumGetIntervalP(value->value)) <= now)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"%s\" must end in the future", name),
-				 es_errdetail_interval(value->value)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("\"%s\" must end in the future", name),
+						es_errdetail_interval(value->value)));
 	return DatumGetIntervalP(value->value);
 }
 
@@ -141,25 +139,24 @@ es_interval_arg(const NullableDatum *value, const char *name, bool positive)
 static int
 count_arg(const NullableDatum *value, const char *name, int absent, int most)
 {
-	int			count;
+	int count;
 
 	if (value->isnull)
 		return absent;
 	count = DatumGetInt32(value->value);
 	if (count < 1 || count > most)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"%s\" must be between 1 and %d", name, most),
-				 errdetail("It is %d.", count)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("\"%s\" must be between 1 and %d", name, most),
+						errdetail("It is %d.", count)));
 	return count;
 }
 
 TimestampTz
 es_time_from_now(Interval *interval)
 {
-	return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-												   TimestampTzGetDatum(GetCurrentTimestamp()),
-												   IntervalPGetDatum(interval)));
+	return DatumGetTimestampTz(DirectFunctionCall2(
+		timestamptz_pl_interval, TimestampTzGetDatum(GetCurrentTimestamp()),
+		IntervalPGetDatum(interval)));
 }
 
 /* ---------------------------------------------------------------------------
@@ -169,39 +166,38 @@ es_time_from_now(Interval *interval)
 static void
 read_definition(HeapTuple tuple, TupleDesc desc, Definition *def)
 {
-	bool		isnull;
-	Datum		value;
+	bool  isnull;
+	Datum value;
 
-	def->collection = DatumGetObjectId(heap_getattr(tuple, ES_SUBSCRIPTION_COLLECTION,
-													desc, &isnull));
-	def->incarnation = DatumGetInt64(heap_getattr(tuple, ES_SUBSCRIPTION_INCARNATION,
-												  desc, &isnull));
+	def->collection =
+		DatumGetObjectId(heap_getattr(tuple, ES_SUBSCRIPTION_COLLECTION, desc, &isnull));
+	def->incarnation =
+		DatumGetInt64(heap_getattr(tuple, ES_SUBSCRIPTION_INCARNATION, desc, &isnull));
 	value = heap_getattr(tuple, ES_SUBSCRIPTION_QUERY, desc, &isnull);
 	def->query = isnull ? NULL : DatumGetJsonbPCopy(value);
 	def->lanes = DatumGetInt32(heap_getattr(tuple, ES_SUBSCRIPTION_LANES, desc, &isnull));
 	value = heap_getattr(tuple, ES_SUBSCRIPTION_MAX_ATTEMPTS, desc, &isnull);
 	def->max_attempts = isnull ? 0 : DatumGetInt32(value);
-	def->owner = DatumGetObjectId(heap_getattr(tuple, ES_SUBSCRIPTION_OWNER, desc, &isnull));
-	def->created_at = DatumGetTimestampTz(heap_getattr(tuple, ES_SUBSCRIPTION_CREATED_AT,
-													   desc, &isnull));
+	def->owner =
+		DatumGetObjectId(heap_getattr(tuple, ES_SUBSCRIPTION_OWNER, desc, &isnull));
+	def->created_at = DatumGetTimestampTz(
+		heap_getattr(tuple, ES_SUBSCRIPTION_CREATED_AT, desc, &isnull));
 }
 
 /* As of now (above READ COMMITTED: of the transaction's snapshot). */
 static bool
 find_definition(const text *name, Definition *def)
 {
-	Relation	rel = table_open(es_extension_relation("subscription"), AccessShareLock);
-	Snapshot	snapshot = RegisterSnapshot(IsolationUsesXactSnapshot() ?
-											GetTransactionSnapshot() :
-											GetLatestSnapshot());
+	Relation rel = table_open(es_extension_relation("subscription"), AccessShareLock);
+	Snapshot snapshot = RegisterSnapshot(
+		IsolationUsesXactSnapshot() ? GetTransactionSnapshot() : GetLatestSnapshot());
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
 	ScanKeyInit(&key, ES_SUBSCRIPTION_NAME, BTEqualStrategyNumber, F_TEXTEQ,
 				PointerGetDatum(name));
-	scan = systable_beginscan(rel, es_primary_key(rel), true, snapshot,
-							  1, &key);
+	scan = systable_beginscan(rel, es_primary_key(rel), true, snapshot, 1, &key);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
 		read_definition(tuple, RelationGetDescr(rel), def);
@@ -214,7 +210,7 @@ find_definition(const text *name, Definition *def)
 static void
 report_unknown(const text *name)
 {
-	int			shown = Min(VARSIZE_ANY_EXHDR(name), ES_NAME_MAX_BYTES);
+	int shown = Min(VARSIZE_ANY_EXHDR(name), ES_NAME_MAX_BYTES);
 
 	shown = pg_mbcliplen(VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name), shown);
 	ereport(ERROR,
@@ -229,10 +225,10 @@ check_owner(const text *name, const Definition *def)
 	if (has_privs_of_role(GetUserId(), def->owner) ||
 		es_owns_relation(def->collection, GetUserId()))
 		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-			 errmsg("must be owner of subscription \"%s\"", text_to_cstring(name)),
-			 errhint("Its owner is who called eventstore.subscribe(); the owner of the collection may use it, too.")));
+	ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					errmsg("must be owner of subscription \"%s\"", text_to_cstring(name)),
+					errhint("Its owner is who called eventstore.subscribe(); the owner "
+							"of the collection may use it, too.")));
 }
 
 /*
@@ -261,7 +257,7 @@ EsSubscription *
 es_subscription_open(text *name)
 {
 	EsSubscription *sub = palloc0(sizeof(EsSubscription));
-	Definition	def;
+	Definition		def;
 
 	sub->name = name;
 	sub->coll = open_definition(name, &def);
@@ -280,31 +276,36 @@ es_subscription_check_cursor(const EsSubscription *sub, EsPosition cursor)
 	EsCollection *coll = sub->coll;
 
 	if (cursor < coll->first_position - 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_ES_NOT_RETAINED),
-				 errmsg("events that subscription \"%s\" has not passed are no longer retained",
-						text_to_cstring(sub->name)),
-				 errdetail("Requested " INT64_FORMAT ", first kept " INT64_FORMAT ".",
-						   cursor, coll->first_position),
-				 errhint("Go on with what is left by eventstore.seek() to null.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_ES_NOT_RETAINED),
+			 errmsg(
+				 "events that subscription \"%s\" has not passed are no longer retained",
+				 text_to_cstring(sub->name)),
+			 errdetail("Requested " INT64_FORMAT ", first kept " INT64_FORMAT ".", cursor,
+					   coll->first_position),
+			 errhint("Go on with what is left by eventstore.seek() to null.")));
 	if (sub->incarnation != coll->head.incarnation ||
 		cursor > es_collection_last_allotted(coll))
-		ereport(ERROR,
-				(errcode(ERRCODE_ES_CURSOR_AHEAD),
-				 errmsg("subscription \"%s\" is ahead of collection \"%s\"",
-						text_to_cstring(sub->name), get_rel_name(coll->relid)),
-				 errdetail("Requested " INT64_FORMAT ", last allotted " INT64_FORMAT ".",
-						   cursor, es_collection_last_allotted(coll)),
-				 errhint("The collection is not the one, or has no longer the events, that the cursor is from. Choose where to go on with eventstore.seek().")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_ES_CURSOR_AHEAD),
+			 errmsg("subscription \"%s\" is ahead of collection \"%s\"",
+					text_to_cstring(sub->name), get_rel_name(coll->relid)),
+			 errdetail("Requested " INT64_FORMAT ", last allotted " INT64_FORMAT ".",
+					   cursor, es_collection_last_allotted(coll)),
+			 errhint(
+				 "The collection is not the one, or has no longer the events, that the "
+				 "cursor is from. Choose where to go on with eventstore.seek().")));
 }
 
 uint64
 es_subscription_topic(const text *name)
 {
-	uint64		topic = hash_bytes_extended((const unsigned char *) VARDATA_ANY(name),
-											VARSIZE_ANY_EXHDR(name), MyDatabaseId);
+	uint64 topic = hash_bytes_extended((const unsigned char *) VARDATA_ANY(name),
+									   VARSIZE_ANY_EXHDR(name), MyDatabaseId);
 
-	return topic != 0 ? topic : 1;	/* 0 is no topic */
+	return topic != 0 ? topic : 1; /* 0 is no topic */
 }
 
 void
@@ -319,13 +320,13 @@ es_subscription_touch(const text *name)
 
 typedef struct SubscribeArgs
 {
-	text	   *name;
-	Oid			collection;
-	Jsonb	   *query;			/* NULL: every event */
-	bool		has_after;
-	EsPosition	after;
-	int			lanes;
-	int			max_attempts;	/* 0: without limit */
+	text	  *name;
+	Oid		   collection;
+	Jsonb	  *query; /* NULL: every event */
+	bool	   has_after;
+	EsPosition after;
+	int		   lanes;
+	int		   max_attempts; /* 0: without limit */
 } SubscribeArgs;
 
 /* subscribe(name, collection, query, after, lanes, max_attempts) */
@@ -352,17 +353,21 @@ make_subscribe_args(FunctionCallInfo fcinfo, SubscribeArgs *args)
 static bool
 insert_subscription(const SubscribeArgs *args, const EsCollection *coll, Oid owner)
 {
-	Oid			types[] = {TEXTOID, REGCLASSOID, INT8OID, JSONBOID, INT4OID, INT4OID,
-	REGROLEOID};
-	Datum		values[] = {PointerGetDatum(args->name), ObjectIdGetDatum(coll->relid),
-		Int64GetDatum(coll->head.incarnation), PointerGetDatum(args->query),
-		Int32GetDatum(args->lanes), Int32GetDatum(args->max_attempts),
-	ObjectIdGetDatum(owner)};
-	char		nulls[] = {' ', ' ', ' ', args->query == NULL ? 'n' : ' ', ' ',
-	args->max_attempts == 0 ? 'n' : ' ', ' ', '\0'};
-	EsPosition	cursor = args->has_after ? args->after : coll->first_position - 1;
-	Oid			lane_types[] = {TEXTOID, INT4OID, INT8OID};
-	Datum		lane_values[] = {values[0], values[4], Int64GetDatum(cursor)};
+	Oid types[] = {TEXTOID, REGCLASSOID, INT8OID, JSONBOID, INT4OID, INT4OID, REGROLEOID};
+	Datum	   values[] = {PointerGetDatum(args->name),
+						   ObjectIdGetDatum(coll->relid),
+						   Int64GetDatum(coll->head.incarnation),
+						   PointerGetDatum(args->query),
+						   Int32GetDatum(args->lanes),
+						   Int32GetDatum(args->max_attempts),
+						   ObjectIdGetDatum(owner)};
+	char	   nulls[] = {' ', ' ',
+						  ' ', args->query == NULL ? 'n' : ' ',
+						  ' ', args->max_attempts == 0 ? 'n' : ' ',
+						  ' ', '\0'};
+	EsPosition cursor = args->has_after ? args->after : coll->first_position - 1;
+	Oid		   lane_types[] = {TEXTOID, INT4OID, INT8OID};
+	Datum	   lane_values[] = {values[0], values[4], Int64GetDatum(cursor)};
 
 	es_spi_execute("INSERT INTO eventstore.subscription"
 				   " (name, collection, incarnation, query, lanes, max_attempts, owner)"
@@ -370,9 +375,10 @@ insert_subscription(const SubscribeArgs *args, const EsCollection *coll, Oid own
 				   7, types, values, nulls, false, SPI_OK_INSERT);
 	if (SPI_processed == 0)
 		return false;
-	es_spi_execute("INSERT INTO eventstore.subscription_lane (subscription, lane, position)"
-				   " SELECT $1, i - 1, $3 FROM pg_catalog.generate_series(1, $2) i",
-				   3, lane_types, lane_values, NULL, false, SPI_OK_INSERT);
+	es_spi_execute(
+		"INSERT INTO eventstore.subscription_lane (subscription, lane, position)"
+		" SELECT $1, i - 1, $3 FROM pg_catalog.generate_series(1, $2) i",
+		3, lane_types, lane_values, NULL, false, SPI_OK_INSERT);
 	return true;
 }
 
@@ -383,24 +389,27 @@ insert_subscription(const SubscribeArgs *args, const EsCollection *coll, Oid own
 static bool
 check_same(const SubscribeArgs *args)
 {
-	Definition	def;
-	bool		same;
+	Definition def;
+	bool	   same;
 
 	if (!find_definition(args->name, &def))
 		return false;
 	same = def.collection == args->collection && def.lanes == args->lanes &&
-		(def.query == NULL) == (args->query == NULL) &&
-		(def.query == NULL ||
-		 compareJsonbContainers(&def.query->root, &args->query->root) == 0);
+		   (def.query == NULL) == (args->query == NULL) &&
+		   (def.query == NULL ||
+			compareJsonbContainers(&def.query->root, &args->query->root) == 0);
 	if (!same)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("subscription \"%s\" already exists", text_to_cstring(args->name)),
-				 es_may_see(def.collection) ?
-				 errdetail("It is on collection \"%s\", lanes %d, %s.",
-						   get_rel_name(def.collection), def.lanes,
-						   def.query == NULL ? "without a query" : "with a query") : 0,
-				 errhint("The same collection, query and lanes would be accepted. eventstore.unsubscribe() drops it.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_DUPLICATE_OBJECT),
+			 errmsg("subscription \"%s\" already exists", text_to_cstring(args->name)),
+			 es_may_see(def.collection)
+				 ? errdetail("It is on collection \"%s\", lanes %d, %s.",
+							 get_rel_name(def.collection), def.lanes,
+							 def.query == NULL ? "without a query" : "with a query")
+				 : 0,
+			 errhint("The same collection, query and lanes would be accepted. "
+					 "eventstore.unsubscribe() drops it.")));
 	return true;
 }
 
@@ -409,9 +418,9 @@ es_subscribe(PG_FUNCTION_ARGS)
 {
 	SubscribeArgs args;
 	EsCollection *coll;
-	EsRoleSwitch saved;
-	Oid			owner = GetUserId();
-	bool		done;
+	EsRoleSwitch  saved;
+	Oid			  owner = GetUserId();
+	bool		  done;
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("subscribe");
@@ -440,11 +449,11 @@ es_subscribe(PG_FUNCTION_ARGS)
 Datum
 es_unsubscribe(PG_FUNCTION_ARGS)
 {
-	text	   *name;
-	Definition	def;
+	text		*name;
+	Definition	 def;
 	EsRoleSwitch saved;
-	Oid			types[] = {TEXTOID};
-	Datum		values[1];
+	Oid			 types[] = {TEXTOID};
+	Datum		 values[1];
 
 	PreventCommandIfReadOnly("unsubscribe");
 	es_refuse_null(&fcinfo->args[0], "name");
@@ -457,10 +466,10 @@ es_unsubscribe(PG_FUNCTION_ARGS)
 	values[0] = PointerGetDatum(name);
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
-	es_spi_execute("DELETE FROM eventstore.subscription WHERE name = $1",
-				   1, types, values, NULL, false, SPI_OK_DELETE);
-	es_spi_execute("DELETE FROM eventstore.subscription_lane WHERE subscription = $1",
-				   1, types, values, NULL, false, SPI_OK_DELETE);
+	es_spi_execute("DELETE FROM eventstore.subscription WHERE name = $1", 1, types,
+				   values, NULL, false, SPI_OK_DELETE);
+	es_spi_execute("DELETE FROM eventstore.subscription_lane WHERE subscription = $1", 1,
+				   types, values, NULL, false, SPI_OK_DELETE);
 	es_spi_execute("DELETE FROM eventstore.dead_letter"
 				   " WHERE subscription = $1 AND source = 'subscription'",
 				   1, types, values, NULL, false, SPI_OK_DELETE);
@@ -476,9 +485,9 @@ es_unsubscribe(PG_FUNCTION_ARGS)
 static void
 note_incarnation(const EsSubscription *sub)
 {
-	Oid			types[] = {TEXTOID, INT8OID};
-	Datum		values[] = {PointerGetDatum(sub->name),
-	Int64GetDatum(sub->coll->head.incarnation)};
+	Oid			 types[] = {TEXTOID, INT8OID};
+	Datum		 values[] = {PointerGetDatum(sub->name),
+							 Int64GetDatum(sub->coll->head.incarnation)};
 	EsRoleSwitch saved;
 
 	if (sub->incarnation == sub->coll->head.incarnation)
@@ -495,15 +504,15 @@ note_incarnation(const EsSubscription *sub)
 static void
 move_lanes(const EsSubscription *sub, EsPosition position)
 {
-	EsLanes    *lanes = es_lanes_open(sub->name, RowExclusiveLock);
-	int			n = es_lanes_load(lanes);
+	EsLanes *lanes = es_lanes_open(sub->name, RowExclusiveLock);
+	int		 n = es_lanes_load(lanes);
 
 	for (int i = 0; i < n; i++)
 	{
-		EsLane	   *lane = es_lanes_get(lanes, i);
+		EsLane *lane = es_lanes_get(lanes, i);
 
 		if (!es_lane_lock(lanes, lane))
-			continue;			/* unsubscribed meanwhile */
+			continue; /* unsubscribed meanwhile */
 		es_lane_free(lane);
 		lane->position = position;
 		lane->failed = 0;
@@ -516,8 +525,8 @@ move_lanes(const EsSubscription *sub, EsPosition position)
 Datum
 es_seek(PG_FUNCTION_ARGS)
 {
-	bool		has_after = !PG_ARGISNULL(1);
-	EsPosition	after;
+	bool			has_after = !PG_ARGISNULL(1);
+	EsPosition		after;
 	EsSubscription *sub;
 
 	es_require_preloaded();
@@ -540,12 +549,13 @@ es_seek(PG_FUNCTION_ARGS)
  * ------------------------------------------------------------------------- */
 
 static void
-bury(const EsSubscription *sub, const EsLane *lane, EsPosition position, const char *reason)
+bury(const EsSubscription *sub, const EsLane *lane, EsPosition position,
+	 const char *reason)
 {
-	Oid			types[] = {TEXTOID, REGCLASSOID, INT8OID, TEXTOID, INT4OID};
-	Datum		values[] = {PointerGetDatum(sub->name), ObjectIdGetDatum(sub->coll->relid),
-		Int64GetDatum(position), CStringGetTextDatum(reason),
-	Int32GetDatum(lane->attempts)};
+	Oid	  types[] = {TEXTOID, REGCLASSOID, INT8OID, TEXTOID, INT4OID};
+	Datum values[] = {PointerGetDatum(sub->name), ObjectIdGetDatum(sub->coll->relid),
+					  Int64GetDatum(position), CStringGetTextDatum(reason),
+					  Int32GetDatum(lane->attempts)};
 	EsRoleSwitch saved;
 
 	es_role_assume(es_extension_owner(), &saved);
@@ -559,8 +569,8 @@ bury(const EsSubscription *sub, const EsLane *lane, EsPosition position, const c
 }
 
 bool
-es_subscription_count_attempt(const EsSubscription *sub, EsLane *lane, EsPosition position,
-							  const char *reason)
+es_subscription_count_attempt(const EsSubscription *sub, EsLane *lane,
+							  EsPosition position, const char *reason)
 {
 	if (lane->failed != position)
 		lane->attempts = 0;
@@ -581,21 +591,24 @@ es_subscription_count_attempt(const EsSubscription *sub, EsLane *lane, EsPositio
 static double
 lag_seconds(const EsSubscription *sub, EsLanes *lanes, const EsView *view)
 {
-	EsReadArgs	args = {.collection = sub->coll->relid,
-		.direction = ForwardScanDirection, .max_count = ES_READ_ALL,
-	.query = sub->query, .before = ES_READ_END, .after = PG_INT64_MAX};
+	EsReadArgs		args = {.collection = sub->coll->relid,
+							.direction = ForwardScanDirection,
+							.max_count = ES_READ_ALL,
+							.query = sub->query,
+							.before = ES_READ_END,
+							.after = PG_INT64_MAX};
 	TupleTableSlot *slot;
-	EsRead	   *read;
-	double		seconds = 0;
-	bool		isnull;
+	EsRead		   *read;
+	double			seconds = 0;
+	bool			isnull;
 
 	for (int i = 0; i < sub->lanes; i++)
 		args.after = Min(args.after, es_lanes_get(lanes, i)->position);
 	read = es_read_begin_in(&args, view);
 	while ((slot = es_read_next(read)) != NULL)
 	{
-		int			lane = es_lane_of_event(slot, sub->lanes);
-		EsPosition	position = DatumGetInt64(slot_getattr(slot, ES_ATT_POSITION, &isnull));
+		int		   lane = es_lane_of_event(slot, sub->lanes);
+		EsPosition position = DatumGetInt64(slot_getattr(slot, ES_ATT_POSITION, &isnull));
 		TimestampTz created_at;
 
 		if (position <= es_lanes_get(lanes, lane)->position)
@@ -616,11 +629,11 @@ lag_seconds(const EsSubscription *sub, EsLanes *lanes, const EsView *view)
 Datum
 es_subscription_lag(PG_FUNCTION_ARGS)
 {
-	Definition	def;
+	Definition	   def;
 	EsSubscription sub = {.name = PG_GETARG_TEXT_PP(0)};
-	EsLanes    *lanes;
-	EsView		view;
-	double		seconds;
+	EsLanes		  *lanes;
+	EsView		   view;
+	double		   seconds;
 
 	if (!find_definition(sub.name, &def) || !es_preloaded() ||
 		pg_class_aclcheck(def.collection, GetUserId(), ACL_SELECT) != ACLCHECK_OK ||
@@ -634,7 +647,7 @@ es_subscription_lag(PG_FUNCTION_ARGS)
 	if (es_lanes_load(lanes) != sub.lanes)
 	{
 		es_lanes_close(lanes, true);
-		PG_RETURN_NULL();		/* unsubscribed meanwhile */
+		PG_RETURN_NULL(); /* unsubscribed meanwhile */
 	}
 	es_view_open(sub.coll, &view);
 	seconds = lag_seconds(&sub, lanes, &view);

@@ -16,30 +16,30 @@
 #include "fmgr.h"
 
 /* Attribute numbers of eventstore.subscription (subscription.sql). */
-#define ES_SUBSCRIPTION_NAME			1	/* text, primary key */
-#define ES_SUBSCRIPTION_COLLECTION		2	/* regclass */
-#define ES_SUBSCRIPTION_INCARNATION		3	/* bigint, of the collection */
-#define ES_SUBSCRIPTION_QUERY			4	/* jsonb or null */
-#define ES_SUBSCRIPTION_LANES			5	/* integer */
-#define ES_SUBSCRIPTION_MAX_ATTEMPTS	6	/* integer or null */
-#define ES_SUBSCRIPTION_OWNER			7	/* regrole */
-#define ES_SUBSCRIPTION_CREATED_AT		8	/* timestamptz */
+#define ES_SUBSCRIPTION_NAME		 1 /* text, primary key */
+#define ES_SUBSCRIPTION_COLLECTION	 2 /* regclass */
+#define ES_SUBSCRIPTION_INCARNATION	 3 /* bigint, of the collection */
+#define ES_SUBSCRIPTION_QUERY		 4 /* jsonb or null */
+#define ES_SUBSCRIPTION_LANES		 5 /* integer */
+#define ES_SUBSCRIPTION_MAX_ATTEMPTS 6 /* integer or null */
+#define ES_SUBSCRIPTION_OWNER		 7 /* regrole */
+#define ES_SUBSCRIPTION_CREATED_AT	 8 /* timestamptz */
 
 /* Each lane is a row that a poll without leases locks for its transaction. */
-#define ES_LANES_MAX		1024
+#define ES_LANES_MAX 1024
 
 /* So that every name fits into an index, and into a message. */
-#define ES_NAME_MAX_BYTES	255
+#define ES_NAME_MAX_BYTES 255
 
 typedef struct EsSubscription
 {
-	text	   *name;
+	text		 *name;
 	EsCollection *coll;
-	int64		incarnation;	/* of the collection that the cursors are from */
-	EsQuery    *query;			/* NULL: every event */
-	int			lanes;
-	int			max_attempts;	/* 0: an event is tried for ever */
-	TimestampTz created_at;		/* another one of the same name has another time */
+	int64		  incarnation; /* of the collection that the cursors are from */
+	EsQuery		 *query;	   /* NULL: every event */
+	int			  lanes;
+	int			  max_attempts; /* 0: an event is tried for ever */
+	TimestampTz	  created_at;	/* another one of the same name has another time */
 } EsSubscription;
 
 /*
@@ -70,8 +70,8 @@ extern bool es_subscription_count_attempt(const EsSubscription *sub, EsLane *lan
  * At the end of the transaction, however it ends, wakes who waits for a lane of
  * the subscription: called wherever one is locked.
  */
-extern void es_subscription_touch(const text *name);
-extern uint64 es_subscription_topic(const text *name);	/* for EsWaitFor */
+extern void	  es_subscription_touch(const text *name);
+extern uint64 es_subscription_topic(const text *name); /* for EsWaitFor */
 
 /* Arguments: 22004 for null; 22023 for a name that is empty or too long. */
 extern text *es_name_arg(const NullableDatum *value, const char *name);
@@ -83,4 +83,4 @@ extern Interval *es_interval_arg(const NullableDatum *value, const char *name,
 /* The clock's time (not the transaction's) and so much later. */
 extern TimestampTz es_time_from_now(Interval *interval);
 
-#endif							/* ES_SUBSCRIPTION_H */
+#endif /* ES_SUBSCRIPTION_H */

@@ -33,30 +33,30 @@
 #include "utils/memutils.h"
 
 /* So many events that a run is found in a millisecond, and few runs are needed. */
-#define RUN_EVENTS		4096
+#define RUN_EVENTS 4096
 
 typedef struct TimeMap
 {
-	Oid			relid;			/* hash key */
-	int64		incarnation;
-	EsPosition	after;			/* where the first run begins, exclusive */
-	int			nruns;
-	int			room;
-	EsTimeRun  *runs;
+	Oid		   relid; /* hash key */
+	int64	   incarnation;
+	EsPosition after; /* where the first run begins, exclusive */
+	int		   nruns;
+	int		   room;
+	EsTimeRun *runs;
 } TimeMap;
 
-static HTAB *maps = NULL;
+static HTAB			*maps = NULL;
 static MemoryContext map_context = NULL;
 
 static TimeMap *
 find_map(const EsCollection *coll, bool make)
 {
-	TimeMap    *map;
-	bool		found;
+	TimeMap *map;
+	bool	 found;
 
 	if (maps == NULL)
 	{
-		HASHCTL		ctl;
+		HASHCTL ctl;
 
 		if (!make)
 			return NULL;
@@ -96,7 +96,7 @@ map_end(const TimeMap *map)
 int
 es_time_map_runs(const EsCollection *coll, const EsTimeRun **runs)
 {
-	TimeMap    *map = find_map(coll, false);
+	TimeMap *map = find_map(coll, false);
 
 	*runs = map != NULL ? map->runs : NULL;
 	return map != NULL ? map->nruns : 0;
@@ -107,7 +107,7 @@ add_run(TimeMap *map, const EsTimeRun *run)
 {
 	if (map->nruns == map->room)
 	{
-		int			room = Max(map->room * 2, 64);
+		int room = Max(map->room * 2, 64);
 
 		if (map->runs == NULL)
 			map->runs = MemoryContextAlloc(map_context, sizeof(EsTimeRun) * room);
@@ -121,16 +121,16 @@ add_run(TimeMap *map, const EsTimeRun *run)
 static void
 learn_runs(TimeMap *map, EsCollection *coll, const EsView *view)
 {
-	EsMatch    *match = es_match_begin(coll, NULL, map_end(map), view->head + 1,
-									   ForwardScanDirection, view->snapshot);
-	EsTimeRun	run = {0};
-	int			nevents = 0;
+	EsMatch		   *match = es_match_begin(coll, NULL, map_end(map), view->head + 1,
+										   ForwardScanDirection, view->snapshot);
+	EsTimeRun		run = {0};
+	int				nevents = 0;
 	TupleTableSlot *slot;
 
 	while ((slot = es_match_next(match)) != NULL)
 	{
-		bool		isnull;
-		EsPosition	position = DatumGetInt64(slot_getattr(slot, ES_ATT_POSITION, &isnull));
+		bool	   isnull;
+		EsPosition position = DatumGetInt64(slot_getattr(slot, ES_ATT_POSITION, &isnull));
 		TimestampTz created_at =
 			DatumGetTimestampTz(slot_getattr(slot, ES_ATT_CREATED_AT, &isnull));
 
@@ -156,7 +156,7 @@ learn_runs(TimeMap *map, EsCollection *coll, const EsView *view)
 void
 es_time_map_extend(EsCollection *coll, EsPosition after, const EsView *view)
 {
-	TimeMap    *map;
+	TimeMap *map;
 
 	if (es_head_holding() || (coll->head.head == NULL && !RecoveryInProgress()))
 		return;

@@ -23,7 +23,7 @@ typedef struct EsTimeRun
  * The runs that this backend knows of, ascending and without gaps; the array is
  * good until the next call of either function.  Returns how many there are.
  */
-extern int	es_time_map_runs(const EsCollection *coll, const EsTimeRun **runs);
+extern int es_time_map_runs(const EsCollection *coll, const EsTimeRun **runs);
 
 /*
  * Learns the runs after that position (exclusive) as far as the view's head,
@@ -32,4 +32,4 @@ extern int	es_time_map_runs(const EsCollection *coll, const EsTimeRun **runs);
  */
 extern void es_time_map_extend(EsCollection *coll, EsPosition after, const EsView *view);
 
-#endif							/* ES_TIME_MAP_H */
+#endif /* ES_TIME_MAP_H */

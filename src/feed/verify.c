@@ -38,43 +38,43 @@
 #include "utils/tuplesort.h"
 
 /* Columns of the sort. */
-#define SORT_STREAM		1
-#define SORT_POSITION	2
-#define SORT_VERSION	3
-#define SORT_NATTS		3
+#define SORT_STREAM	  1
+#define SORT_POSITION 2
+#define SORT_VERSION  3
+#define SORT_NATTS	  3
 
-#define RESULT_NATTS	4
+#define RESULT_NATTS 4
 
 /* The events of one stream in the range, as far as they were seen. */
 typedef struct StreamSummary
 {
-	text	   *stream;			/* NULL = none begun */
-	EsPosition	last_position;
-	int64		last_version;
+	text	  *stream; /* NULL = none begun */
+	EsPosition last_position;
+	int64	   last_version;
 } StreamSummary;
 
 /* A row of the heads table. */
 typedef struct Head
 {
-	text	   *stream;			/* NULL = no more */
-	int64		version;
-	EsPosition	first_position;
-	EsPosition	last_position;
+	text	  *stream; /* NULL = no more */
+	int64	   version;
+	EsPosition first_position;
+	EsPosition last_position;
 } Head;
 
 typedef struct Verify
 {
-	EsCollection *coll;
-	Snapshot	snapshot;
-	EsPosition	after;			/* exclusive */
-	EsPosition	before;			/* exclusive */
-	ReturnSetInfo *result;
+	EsCollection   *coll;
+	Snapshot		snapshot;
+	EsPosition		after;	/* exclusive */
+	EsPosition		before; /* exclusive */
+	ReturnSetInfo  *result;
 	Tuplesortstate *sort;
-	TupleDesc	sort_desc;
-	EsLookup   *heads;
-	Head		head;			/* where the walk over the heads stands */
-	StreamSummary events;		/* of the stream that is being walked */
-	MemoryContext row_context;
+	TupleDesc		sort_desc;
+	EsLookup	   *heads;
+	Head			head;	/* where the walk over the heads stands */
+	StreamSummary	events; /* of the stream that is being walked */
+	MemoryContext	row_context;
 } Verify;
 
 /* ---------------------------------------------------------------------------
@@ -86,14 +86,15 @@ static void
 put_fault(Verify *verify, EsPosition position, const text *stream, int64 version,
 		  const char *problem)
 {
-	Datum		values[RESULT_NATTS];
-	bool		nulls[RESULT_NATTS] = {false, stream == NULL, version == 0, false};
+	Datum values[RESULT_NATTS];
+	bool  nulls[RESULT_NATTS] = {false, stream == NULL, version == 0, false};
 
 	values[0] = Int64GetDatum(position);
 	values[1] = PointerGetDatum(stream);
 	values[2] = Int64GetDatum(version);
 	values[3] = CStringGetTextDatum(problem);
-	tuplestore_putvalues(verify->result->setResult, verify->result->setDesc, values, nulls);
+	tuplestore_putvalues(verify->result->setResult, verify->result->setDesc, values,
+						 nulls);
 }
 
 /* ---------------------------------------------------------------------------
@@ -103,12 +104,12 @@ put_fault(Verify *verify, EsPosition position, const text *stream, int64 version
 static void
 check_event(Verify *verify, TupleTableSlot *slot, TupleTableSlot *row)
 {
-	bool		no_stream;
-	bool		no_version;
-	Datum		stream = slot_getattr(slot, ES_ATT_STREAM, &no_stream);
-	Datum		version = slot_getattr(slot, ES_ATT_VERSION, &no_version);
-	EsPosition	position;
-	bool		isnull;
+	bool	   no_stream;
+	bool	   no_version;
+	Datum	   stream = slot_getattr(slot, ES_ATT_STREAM, &no_stream);
+	Datum	   version = slot_getattr(slot, ES_ATT_VERSION, &no_version);
+	EsPosition position;
+	bool	   isnull;
 
 	position = DatumGetInt64(slot_getattr(slot, ES_ATT_POSITION, &isnull));
 	if (!es_event_verify_slot(slot))
@@ -118,8 +119,8 @@ check_event(Verify *verify, TupleTableSlot *slot, TupleTableSlot *row)
 	if (no_stream != no_version)
 		put_fault(verify, position, no_stream ? NULL : DatumGetTextPP(stream),
 				  no_version ? 0 : DatumGetInt64(version),
-				  no_stream ? "there is a version but no stream" :
-				  "there is a stream but no version");
+				  no_stream ? "there is a version but no stream"
+							: "there is a stream but no version");
 	if (no_stream || no_version)
 		return;
 
@@ -136,8 +137,8 @@ static void
 check_events(Verify *verify)
 {
 	TupleTableSlot *row = MakeSingleTupleTableSlot(verify->sort_desc, &TTSOpsVirtual);
-	EsMatch    *match = es_match_begin(verify->coll, NULL, verify->after, verify->before,
-									   ForwardScanDirection, verify->snapshot);
+	EsMatch *match = es_match_begin(verify->coll, NULL, verify->after, verify->before,
+									ForwardScanDirection, verify->snapshot);
 	TupleTableSlot *slot;
 
 	while ((slot = es_match_next(match)) != NULL)
@@ -156,10 +157,10 @@ check_events(Verify *verify)
 static Tuplesortstate *
 begin_sort(TupleDesc desc)
 {
-	AttrNumber	columns[] = {SORT_STREAM, SORT_POSITION};
-	Oid			operators[] = {TextLessOperator, Int8LessOperator};
-	Oid			collations[] = {C_COLLATION_OID, InvalidOid};
-	bool		nulls_first[] = {false, false};
+	AttrNumber columns[] = {SORT_STREAM, SORT_POSITION};
+	Oid		   operators[] = {TextLessOperator, Int8LessOperator};
+	Oid		   collations[] = {C_COLLATION_OID, InvalidOid};
+	bool	   nulls_first[] = {false, false};
 
 	return tuplesort_begin_heap(desc, lengthof(columns), columns, operators, collations,
 								nulls_first, work_mem, NULL, TUPLESORT_NONE);
@@ -168,7 +169,7 @@ begin_sort(TupleDesc desc)
 static TupleDesc
 make_sort_desc(void)
 {
-	TupleDesc	desc = CreateTemplateTupleDesc(SORT_NATTS);
+	TupleDesc desc = CreateTemplateTupleDesc(SORT_NATTS);
 
 	TupleDescInitEntry(desc, SORT_STREAM, "stream", TEXTOID, -1, 0);
 	TupleDescInitEntryCollation(desc, SORT_STREAM, C_COLLATION_OID);
@@ -191,7 +192,7 @@ in_range(const Verify *verify, EsPosition position)
 static void
 next_head(Verify *verify)
 {
-	Head	   *head = &verify->head;
+	Head		   *head = &verify->head;
 	TupleTableSlot *slot;
 
 	if (head->stream != NULL)
@@ -202,12 +203,11 @@ next_head(Verify *verify)
 		slot_getsomeattrs(slot, ES_HEADS_LAST_POSITION);
 		head->version = DatumGetInt64(slot->tts_values[ES_HEADS_VERSION - 1]);
 		if (head->version == 0)
-			continue;			/* a lock of this very transaction */
+			continue; /* a lock of this very transaction */
 		head->stream = DatumGetTextPCopy(slot->tts_values[ES_HEADS_STREAM - 1]);
 		head->first_position =
 			DatumGetInt64(slot->tts_values[ES_HEADS_FIRST_POSITION - 1]);
-		head->last_position =
-			DatumGetInt64(slot->tts_values[ES_HEADS_LAST_POSITION - 1]);
+		head->last_position = DatumGetInt64(slot->tts_values[ES_HEADS_LAST_POSITION - 1]);
 	}
 }
 
@@ -228,7 +228,7 @@ find_head(Verify *verify, const text *stream)
 {
 	while (verify->head.stream != NULL)
 	{
-		int			order = es_bytes_compare(verify->head.stream, stream);
+		int order = es_bytes_compare(verify->head.stream, stream);
 
 		if (order >= 0)
 			return order == 0;
@@ -251,9 +251,11 @@ begin_stream(Verify *verify, const text *stream, EsPosition position, int64 vers
 		put_fault(verify, position, stream, version,
 				  "the stream has no row in the heads table");
 	else if (version == 1 && position != head->first_position)
-		put_fault(verify, position, stream, version,
-				  psprintf("the heads table says that the stream begins at position " INT64_FORMAT,
-						   head->first_position));
+		put_fault(
+			verify, position, stream, version,
+			psprintf(
+				"the heads table says that the stream begins at position " INT64_FORMAT,
+				head->first_position));
 	else if (version != 1 && in_range(verify, head->first_position))
 		put_fault(verify, position, stream, version,
 				  "the stream does not begin with version 1");
@@ -264,22 +266,24 @@ static void
 end_stream(Verify *verify)
 {
 	StreamSummary *events = &verify->events;
-	const Head *head = &verify->head;
+	const Head	  *head = &verify->head;
 
 	if (events->stream == NULL)
 		return;
 	if (head->stream != NULL && es_bytes_compare(head->stream, events->stream) == 0)
 	{
-		bool		agrees = head->last_position >= verify->before ?
-			head->version > events->last_version :
-			head->version == events->last_version &&
-			head->last_position == events->last_position;
+		bool agrees = head->last_position >= verify->before
+						  ? head->version > events->last_version
+						  : head->version == events->last_version &&
+								head->last_position == events->last_position;
 
 		if (!agrees)
-			put_fault(verify, events->last_position, events->stream, events->last_version,
-					  psprintf("the heads table says that the last event is version "
-							   INT64_FORMAT " at position " INT64_FORMAT,
-							   head->version, head->last_position));
+			put_fault(
+				verify, events->last_position, events->stream, events->last_version,
+				psprintf(
+					"the heads table says that the last event is version " INT64_FORMAT
+					" at position " INT64_FORMAT,
+					head->version, head->last_position));
 		next_head(verify);
 	}
 	pfree(events->stream);
@@ -306,8 +310,8 @@ check_version(Verify *verify, const text *stream, EsPosition position, int64 ver
 static void
 check_streams(Verify *verify)
 {
-	TupleTableSlot *row = MakeSingleTupleTableSlot(verify->sort_desc,
-												   &TTSOpsMinimalTuple);
+	TupleTableSlot *row =
+		MakeSingleTupleTableSlot(verify->sort_desc, &TTSOpsMinimalTuple);
 
 	tuplesort_performsort(verify->sort);
 	verify->heads = es_lookup_begin(verify->coll->heads, &es_index_of_streams, NULL, 0,
@@ -332,27 +336,30 @@ check_streams(Verify *verify)
 }
 
 void
-es_verify_collection(ReturnSetInfo *result, Oid collection, EsPosition after, EsPosition before)
+es_verify_collection(ReturnSetInfo *result, Oid collection, EsPosition after,
+					 EsPosition before)
 {
-	Verify		verify = {0};
+	Verify verify = {0};
 
 	verify.result = result;
 	verify.coll = es_read_open_collection(collection);
 	if (es_collection_row_security(verify.coll))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("cannot verify collection \"%s\" under row-level security",
-						get_rel_name(verify.coll->relid)),
-				 errdetail("Whoever does not see every event cannot tell whether one is missing."),
-				 errhint("Call it as a role that row-level security does not apply to.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("cannot verify collection \"%s\" under row-level security",
+					get_rel_name(verify.coll->relid)),
+			 errdetail(
+				 "Whoever does not see every event cannot tell whether one is missing."),
+			 errhint("Call it as a role that row-level security does not apply to.")));
 
 	verify.snapshot = es_read_snapshot(verify.coll);
 	verify.after = Max(after, verify.coll->first_position - 1);
 	verify.before = before;
 	verify.sort_desc = make_sort_desc();
 	verify.sort = begin_sort(verify.sort_desc);
-	verify.row_context = AllocSetContextCreate(CurrentMemoryContext, "eventstore verify row",
-											   ALLOCSET_DEFAULT_SIZES);
+	verify.row_context = AllocSetContextCreate(
+		CurrentMemoryContext, "eventstore verify row", ALLOCSET_DEFAULT_SIZES);
 	check_events(&verify);
 	check_streams(&verify);
 	tuplesort_end(verify.sort);

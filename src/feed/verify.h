@@ -18,4 +18,4 @@
 extern void es_verify_collection(ReturnSetInfo *result, Oid collection, EsPosition after,
 								 EsPosition before);
 
-#endif							/* ES_VERIFY_H */
+#endif /* ES_VERIFY_H */

@@ -30,15 +30,15 @@
 /* Takes the executor's row to where es_visible_next finds it. */
 typedef struct RowReceiver
 {
-	DestReceiver pub;
-	TupleTableSlot *row;		/* NULL: none came */
+	DestReceiver	pub;
+	TupleTableSlot *row; /* NULL: none came */
 } RowReceiver;
 
 struct EsVisible
 {
-	RowReceiver receiver;
-	QueryDesc  *desc;
-	Snapshot	snapshot;
+	RowReceiver	  receiver;
+	QueryDesc	 *desc;
+	Snapshot	  snapshot;
 	MemoryContext context;
 };
 
@@ -81,13 +81,12 @@ make_params(const EsVisibleQuery *query)
 static PlannedStmt *
 plan_query(const EsVisibleQuery *query, ParamListInfo params)
 {
-	List	   *parsed = pg_parse_query(query->sql);
-	List	   *rewritten;
+	List *parsed = pg_parse_query(query->sql);
+	List *rewritten;
 
 	Assert(list_length(parsed) == 1);
-	rewritten = pg_analyze_and_rewrite_fixedparams(linitial_node(RawStmt, parsed),
-												   query->sql, query->types,
-												   query->nparams, NULL);
+	rewritten = pg_analyze_and_rewrite_fixedparams(
+		linitial_node(RawStmt, parsed), query->sql, query->types, query->nparams, NULL);
 	if (list_length(rewritten) != 1)
 		elog(ERROR, "a reading query was rewritten into %d queries",
 			 list_length(rewritten));
@@ -103,7 +102,7 @@ plan_query(const EsVisibleQuery *query, ParamListInfo params)
 EsVisible *
 es_visible_begin(const EsVisibleQuery *query, Snapshot snapshot)
 {
-	EsVisible  *visible = palloc0(sizeof(EsVisible));
+	EsVisible	 *visible = palloc0(sizeof(EsVisible));
 	ParamListInfo params = make_params(query);
 
 	Assert(query->nparams <= ES_VISIBLE_MAX_PARAMS);
@@ -116,9 +115,9 @@ es_visible_begin(const EsVisibleQuery *query, Snapshot snapshot)
 	visible->receiver.pub.mydest = DestNone;
 
 	PushActiveSnapshot(snapshot);
-	visible->desc = CreateQueryDesc(plan_query(query, params), query->sql,
-									GetActiveSnapshot(), InvalidSnapshot,
-									&visible->receiver.pub, params, NULL, 0);
+	visible->desc =
+		CreateQueryDesc(plan_query(query, params), query->sql, GetActiveSnapshot(),
+						InvalidSnapshot, &visible->receiver.pub, params, NULL, 0);
 	ExecutorStart(visible->desc, 0);
 	PopActiveSnapshot();
 	return visible;

@@ -12,7 +12,7 @@
 #include "executor/tuptable.h"
 #include "utils/snapshot.h"
 
-#define ES_VISIBLE_MAX_PARAMS	2
+#define ES_VISIBLE_MAX_PARAMS 2
 
 typedef struct EsVisible EsVisible;
 
@@ -26,7 +26,7 @@ typedef struct EsVisibleQuery
 } EsVisibleQuery;
 
 /* The columns of an event, in the order of eventstore.event. */
-#define ES_VISIBLE_COLUMNS \
+#define ES_VISIBLE_COLUMNS                                                               \
 	"position, stream, version, id, type, tags, data, body, metadata, created_at"
 
 /*
@@ -41,4 +41,4 @@ extern TupleTableSlot *es_visible_next(EsVisible *visible);
 
 extern void es_visible_end(EsVisible *visible);
 
-#endif							/* ES_VISIBLE_H */
+#endif /* ES_VISIBLE_H */

@@ -56,15 +56,15 @@
 #include "worker/wake.h"
 
 /* How often one looks whom nobody wakes. */
-#define POLL_MS			10
+#define POLL_MS 10
 /* How often one looks who should have been woken. */
-#define SAFETY_MS		5000
+#define SAFETY_MS 5000
 
 /* The wait that this process is in; there is one at a time. */
-static EsWatch watch;
+static EsWatch	   watch;
 static EsCondition condition;
-static char waited_for[NAMEDATALEN];	/* the collection's name, should it go */
-static bool by_safety = false;	/* the last sleep ended without a wake-up */
+static char		   waited_for[NAMEDATALEN]; /* the collection's name, should it go */
+static bool		   by_safety = false;		/* the last sleep ended without a wake-up */
 
 /* ---------------------------------------------------------------------------
  * What every wait has in common
@@ -79,18 +79,16 @@ es_wait_deadline(const NullableDatum *value, const char *name)
 
 	if (value->isnull)
 		return ES_WAIT_FOR_EVER;
-	sign = DatumGetInt32(DirectFunctionCall2(interval_cmp, value->value,
-											 IntervalPGetDatum(&zero)));
+	sign = DatumGetInt32(
+		DirectFunctionCall2(interval_cmp, value->value, IntervalPGetDatum(&zero)));
 	if (sign < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"%s\" must not be negative", name),
-				 es_errdetail_interval(value->value)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("\"%s\" must not be negative", name),
+						es_errdetail_interval(value->value)));
 	if (sign == 0)
 		return 0;
-	return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-												   TimestampTzGetDatum(now),
-												   value->value));
+	return DatumGetTimestampTz(DirectFunctionCall2(
+		timestamptz_pl_interval, TimestampTzGetDatum(now), value->value));
 }
 
 void
@@ -110,11 +108,11 @@ es_wait_check_allowed(void)
 				 errdetail("Its snapshot does not move, so it would never see them."),
 				 errhint("Wait at isolation level READ COMMITTED.")));
 	if (es_head_holding())
-		ereport(ERROR,
-				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("cannot wait for events in this transaction"),
-				 errdetail("It has appended events itself, and what it waits for may be waiting for them."),
-				 errhint("Commit first.")));
+		ereport(ERROR, (errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+						errmsg("cannot wait for events in this transaction"),
+						errdetail("It has appended events itself, and what it waits for "
+								  "may be waiting for them."),
+						errhint("Commit first.")));
 	if (es_watch_underway())
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
@@ -173,7 +171,7 @@ es_wait_begin(EsCollection *coll, const EsWaitFor *what)
 	}
 	strlcpy(waited_for, name != NULL ? name : "?", NAMEDATALEN);
 	by_safety = false;
-	es_watch_end();				/* one that a caught error has left behind */
+	es_watch_end(); /* one that a caught error has left behind */
 	/* A reader of streams has not needed it so far. */
 	es_collection_load_head(coll);
 	enter(coll);
@@ -184,7 +182,7 @@ static bool
 may_have_replayed(void)
 {
 	static XLogRecPtr last = InvalidXLogRecPtr;
-	XLogRecPtr	now;
+	XLogRecPtr		  now;
 
 	if (!RecoveryInProgress())
 		return true;
@@ -199,7 +197,7 @@ bool
 es_wait_sleep(EsCollection *coll, EsPosition looked, TimestampTz until)
 {
 	static uint32 wait_event = 0;
-	TimestampTz began = GetCurrentTimestamp();
+	TimestampTz	  began = GetCurrentTimestamp();
 
 	CHECK_FOR_INTERRUPTS();
 	/* First, or who is woken in vain again and again would never end. */
@@ -208,7 +206,8 @@ es_wait_sleep(EsCollection *coll, EsPosition looked, TimestampTz until)
 	by_safety = false;
 	watch.looked = Max(watch.looked, looked);
 	/* Repaired, or known to shared memory only now: enter as what it is. */
-	if (coll->head.head != watch.head.head || coll->head.incarnation != watch.head.incarnation)
+	if (coll->head.head != watch.head.head ||
+		coll->head.incarnation != watch.head.incarnation)
 	{
 		es_watch_end();
 		enter(coll);
@@ -220,14 +219,14 @@ es_wait_sleep(EsCollection *coll, EsPosition looked, TimestampTz until)
 	for (;;)
 	{
 		bool		poll = must_poll();
-		TimestampTz next = TimestampTzPlusMilliseconds(poll ? GetCurrentTimestamp() : began,
-													   poll ? POLL_MS : SAFETY_MS);
+		TimestampTz next = TimestampTzPlusMilliseconds(
+			poll ? GetCurrentTimestamp() : began, poll ? POLL_MS : SAFETY_MS);
 		TimestampTz now;
 
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-														 Min(next, until)),
-						 es_wait_event(wait_event, "EventstoreWait"));
+		(void) WaitLatch(
+			MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+			TimestampDifferenceMilliseconds(GetCurrentTimestamp(), Min(next, until)),
+			es_wait_event(wait_event, "EventstoreWait"));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 		if (es_watch_woken())
@@ -252,12 +251,13 @@ es_wait_reopen(Oid collection)
 
 	LockRelationOid(collection, AccessShareLock);
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(collection)))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("collection \"%s\" was dropped while events of it were waited for",
-						waited_for)));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_UNDEFINED_TABLE),
+			 errmsg("collection \"%s\" was dropped while events of it were waited for",
+					waited_for)));
 	coll = es_read_open_collection(collection);
-	UnlockRelationOid(collection, AccessShareLock);	/* it has its own */
+	UnlockRelationOid(collection, AccessShareLock); /* it has its own */
 	es_collection_load_head(coll);
 	return coll;
 }
@@ -332,7 +332,7 @@ es_wait_keep_ms(void)
 static void
 give_back_snapshots(void)
 {
-	Portal		portal = ActivePortal;
+	Portal portal = ActivePortal;
 
 	if (portal != NULL && portal->holdSnapshot != NULL)
 	{
@@ -347,8 +347,8 @@ static EsPosition
 wait_for_head(Oid collection, EsPosition after, TimestampTz until, bool without_snapshot)
 {
 	EsCollection *coll = es_read_open_collection(collection);
-	EsWaitFor	what = {.looked = after};
-	EsPosition	head;
+	EsWaitFor	  what = {.looked = after};
+	EsPosition	  head;
 
 	es_collection_check_cursor(coll, after);
 	head = es_view_head(coll);
@@ -388,7 +388,7 @@ PG_FUNCTION_INFO_V1(es_wait_for);
 Datum
 es_wait_for(PG_FUNCTION_ARGS)
 {
-	Oid			collection = es_collection_or_changelog(es_read_collection_arg(&fcinfo->args[0]));
+	Oid collection = es_collection_or_changelog(es_read_collection_arg(&fcinfo->args[0]));
 	EsPosition	after = after_arg(&fcinfo->args[1]);
 	TimestampTz until = es_wait_deadline(&fcinfo->args[2], "timeout");
 
@@ -401,14 +401,14 @@ PG_FUNCTION_INFO_V1(es_await);
 Datum
 es_await(PG_FUNCTION_ARGS)
 {
-	Oid			collection = es_collection_or_changelog(es_read_collection_arg(&fcinfo->args[0]));
+	Oid collection = es_collection_or_changelog(es_read_collection_arg(&fcinfo->args[0]));
 	EsPosition	after = after_arg(&fcinfo->args[1]);
 	TimestampTz until = es_wait_deadline(&fcinfo->args[3], "timeout");
 	bool		atomic = fcinfo->context == NULL || !IsA(fcinfo->context, CallContext) ||
-		castNode(CallContext, fcinfo->context)->atomic;
-	TupleDesc	desc;
-	Datum		value;
-	bool		isnull = false;
+				  castNode(CallContext, fcinfo->context)->atomic;
+	TupleDesc desc;
+	Datum	  value;
+	bool	  isnull = false;
 
 	es_wait_check_allowed();
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)

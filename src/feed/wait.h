@@ -22,14 +22,15 @@
 #include "datatype/timestamp.h"
 #include "fmgr.h"
 
-#define ES_WAIT_FOR_EVER	DT_NOEND
+#define ES_WAIT_FOR_EVER DT_NOEND
 
 typedef struct EsWaitFor
 {
-	EsPosition	looked;			/* events up to here are of no interest */
-	const EsQuery *query;		/* NULL: any event */
-	const text *stream;			/* not NULL: an event of this stream, without regard to the head */
-	uint64		topic;			/* not 0: also what es_watch_touch is called with */
+	EsPosition	   looked; /* events up to here are of no interest */
+	const EsQuery *query;  /* NULL: any event */
+	const text
+		  *stream; /* not NULL: an event of this stream, without regard to the head */
+	uint64 topic;  /* not 0: also what es_watch_touch is called with */
 } EsWaitFor;
 
 /*
@@ -86,4 +87,4 @@ extern long es_wait_keep_ms(void);
 /* The lock that es_collection_open took, given back for the time of the sleep. */
 extern void es_wait_unlock(const EsCollection *coll);
 
-#endif							/* ES_WAIT_H */
+#endif /* ES_WAIT_H */

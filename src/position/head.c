@@ -98,29 +98,29 @@
 #include "worker/wake.h"
 
 /* Labels that one open transaction can show; with more it is coarse. */
-#define OPEN_LABELS_MAX		64
+#define OPEN_LABELS_MAX 64
 
 /* A condition of more words than this is taken as "everything". */
-#define CONDITION_WORDS_MAX	1024
+#define CONDITION_WORDS_MAX 1024
 
 /* Reserved beyond what is asked for: one flush in so many positions. */
-#define RESERVE_AHEAD		(4 * ES_POSITION_BLOCK)
+#define RESERVE_AHEAD (4 * ES_POSITION_BLOCK)
 
 /*
  * The area's size, all of it inside the main segment: tens of thousands of
  * collections in use (300 bytes each), and for each backend a hundred that one
  * transaction appends to (700 bytes each), with room for their conditions.
  */
-#define AREA_BASE_SIZE			((Size) 8 * 1024 * 1024)
-#define AREA_SIZE_PER_BACKEND	((Size) 96 * 1024)
+#define AREA_BASE_SIZE		  ((Size) 8 * 1024 * 1024)
+#define AREA_SIZE_PER_BACKEND ((Size) 96 * 1024)
 
 /* Class of our advisory locks; PostgreSQL's own functions use 1 and 2. */
-#define ADVISORY_CLASS_RESERVE	17
+#define ADVISORY_CLASS_RESERVE 17
 
 typedef enum OpenList
 {
-	LIST_OPEN,					/* all open transactions of the collection */
-	LIST_IN_FLIGHT,				/* those that took positions, by the first one */
+	LIST_OPEN,		/* all open transactions of the collection */
+	LIST_IN_FLIGHT, /* those that took positions, by the first one */
 	LIST_COUNT
 } OpenList;
 
@@ -133,11 +133,11 @@ typedef struct ListLink
 /* A condition on which an open transaction relies; chained to its EsOpen. */
 typedef struct OpenCondition
 {
-	dsa_pointer next;
-	SubTransactionId subid;		/* goes when this one aborts */
-	bool		everything;
-	int			nitems;
-	EsLabel		words[FLEXIBLE_ARRAY_MEMBER];
+	dsa_pointer		 next;
+	SubTransactionId subid; /* goes when this one aborts */
+	bool			 everything;
+	int				 nitems;
+	EsLabel			 words[FLEXIBLE_ARRAY_MEMBER];
 } OpenCondition;
 
 /*
@@ -146,15 +146,15 @@ typedef struct OpenCondition
  */
 typedef struct EsOpen
 {
-	ListLink	links[LIST_COUNT];
-	int			pid;
-	TransactionId xid;			/* top level: what others wait for */
-	EsPosition	first;			/* 0 = no position yet, and not on LIST_IN_FLIGHT */
-	TimestampTz since;			/* of the first position */
-	dsa_pointer conditions;		/* chain of OpenCondition */
-	bool		coarse;
-	int			nlabels;
-	EsLabel		labels[OPEN_LABELS_MAX];
+	ListLink	  links[LIST_COUNT];
+	int			  pid;
+	TransactionId xid;		  /* top level: what others wait for */
+	EsPosition	  first;	  /* 0 = no position yet, and not on LIST_IN_FLIGHT */
+	TimestampTz	  since;	  /* of the first position */
+	dsa_pointer	  conditions; /* chain of OpenCondition */
+	bool		  coarse;
+	int			  nlabels;
+	EsLabel		  labels[OPEN_LABELS_MAX];
 } EsOpen;
 
 /* A collection's entry.  Everything but 'stats' is guarded by 'lock'. */
@@ -162,31 +162,31 @@ struct EsHead
 {
 	LWLock		lock;
 	Oid			dbid;
-	Oid			relid;			/* InvalidOid while free for another */
+	Oid			relid; /* InvalidOid while free for another */
 	int64		incarnation;
 	Oid			counter;
-	EsPosition	next;			/* the next position to hand out */
-	EsPosition	reserved;		/* durably reserved up to here */
-	EsPosition	ready_end;		/* segments that may be filled end here (exclusive) */
-	EsPosition	wanted_end;		/* waiting appenders want them to end here; 0 */
+	EsPosition	next;		/* the next position to hand out */
+	EsPosition	reserved;	/* durably reserved up to here */
+	EsPosition	ready_end;	/* segments that may be filled end here (exclusive) */
+	EsPosition	wanted_end; /* waiting appenders want them to end here; 0 */
 	EsPosition	last_conditional;
-	EsAnnounced announced;		/* the last one; 'events' counts on since */
-	EsChannel	channel;		/* where the notifier announces it; 0 = nowhere, or not seen yet */
-	bool		in_use;			/* a position was handed out since the start */
-	bool		reserves;		/* the counter was, or is being, written for this entry */
-	int			watchers;		/* sessions that wait for something here */
-	dsa_pointer releases;		/* EsReleases, while there are watchers; or a dropped one's */
+	EsAnnounced announced; /* the last one; 'events' counts on since */
+	EsChannel channel; /* where the notifier announces it; 0 = nowhere, or not seen yet */
+	bool	  in_use;  /* a position was handed out since the start */
+	bool	  reserves;	  /* the counter was, or is being, written for this entry */
+	int		  watchers;	  /* sessions that wait for something here */
+	dsa_pointer releases; /* EsReleases, while there are watchers; or a dropped one's */
 	dsa_pointer list_first[LIST_COUNT];
 	dsa_pointer list_last[LIST_COUNT];
-	dsa_pointer self;			/* constant */
-	dsa_pointer next_free;		/* when free: guarded by the control's lock */
+	dsa_pointer self;	   /* constant */
+	dsa_pointer next_free; /* when free: guarded by the control's lock */
 	pg_atomic_uint64 stats[ES_STAT_COUNT];
 };
 
 typedef struct HeadKey
 {
-	Oid			dbid;
-	Oid			relid;
+	Oid dbid;
+	Oid relid;
 } HeadKey;
 
 typedef struct HeadEntry
@@ -198,10 +198,10 @@ typedef struct HeadEntry
 /* In main shared memory; set up by the postmaster. */
 typedef struct HeadControl
 {
-	LWLock		lock;			/* guards first_free */
-	dsa_pointer first_free;		/* recycled EsHeads */
-	dshash_table_handle table;	/* constant */
-	/* the in-place area follows */
+	LWLock				lock;		/* guards first_free */
+	dsa_pointer			first_free; /* recycled EsHeads */
+	dshash_table_handle table;		/* constant */
+									/* the in-place area follows */
 } HeadControl;
 
 /* This backend's part in one collection, in the current transaction. */
@@ -210,46 +210,45 @@ typedef struct LocalOpen
 	EsHead	   *head;
 	EsOpen	   *open;
 	dsa_pointer open_ptr;
-	EsPosition	last;			/* the highest position taken */
-	int64		taken;			/* how many */
-	EsChannel	channel;		/* as EsHeadRef's */
-	EsBloom		streams;		/* labels of the streams appended to */
+	EsPosition	last;	 /* the highest position taken */
+	int64		taken;	 /* how many */
+	EsChannel	channel; /* as EsHeadRef's */
+	EsBloom		streams; /* labels of the streams appended to */
 } LocalOpen;
 
 /* When an entry is to be forgotten, seen from the (sub)transaction that asks. */
 typedef enum ForgetWhen
 {
-	FORGET_AT_COMMIT,			/* it dropped the collection */
-	FORGET_AT_ABORT,			/* it created it */
-	FORGET_AT_END				/* it created it and has aborted already */
+	FORGET_AT_COMMIT, /* it dropped the collection */
+	FORGET_AT_ABORT,  /* it created it */
+	FORGET_AT_END	  /* it created it and has aborted already */
 } ForgetWhen;
 
 typedef struct PendingForget
 {
-	Oid			relid;
+	Oid				 relid;
 	SubTransactionId subid;
-	ForgetWhen	when;
+	ForgetWhen		 when;
 } PendingForget;
 
-static HeadControl *control = NULL;
-static dsa_area *area = NULL;
+static HeadControl	*control = NULL;
+static dsa_area		*area = NULL;
 static dshash_table *table = NULL;
 
-static LocalOpen *local_opens = NULL;	/* TopMemoryContext; empty between transactions */
-static int	nlocal_opens = 0;
-static int	local_opens_size = 0;
+static LocalOpen *local_opens = NULL; /* TopMemoryContext; empty between transactions */
+static int		  nlocal_opens = 0;
+static int		  local_opens_size = 0;
 
 static PendingForget *forgets = NULL;
-static int	nforgets = 0;
-static int	forgets_size = 0;
+static int			  nforgets = 0;
+static int			  forgets_size = 0;
 
 /* The database that this transaction drops; it cannot drop two. */
-static Oid	dropped_database = InvalidOid;
+static Oid					   dropped_database = InvalidOid;
 static object_access_hook_type previous_object_access = NULL;
 
-static dshash_parameters table_parameters = {
-	sizeof(HeadKey), sizeof(HeadEntry), ES_DSHASH_MEMORY, 0
-};
+static dshash_parameters table_parameters = {sizeof(HeadKey), sizeof(HeadEntry),
+											 ES_DSHASH_MEMORY, 0};
 
 /* ---------------------------------------------------------------------------
  * Shared memory
@@ -283,8 +282,8 @@ head_tranche(void)
 void
 es_head_shmem_init(void)
 {
-	bool		found;
-	dsa_area   *creating;
+	bool		  found;
+	dsa_area	 *creating;
 	dshash_table *creating_table;
 
 	control = ShmemInitStruct("eventstore heads", es_head_shmem_size(), &found);
@@ -327,7 +326,7 @@ head_at(dsa_pointer ptr)
 static void
 list_append(EsHead *head, OpenList list, EsOpen *open, dsa_pointer open_ptr)
 {
-	ListLink   *link = &open->links[list];
+	ListLink *link = &open->links[list];
 
 	link->next = InvalidDsaPointer;
 	link->prev = head->list_last[list];
@@ -341,7 +340,7 @@ list_append(EsHead *head, OpenList list, EsOpen *open, dsa_pointer open_ptr)
 static void
 list_remove(EsHead *head, OpenList list, EsOpen *open)
 {
-	ListLink   *link = &open->links[list];
+	ListLink *link = &open->links[list];
 
 	if (DsaPointerIsValid(link->prev))
 		open_at(link->prev)->links[list].next = link->next;
@@ -373,7 +372,7 @@ list_after(EsOpen *open, OpenList list)
 static EsPosition
 head_of(EsHead *head, bool without_own)
 {
-	EsOpen	   *open = list_start(head, LIST_IN_FLIGHT);
+	EsOpen *open = list_start(head, LIST_IN_FLIGHT);
 
 	if (open != NULL && without_own && open->pid == MyProcPid)
 		open = list_after(open, LIST_IN_FLIGHT);
@@ -390,7 +389,7 @@ free_conditions(dsa_pointer ptr)
 	while (DsaPointerIsValid(ptr))
 	{
 		OpenCondition *cond = (OpenCondition *) dsa_get_address(area, ptr);
-		dsa_pointer next = cond->next;
+		dsa_pointer	   next = cond->next;
 
 		dsa_free(area, ptr);
 		ptr = next;
@@ -423,9 +422,9 @@ is_deserted(const EsHead *head)
 static void
 retire_head(EsHead *head)
 {
-	Oid			relid;
-	bool		watched;
-	bool		deserted;
+	Oid	 relid;
+	bool watched;
+	bool deserted;
 
 	LWLockAcquire(&head->lock, LW_EXCLUSIVE);
 	relid = head->relid;
@@ -450,7 +449,7 @@ static void
 note_release(EsHead *head, const LocalOpen *local)
 {
 	const EsOpen *open = local->open;
-	EsReleased	released = {open->first, local->last, local->streams};
+	EsReleased	  released = {open->first, local->last, local->streams};
 
 	for (int i = 0; i < open->nlabels; i++)
 		es_bloom_add(&released.labels, open->labels[i]);
@@ -491,7 +490,7 @@ release_open(LocalOpen *local, bool committed)
 	dsa_free(area, local->open_ptr);
 	/* Two of them where the option was changed while we were open. */
 	return watched ||
-		(moved && (es_listeners_any(local->channel) || es_listeners_any(channel)));
+		   (moved && (es_listeners_any(local->channel) || es_listeners_any(channel)));
 }
 
 static void
@@ -519,7 +518,7 @@ release_at_end(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void 
 		return;
 	if (nlocal_opens > 0)
 	{
-		bool		watched = false;
+		bool watched = false;
 
 		while (nlocal_opens > 0)
 			if (release_open(&local_opens[--nlocal_opens], isCommit))
@@ -544,9 +543,10 @@ static void
 refuse_prepare(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_PRE_PREPARE && nlocal_opens > 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot PREPARE a transaction that has appended to a collection")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("cannot PREPARE a transaction that has appended to a collection")));
 }
 
 /* The conditions of an aborted subtransaction no longer stand in anyone's way. */
@@ -554,13 +554,13 @@ static void
 drop_conditions(LocalOpen *local, SubTransactionId subid)
 {
 	dsa_pointer *link;
-	dsa_pointer dropped = InvalidDsaPointer;
+	dsa_pointer	 dropped = InvalidDsaPointer;
 
 	LWLockAcquire(&local->head->lock, LW_EXCLUSIVE);
 	link = &local->open->conditions;
 	while (DsaPointerIsValid(*link))
 	{
-		dsa_pointer ptr = *link;
+		dsa_pointer	   ptr = *link;
 		OpenCondition *cond = (OpenCondition *) dsa_get_address(area, ptr);
 
 		if (cond->subid == subid)
@@ -595,7 +595,7 @@ reparent_conditions(LocalOpen *local, SubTransactionId subid, SubTransactionId p
 static void
 settle_forgets(bool commit, SubTransactionId subid, SubTransactionId parent)
 {
-	int			kept = 0;
+	int kept = 0;
 
 	for (int i = 0; i < nforgets; i++)
 	{
@@ -614,8 +614,8 @@ settle_forgets(bool commit, SubTransactionId subid, SubTransactionId parent)
 }
 
 static void
-settle_subtransaction(SubXactEvent event, SubTransactionId subid,
-					  SubTransactionId parent, void *arg)
+settle_subtransaction(SubXactEvent event, SubTransactionId subid, SubTransactionId parent,
+					  void *arg)
 {
 	if (event != SUBXACT_EVENT_ABORT_SUB && event != SUBXACT_EVENT_COMMIT_SUB)
 		return;
@@ -663,7 +663,7 @@ static void
 forget_database(Oid database)
 {
 	dshash_seq_status status;
-	HeadEntry  *entry;
+	HeadEntry		 *entry;
 
 	dshash_seq_init(&status, table, true);
 	while ((entry = dshash_seq_next(&status)) != NULL)
@@ -721,7 +721,7 @@ es_head_install(void)
 static EsHead *
 lock_head(const EsHeadRef *ref, LWLockMode mode)
 {
-	EsHead	   *head = ref->head;
+	EsHead *head = ref->head;
 
 	Assert(head != NULL);
 	LWLockAcquire(&head->lock, mode);
@@ -730,10 +730,9 @@ lock_head(const EsHeadRef *ref, LWLockMode mode)
 	{
 		LWLockRelease(&head->lock);
 		((EsHeadRef *) ref)->head = NULL;
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("collection with OID %u was dropped or repaired meanwhile",
-						ref->relid)));
+		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+						errmsg("collection with OID %u was dropped or repaired meanwhile",
+							   ref->relid)));
 	}
 	return head;
 }
@@ -741,9 +740,9 @@ lock_head(const EsHeadRef *ref, LWLockMode mode)
 bool
 es_head_find(EsHeadRef *ref)
 {
-	HeadKey		key = {MyDatabaseId, ref->relid};
-	HeadEntry  *entry;
-	EsHead	   *head;
+	HeadKey	   key = {MyDatabaseId, ref->relid};
+	HeadEntry *entry;
+	EsHead	  *head;
 
 	es_head_attach();
 	ref->head = NULL;
@@ -805,7 +804,7 @@ new_head(void)
 
 	if (!DsaPointerIsValid(ptr))
 	{
-		EsHead	   *head;
+		EsHead *head;
 
 		ptr = dsa_allocate0(area, sizeof(EsHead));
 		head = head_at(ptr);
@@ -843,13 +842,13 @@ forget_later(Oid relid, SubTransactionId subid, ForgetWhen when)
 void
 es_head_make(EsHeadRef *ref, const EsHeadOrigin *origin)
 {
-	HeadKey		key = {MyDatabaseId, ref->relid};
+	HeadKey		  key = {MyDatabaseId, ref->relid};
 	EsReservation reservation = es_reservation_read(origin->counter);
-	EsPosition	next = es_reservation_next(&reservation);
-	HeadEntry  *entry;
-	EsHead	   *made;
-	EsHead	   *unused = NULL;
-	bool		found;
+	EsPosition	  next = es_reservation_next(&reservation);
+	HeadEntry	 *entry;
+	EsHead		 *made;
+	EsHead		 *unused = NULL;
+	bool		  found;
 
 	es_head_attach();
 	made = head_at(new_head());
@@ -894,8 +893,8 @@ es_head_forget_at_commit(Oid relid)
 EsPosition
 es_head_read(const EsHeadRef *ref, bool others_view)
 {
-	EsHead	   *head = lock_head(ref, LW_SHARED);
-	EsPosition	result = head_of(head, !others_view);
+	EsHead	  *head = lock_head(ref, LW_SHARED);
+	EsPosition result = head_of(head, !others_view);
 
 	LWLockRelease(&head->lock);
 	return result;
@@ -904,8 +903,8 @@ es_head_read(const EsHeadRef *ref, bool others_view)
 EsPosition
 es_head_last_allotted(const EsHeadRef *ref)
 {
-	EsHead	   *head = lock_head(ref, LW_SHARED);
-	EsPosition	result = head->next - 1;
+	EsHead	  *head = lock_head(ref, LW_SHARED);
+	EsPosition result = head->next - 1;
 
 	LWLockRelease(&head->lock);
 	return result;
@@ -914,8 +913,8 @@ es_head_last_allotted(const EsHeadRef *ref)
 bool
 es_head_in_use(const EsHeadRef *ref)
 {
-	EsHead	   *head = lock_head(ref, LW_SHARED);
-	bool		result = head->in_use;
+	EsHead *head = lock_head(ref, LW_SHARED);
+	bool	result = head->in_use;
 
 	LWLockRelease(&head->lock);
 	return result;
@@ -930,7 +929,7 @@ es_head_seems_used(const EsHeadRef *ref)
 void
 es_head_renew(const EsHeadRef *ref, EsPosition next)
 {
-	EsHead	   *head;
+	EsHead *head;
 
 	/* Mostly there is nothing to do. */
 	if (es_head_last_allotted(ref) + 1 >= next)
@@ -948,8 +947,8 @@ es_head_renew(const EsHeadRef *ref, EsPosition next)
 EsPosition
 es_head_ready_end(const EsHeadRef *ref)
 {
-	EsHead	   *head = lock_head(ref, LW_SHARED);
-	EsPosition	result = head->ready_end;
+	EsHead	  *head = lock_head(ref, LW_SHARED);
+	EsPosition result = head->ready_end;
 
 	LWLockRelease(&head->lock);
 	return result;
@@ -958,7 +957,7 @@ es_head_ready_end(const EsHeadRef *ref)
 void
 es_head_set_ready_end(const EsHeadRef *ref, EsPosition end)
 {
-	EsHead	   *head = lock_head(ref, LW_EXCLUSIVE);
+	EsHead *head = lock_head(ref, LW_EXCLUSIVE);
 
 	if (end > head->ready_end)
 		head->ready_end = end;
@@ -971,7 +970,7 @@ es_head_set_ready_end(const EsHeadRef *ref, EsPosition end)
 void
 es_head_lower_ready_end(const EsHeadRef *ref, EsPosition end)
 {
-	EsHead	   *head = ref->head;
+	EsHead *head = ref->head;
 
 	LWLockAcquire(&head->lock, LW_EXCLUSIVE);
 	if (head->relid == ref->relid && head->incarnation == ref->incarnation &&
@@ -983,8 +982,8 @@ es_head_lower_ready_end(const EsHeadRef *ref, EsPosition end)
 EsPosition
 es_head_wanted_end(const EsHeadRef *ref)
 {
-	EsHead	   *head = lock_head(ref, LW_SHARED);
-	EsPosition	result = head->wanted_end;
+	EsHead	  *head = lock_head(ref, LW_SHARED);
+	EsPosition result = head->wanted_end;
 
 	LWLockRelease(&head->lock);
 	return result;
@@ -993,7 +992,7 @@ es_head_wanted_end(const EsHeadRef *ref)
 void
 es_head_want_end(const EsHeadRef *ref, EsPosition end)
 {
-	EsHead	   *head = lock_head(ref, LW_EXCLUSIVE);
+	EsHead *head = lock_head(ref, LW_EXCLUSIVE);
 
 	if (end > head->ready_end && end > head->wanted_end)
 		head->wanted_end = end;
@@ -1003,8 +1002,8 @@ es_head_want_end(const EsHeadRef *ref, EsPosition end)
 EsPosition
 es_head_last_conditional(const EsHeadRef *ref)
 {
-	EsHead	   *head = lock_head(ref, LW_SHARED);
-	EsPosition	result = head->last_conditional;
+	EsHead	  *head = lock_head(ref, LW_SHARED);
+	EsPosition result = head->last_conditional;
 
 	LWLockRelease(&head->lock);
 	return result;
@@ -1037,7 +1036,7 @@ static bool
 is_same(const EsHead *head, const EsHeadRef *ref)
 {
 	return head->relid == ref->relid && head->incarnation == ref->incarnation &&
-		head->dbid == MyDatabaseId;
+		   head->dbid == MyDatabaseId;
 }
 
 bool
@@ -1092,7 +1091,7 @@ es_head_unwatch(const EsHeadRef *ref)
 bool
 es_head_glance(const EsHeadRef *ref, EsPosition *head, EsReleases *releases)
 {
-	bool		there;
+	bool there;
 
 	LWLockAcquire(&ref->head->lock, LW_SHARED);
 	there = is_same(ref->head, ref) && ref->head->watchers > 0;
@@ -1108,7 +1107,7 @@ es_head_glance(const EsHeadRef *ref, EsPosition *head, EsReleases *releases)
 void
 es_head_announced(const EsHeadRef *ref, EsAnnounced *announced)
 {
-	EsHead	   *head = lock_head(ref, LW_SHARED);
+	EsHead *head = lock_head(ref, LW_SHARED);
 
 	*announced = head->announced;
 	LWLockRelease(&head->lock);
@@ -1117,7 +1116,7 @@ es_head_announced(const EsHeadRef *ref, EsAnnounced *announced)
 void
 es_head_set_announced(const EsHeadRef *ref, const EsAnnounced *announced)
 {
-	EsHead	   *head = lock_head(ref, LW_EXCLUSIVE);
+	EsHead *head = lock_head(ref, LW_EXCLUSIVE);
 
 	head->announced.head = Max(head->announced.head, announced->head);
 	head->announced.events -= Min(head->announced.events, announced->events);
@@ -1150,12 +1149,12 @@ es_head_stat(const EsHeadRef *ref, EsHeadStat stat)
 static void
 collect_holders(EsHead *head, EsHolder **holders, int *n, int *size)
 {
-	EsOpen	   *open;
+	EsOpen *open;
 
 	for (open = list_start(head, LIST_IN_FLIGHT); open != NULL;
 		 open = list_after(open, LIST_IN_FLIGHT))
 	{
-		EsHolder   *holder;
+		EsHolder *holder;
 
 		if (*n == *size)
 			return;
@@ -1175,17 +1174,17 @@ collect_holders(EsHead *head, EsHolder **holders, int *n, int *size)
 int
 es_head_holders(EsHolder **holders)
 {
-	int			size = 2 * MaxBackends + 1024;
-	int			n = 0;
+	int				  size = 2 * MaxBackends + 1024;
+	int				  n = 0;
 	dshash_seq_status status;
-	HeadEntry  *entry;
+	HeadEntry		 *entry;
 
 	es_head_attach();
 	*holders = palloc(sizeof(EsHolder) * size);
 	dshash_seq_init(&status, table, false);
 	while ((entry = dshash_seq_next(&status)) != NULL)
 	{
-		EsHead	   *head;
+		EsHead *head;
 
 		if (entry->key.dbid != MyDatabaseId)
 			continue;
@@ -1219,11 +1218,11 @@ find_local(const EsHead *head)
 static LocalOpen *
 join(const EsHeadRef *ref)
 {
-	LocalOpen  *local = find_local(ref->head);
+	LocalOpen	 *local = find_local(ref->head);
 	TransactionId xid;
-	dsa_pointer ptr;
-	EsOpen	   *open;
-	EsHead	   *head;
+	dsa_pointer	  ptr;
+	EsOpen		 *open;
+	EsHead		 *head;
 
 	if (local != NULL)
 		return local;
@@ -1285,9 +1284,9 @@ labels_fulfil(const EsLabel *labels, int nlabels, bool everything, int nitems,
 		return true;
 	for (int item = 0; item < nitems; item++)
 	{
-		int			ntypes = (int) *words++;
-		int			ntags = (int) *words++;
-		bool		match = (ntypes == 0);
+		int	 ntypes = (int) *words++;
+		int	 ntags = (int) *words++;
+		bool match = (ntypes == 0);
 
 		for (int i = 0; i < ntypes && !match; i++)
 			match = has_label(labels, nlabels, words[i]);
@@ -1307,7 +1306,7 @@ open_fulfils(const EsOpen *open, bool everything, int nitems, const EsLabel *wor
 	if (open->coarse)
 		return true;
 	if (open->nlabels == 0)
-		return false;			/* it has shown nothing of what it appends */
+		return false; /* it has shown nothing of what it appends */
 	return labels_fulfil(open->labels, open->nlabels, everything, nitems, words);
 }
 
@@ -1316,7 +1315,8 @@ open_fulfils(const EsOpen *open, bool everything, int nitems, const EsLabel *wor
  * I showed before does already: then 'other' waits for me.
  */
 static bool
-stands_against(const EsOpen *other, const EsOpen *mine, const EsIntent *intent, bool coarse)
+stands_against(const EsOpen *other, const EsOpen *mine, const EsIntent *intent,
+			   bool coarse)
 {
 	dsa_pointer ptr = other->conditions;
 
@@ -1348,7 +1348,7 @@ static TransactionId
 find_obstacle(EsHead *head, const EsOpen *mine, const EsIntent *intent, bool coarse,
 			  const TransactionId *ended, int nended)
 {
-	EsOpen	   *other;
+	EsOpen *other;
 
 	if (intent->nlabels == 0)
 		return InvalidTransactionId;
@@ -1384,8 +1384,8 @@ static int
 list_fulfillers(EsHead *head, const EsOpen *mine, const OpenCondition *cond,
 				TransactionId *xids, int max)
 {
-	EsOpen	   *other;
-	int			n = 0;
+	EsOpen *other;
+	int		n = 0;
 
 	for (other = list_start(head, LIST_OPEN); other != NULL && n < max;
 		 other = list_after(other, LIST_OPEN))
@@ -1398,11 +1398,10 @@ list_fulfillers(EsHead *head, const EsOpen *mine, const OpenCondition *cond,
 static dsa_pointer
 make_condition(const EsCondition *condition)
 {
-	bool		everything = condition->everything ||
-		condition->nwords > CONDITION_WORDS_MAX;
-	int			nwords = everything ? 0 : condition->nwords;
-	dsa_pointer ptr = dsa_allocate(area, offsetof(OpenCondition, words) +
-								   sizeof(EsLabel) * nwords);
+	bool everything = condition->everything || condition->nwords > CONDITION_WORDS_MAX;
+	int	 nwords = everything ? 0 : condition->nwords;
+	dsa_pointer ptr =
+		dsa_allocate(area, offsetof(OpenCondition, words) + sizeof(EsLabel) * nwords);
 	OpenCondition *cond = (OpenCondition *) dsa_get_address(area, ptr);
 
 	cond->subid = GetCurrentSubTransactionId();
@@ -1421,16 +1420,16 @@ static int
 show_intent(const EsHeadRef *ref, LocalOpen *local, const EsIntent *intent,
 			dsa_pointer condition, TransactionId *waits, int max_waits)
 {
-	bool		coarse = intent->nlabels > OPEN_LABELS_MAX;
+	bool		   coarse = intent->nlabels > OPEN_LABELS_MAX;
 	TransactionId *ended = NULL;
-	int			nended = 0;
-	int			nwaits = 0;
+	int			   nended = 0;
+	int			   nwaits = 0;
 
 	for (;;)
 	{
-		EsHead	   *head = lock_head(ref, LW_EXCLUSIVE);
-		TransactionId obstacle = find_obstacle(head, local->open, intent, coarse,
-											   ended, nended);
+		EsHead		 *head = lock_head(ref, LW_EXCLUSIVE);
+		TransactionId obstacle =
+			find_obstacle(head, local->open, intent, coarse, ended, nended);
 
 		if (!TransactionIdIsValid(obstacle))
 		{
@@ -1465,11 +1464,11 @@ show_intent(const EsHeadRef *ref, LocalOpen *local, const EsIntent *intent,
 void
 es_head_register(const EsHeadRef *ref, const EsIntent *intent)
 {
-	LocalOpen  *local = join(ref);
+	LocalOpen			*local = join(ref);
 	volatile dsa_pointer condition = InvalidDsaPointer;
-	TransactionId *waits = NULL;
-	int			max_waits = 0;
-	int			nwaits = 0;
+	TransactionId		*waits = NULL;
+	int					 max_waits = 0;
+	int					 nwaits = 0;
 
 	for (int i = 0; i < intent->nstreams; i++)
 		es_bloom_add(&local->streams, intent->streams[i]);
@@ -1510,9 +1509,9 @@ es_head_register(const EsHeadRef *ref, const EsIntent *intent)
 static void
 extend_reservation(const EsHeadRef *ref, Oid counter, EsPosition upto)
 {
-	LOCKTAG		tag;
-	EsHead	   *head;
-	EsPosition	reserved;
+	LOCKTAG	   tag;
+	EsHead	  *head;
+	EsPosition reserved;
 
 	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, counter, 0, ADVISORY_CLASS_RESERVE);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
@@ -1544,8 +1543,8 @@ es_head_allot(const EsHeadRef *ref, int64 n, bool conditional, EsAllotment *allo
 
 	for (;;)
 	{
-		EsPosition	last;
-		Oid			counter;
+		EsPosition last;
+		Oid		   counter;
 
 		head = lock_head(ref, LW_EXCLUSIVE);
 		last = head->next + n - 1;

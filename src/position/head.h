@@ -14,7 +14,7 @@
 #include "position/position.h"
 #include "worker/listeners.h"
 
-typedef struct EsHead EsHead;	/* in shared memory; opaque */
+typedef struct EsHead EsHead; /* in shared memory; opaque */
 
 /* A 64-bit hash of a type or a tag (collection/label_index.h makes them). */
 typedef uint64 EsLabel;
@@ -25,19 +25,20 @@ typedef uint64 EsLabel;
  */
 typedef struct EsHeadRef
 {
-	EsHead	   *head;			/* NULL = not looked up yet */
-	Oid			relid;
-	int64		incarnation;
-	EsChannel	channel;		/* of its notifications; 0 = there are none */
+	EsHead	 *head; /* NULL = not looked up yet */
+	Oid		  relid;
+	int64	  incarnation;
+	EsChannel channel; /* of its notifications; 0 = there are none */
 } EsHeadRef;
 
 /* What the entry is made from when no backend has used it since the start. */
 typedef struct EsHeadOrigin
 {
-	Oid			counter;		/* the sequence with the reservation */
-	EsPosition	ready_end;		/* the end (exclusive) of the last segment */
-	EsPosition	last_present;	/* the highest position in the table, dead rows included; 0 */
-	SubTransactionId created_in;	/* where this transaction made the table; else invalid */
+	Oid		   counter;	  /* the sequence with the reservation */
+	EsPosition ready_end; /* the end (exclusive) of the last segment */
+	EsPosition
+		last_present; /* the highest position in the table, dead rows included; 0 */
+	SubTransactionId created_in; /* where this transaction made the table; else invalid */
 } EsHeadOrigin;
 
 /*
@@ -46,52 +47,52 @@ typedef struct EsHeadOrigin
  */
 typedef struct EsCondition
 {
-	int			nitems;
-	int			nwords;
-	EsLabel    *words;
-	bool		everything;		/* matches whatever is appended */
+	int		 nitems;
+	int		 nwords;
+	EsLabel *words;
+	bool	 everything; /* matches whatever is appended */
 } EsCondition;
 
 /* What an append announces before it may have a position. */
 typedef struct EsIntent
 {
-	const EsLabel *labels;		/* of the types and tags of its events, any order */
-	int			nlabels;
-	const EsCondition *condition;	/* fail_if, or NULL */
-	const EsLabel *streams;		/* labels of its events' streams: for who waits for them */
-	int			nstreams;
+	const EsLabel	  *labels; /* of the types and tags of its events, any order */
+	int				   nlabels;
+	const EsCondition *condition; /* fail_if, or NULL */
+	const EsLabel *streams; /* labels of its events' streams: for who waits for them */
+	int			   nstreams;
 } EsIntent;
 
 typedef struct EsAllotment
 {
-	EsPosition	first;			/* the first of n consecutive positions */
-	EsPosition	safe;			/* the head at that moment: noted in each event */
-	int64		left;			/* positions beyond them that are ready */
+	EsPosition first; /* the first of n consecutive positions */
+	EsPosition safe;  /* the head at that moment: noted in each event */
+	int64	   left;  /* positions beyond them that are ready */
 } EsAllotment;
 
 typedef enum EsHeadStat
 {
-	ES_STAT_APPENDS,			/* append calls and rows of INSERT, COPY */
+	ES_STAT_APPENDS, /* append calls and rows of INSERT, COPY */
 	ES_STAT_EVENTS,
 	ES_STAT_VERSION_CONFLICTS,
 	ES_STAT_CONDITION_FAILURES,
-	ES_STAT_RETRIES,			/* recognised as already appended */
-	ES_STAT_INTENT_WAITS,		/* waited for another append's condition or event */
-	ES_STAT_SEGMENT_WAITS,		/* waited for a segment */
+	ES_STAT_RETRIES,	   /* recognised as already appended */
+	ES_STAT_INTENT_WAITS,  /* waited for another append's condition or event */
+	ES_STAT_SEGMENT_WAITS, /* waited for a segment */
 	ES_STAT_READS,
 	ES_STAT_EVENTS_READ,
-	ES_STAT_LATE_WAKEUPS,		/* waiters that found something which nobody woke them for */
+	ES_STAT_LATE_WAKEUPS, /* waiters that found something which nobody woke them for */
 	ES_STAT_COUNT
 } EsHeadStat;
 
 /* One open appending transaction, for the view holders. */
 typedef struct EsHolder
 {
-	Oid			relid;
-	int			pid;
+	Oid			  relid;
+	int			  pid;
 	TransactionId xid;
-	TimestampTz since;			/* when it took its first position */
-	EsPosition	first;			/* which holds the head at first - 1 */
+	TimestampTz	  since; /* when it took its first position */
+	EsPosition	  first; /* which holds the head at first - 1 */
 } EsHolder;
 
 extern Size es_head_shmem_size(void);
@@ -133,7 +134,7 @@ extern void es_head_renew(const EsHeadRef *ref, EsPosition next);
 
 /* The end (exclusive) of the segments that may be filled; raising and reading. */
 extern EsPosition es_head_ready_end(const EsHeadRef *ref);
-extern void es_head_set_ready_end(const EsHeadRef *ref, EsPosition end);
+extern void		  es_head_set_ready_end(const EsHeadRef *ref, EsPosition end);
 
 /*
  * Takes back what a subtransaction that aborts has published for a collection
@@ -143,7 +144,7 @@ extern void es_head_lower_ready_end(const EsHeadRef *ref, EsPosition end);
 
 /* How far appenders that wait for a segment want to get (exclusive); 0 = none wait. */
 extern EsPosition es_head_wanted_end(const EsHeadRef *ref);
-extern void es_head_want_end(const EsHeadRef *ref, EsPosition end);
+extern void		  es_head_want_end(const EsHeadRef *ref, EsPosition end);
 
 /*
  * Makes the intent known and waits until no other open transaction's intent
@@ -186,13 +187,14 @@ extern bool es_head_watch(const EsHeadRef *ref);
 extern void es_head_unwatch(const EsHeadRef *ref);
 
 /* The head and the releases noted; false where the entry is gone.  No error. */
-extern bool es_head_glance(const EsHeadRef *ref, EsPosition *head, struct EsReleases *releases);
+extern bool es_head_glance(const EsHeadRef *ref, EsPosition *head,
+						   struct EsReleases *releases);
 
 /* The head that was announced last, and how many events were committed since. */
 typedef struct EsAnnounced
 {
-	EsPosition	head;
-	uint64		events;			/* those above the head count too, so it is a guide */
+	EsPosition head;
+	uint64	   events; /* those above the head count too, so it is a guide */
 } EsAnnounced;
 
 extern void es_head_announced(const EsHeadRef *ref, EsAnnounced *announced);
@@ -206,10 +208,10 @@ extern void es_head_set_announced(const EsHeadRef *ref, const EsAnnounced *annou
  */
 extern void es_head_set_channel(const EsHeadRef *ref, EsChannel channel);
 
-extern void es_head_count(const EsHeadRef *ref, EsHeadStat stat, uint64 n);
+extern void	  es_head_count(const EsHeadRef *ref, EsHeadStat stat, uint64 n);
 extern uint64 es_head_stat(const EsHeadRef *ref, EsHeadStat stat);
 
 /* All open transactions with positions in this database; palloc'd. */
-extern int	es_head_holders(EsHolder **holders);
+extern int es_head_holders(EsHolder **holders);
 
-#endif							/* ES_HEAD_H */
+#endif /* ES_HEAD_H */

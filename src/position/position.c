@@ -47,7 +47,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/rel.h"
 
-#define TIMELINE_MASK	((int64) ES_POSITION_BLOCK - 1)
+#define TIMELINE_MASK ((int64) ES_POSITION_BLOCK - 1)
 
 /*
  * Reads the sequence's only row as nextval() does, without its rights: which
@@ -56,10 +56,10 @@
 static void
 read_counter_row(Relation rel, int64 *last_value, bool *is_called)
 {
-	Buffer		buf = ReadBuffer(rel, 0);
-	HeapTupleData tuple;
+	Buffer				  buf = ReadBuffer(rel, 0);
+	HeapTupleData		  tuple;
 	Form_pg_sequence_data seq;
-	ItemId		item;
+	ItemId				  item;
 
 	LockBuffer(buf, BUFFER_LOCK_SHARE);
 	item = PageGetItemId(BufferGetPage(buf), FirstOffsetNumber);
@@ -74,17 +74,16 @@ read_counter_row(Relation rel, int64 *last_value, bool *is_called)
 EsReservation
 es_reservation_read(Oid counter)
 {
-	Relation	rel = relation_open(counter, AccessShareLock);
+	Relation	  rel = relation_open(counter, AccessShareLock);
 	EsReservation res = {0, 0, false};
-	int64		value;
-	bool		is_called;
+	int64		  value;
+	bool		  is_called;
 
 	if (rel->rd_rel->relkind != RELKIND_SEQUENCE)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("relation \"%s\" is not a sequence",
-						RelationGetRelationName(rel)),
-				 errdetail("It should be the counter of a collection.")));
+		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+						errmsg("relation \"%s\" is not a sequence",
+							   RelationGetRelationName(rel)),
+						errdetail("It should be the counter of a collection.")));
 	read_counter_row(rel, &value, &is_called);
 	relation_close(rel, AccessShareLock);
 
@@ -106,7 +105,7 @@ current_timeline(void)
 EsPosition
 es_reservation_next(const EsReservation *reservation)
 {
-	int64		timelines;
+	int64 timelines;
 
 	if (!reservation->started)
 		return 1;
@@ -122,18 +121,18 @@ es_reservation_next(const EsReservation *reservation)
 static void
 write_counter(Oid counter, int64 value)
 {
-	Relation	rel = relation_open(counter, AccessShareLock);
-	Oid			owner = rel->rd_rel->relowner;
-	Oid			user;
-	int			context;
+	Relation rel = relation_open(counter, AccessShareLock);
+	Oid		 owner = rel->rd_rel->relowner;
+	Oid		 user;
+	int		 context;
 
 	relation_close(rel, NoLock);
 
 	/* An appender needs no right on the counter; setval() wants the owner's. */
 	GetUserIdAndSecContext(&user, &context);
 	SetUserIdAndSecContext(owner, context | SECURITY_LOCAL_USERID_CHANGE);
-	DirectFunctionCall3(setval3_oid, ObjectIdGetDatum(counter),
-						Int64GetDatum(value), BoolGetDatum(true));
+	DirectFunctionCall3(setval3_oid, ObjectIdGetDatum(counter), Int64GetDatum(value),
+						BoolGetDatum(true));
 	SetUserIdAndSecContext(user, context);
 
 	XLogFlush(XactLastRecEnd);
@@ -149,10 +148,11 @@ EsPosition
 es_reservation_extend(Oid counter, EsPosition upto)
 {
 	EsReservation have = es_reservation_read(counter);
-	EsPosition	reserved;
+	EsPosition	  reserved;
 
 	Assert(upto > 0);
-	reserved = (Max(upto, es_reservation_next(&have) - 1) + TIMELINE_MASK) & ~TIMELINE_MASK;
+	reserved =
+		(Max(upto, es_reservation_next(&have) - 1) + TIMELINE_MASK) & ~TIMELINE_MASK;
 	write_counter(counter, reserved | current_timeline());
 	return reserved;
 }

@@ -7,20 +7,20 @@
 
 #include "postgres.h"
 
-typedef int64 EsPosition;		/* from 1; 0 = before the first */
+typedef int64 EsPosition; /* from 1; 0 = before the first */
 
 /* The reservation's granule; a power of two, since the low bits hold the timeline. */
-#define ES_POSITION_BLOCK		4096
+#define ES_POSITION_BLOCK 4096
 
 /* How far the next position jumps for each timeline since the reservation. */
-#define ES_POSITION_TIMELINE_JUMP	(INT64CONST(1) << 32)
+#define ES_POSITION_TIMELINE_JUMP (INT64CONST(1) << 32)
 
 /* What the counter (a sequence) says: see position.c for its encoding. */
 typedef struct EsReservation
 {
-	EsPosition	reserved;		/* every position up to here may have been used */
-	uint32		timeline;		/* the timeline that reserved, modulo ES_POSITION_BLOCK */
-	bool		started;		/* false: a counter that was never written */
+	EsPosition reserved; /* every position up to here may have been used */
+	uint32	   timeline; /* the timeline that reserved, modulo ES_POSITION_BLOCK */
+	bool	   started;	 /* false: a counter that was never written */
 } EsReservation;
 
 /*
@@ -45,4 +45,4 @@ extern EsPosition es_reservation_extend(Oid counter, EsPosition upto);
  */
 extern EsPosition es_reservation_next(const EsReservation *reservation);
 
-#endif							/* ES_POSITION_H */
+#endif /* ES_POSITION_H */

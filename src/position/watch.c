@@ -67,66 +67,66 @@
 #include "utils/resowner.h"
 
 /* A condition of more words than this is taken as "every event". */
-#define WATCH_WORDS_MAX		120
+#define WATCH_WORDS_MAX 120
 
 /* Topics that one transaction touches; beyond, everybody with a topic is woken. */
-#define TOUCHED_MAX			64
+#define TOUCHED_MAX 64
 
 /* No positions: the window is empty. */
-#define NOWHERE				PG_INT64_MAX
+#define NOWHERE PG_INT64_MAX
 
 /* What a waiter does, as those who wake see it. */
 typedef enum WaiterState
 {
-	WAITER_ASLEEP,				/* or about to be: he has looked and found nothing */
-	WAITER_LOOKING,				/* he compares himself when he has looked */
-	WAITER_WOKEN				/* there is reason to look (again) */
+	WAITER_ASLEEP,	/* or about to be: he has looked and found nothing */
+	WAITER_LOOKING, /* he compares himself when he has looked */
+	WAITER_WOKEN	/* there is reason to look (again) */
 } WaiterState;
 
 /* One process that waits.  Guarded by the table's lock, but for 'state'. */
 typedef struct Waiter
 {
-	Latch	   *latch;			/* of a PGPROC, so it is always there; NULL = does not wait */
-	pg_atomic_uint32 state;		/* WaiterState; others set WOKEN, with the lock */
-	Oid			dbid;
-	EsHeadRef	head;			/* 'head' in it: the same address in all processes, or NULL */
-	uint64		seen;			/* releases before this number have been compared */
-	EsPosition	looked;			/* nothing up to here is of interest */
-	EsPosition	from;			/* the window: look when the head gets here ... */
-	EsPosition	to;				/* ... and at each move of it up to here */
-	EsLabel		stream;
-	uint64		topic;
-	bool		everything;
-	int			nitems;
-	EsLabel		words[WATCH_WORDS_MAX];
+	Latch			*latch; /* of a PGPROC, so it is always there; NULL = does not wait */
+	pg_atomic_uint32 state; /* WaiterState; others set WOKEN, with the lock */
+	Oid				 dbid;
+	EsHeadRef		 head; /* 'head' in it: the same address in all processes, or NULL */
+	uint64			 seen; /* releases before this number have been compared */
+	EsPosition		 looked; /* nothing up to here is of interest */
+	EsPosition		 from;	 /* the window: look when the head gets here ... */
+	EsPosition		 to;	 /* ... and at each move of it up to here */
+	EsLabel			 stream;
+	uint64			 topic;
+	bool			 everything;
+	int				 nitems;
+	EsLabel			 words[WATCH_WORDS_MAX];
 } Waiter;
 
 typedef struct WatchControl
 {
-	LWLock	   *lock;
-	int			used;			/* [lock] entries that were ever used lie below */
-	pg_atomic_uint32 topics;	/* how many wait for a topic */
-	Waiter		waiters[FLEXIBLE_ARRAY_MEMBER]; /* one per process, by its number */
+	LWLock			*lock;
+	int				 used;	 /* [lock] entries that were ever used lie below */
+	pg_atomic_uint32 topics; /* how many wait for a topic */
+	Waiter			 waiters[FLEXIBLE_ARRAY_MEMBER]; /* one per process, by its number */
 } WatchControl;
 
 /* A look at a collection's entry, shared by the waiters that follow each other. */
 typedef struct Glance
 {
-	EsHeadRef	ref;			/* head NULL: none yet */
-	bool		there;
-	EsPosition	head;
-	EsReleases	releases;
+	EsHeadRef  ref; /* head NULL: none yet */
+	bool	   there;
+	EsPosition head;
+	EsReleases releases;
 } Glance;
 
-static WatchControl *control = NULL;
-static Waiter *own = NULL;		/* this process's, while it waits */
-static SubTransactionId own_subid;	/* where it began to */
-static bool own_kept = false;	/* it outlives transactions */
+static WatchControl	   *control = NULL;
+static Waiter		   *own = NULL;		  /* this process's, while it waits */
+static SubTransactionId own_subid;		  /* where it began to */
+static bool				own_kept = false; /* it outlives transactions */
 
 static uint64 touched[TOUCHED_MAX];
-static int	ntouched = 0;
-static bool touched_many = false;
-static bool registered = false;
+static int	  ntouched = 0;
+static bool	  touched_many = false;
+static bool	  registered = false;
 
 /* ---------------------------------------------------------------------------
  * Sets of labels, and releases
@@ -143,8 +143,8 @@ bloom_bits(EsLabel label, int *one, int *two)
 void
 es_bloom_add(EsBloom *bloom, EsLabel label)
 {
-	int			one;
-	int			two;
+	int one;
+	int two;
 
 	bloom_bits(label, &one, &two);
 	bloom->words[one / 64] |= UINT64CONST(1) << (one % 64);
@@ -154,12 +154,12 @@ es_bloom_add(EsBloom *bloom, EsLabel label)
 static bool
 bloom_has(const EsBloom *bloom, EsLabel label)
 {
-	int			one;
-	int			two;
+	int one;
+	int two;
 
 	bloom_bits(label, &one, &two);
 	return (bloom->words[one / 64] & (UINT64CONST(1) << (one % 64))) != 0 &&
-		(bloom->words[two / 64] & (UINT64CONST(1) << (two % 64))) != 0;
+		   (bloom->words[two / 64] & (UINT64CONST(1) << (two % 64))) != 0;
 }
 
 void
@@ -194,9 +194,9 @@ may_match(const Waiter *waiter, const EsBloom *labels)
 		return true;
 	for (int item = 0; item < waiter->nitems; item++)
 	{
-		int			ntypes = (int) *words++;
-		int			ntags = (int) *words++;
-		bool		match = (ntypes == 0);
+		int	 ntypes = (int) *words++;
+		int	 ntags = (int) *words++;
+		bool match = (ntypes == 0);
 
 		for (int i = 0; i < ntypes && !match; i++)
 			match = bloom_has(labels, words[i]);
@@ -248,8 +248,8 @@ narrow(Waiter *waiter, EsPosition head)
 static bool
 compare_releases(Waiter *waiter, const EsReleases *releases)
 {
-	bool		stream_moved = false;
-	uint64		number = waiter->seen;
+	bool   stream_moved = false;
+	uint64 number = waiter->seen;
 
 	if (number < releases->oldest)
 	{
@@ -283,13 +283,13 @@ glance_at(Glance *glance, const EsHeadRef *ref)
 static bool
 is_due(Waiter *waiter, Glance *glance)
 {
-	bool		stream_moved;
+	bool stream_moved;
 
 	if (waiter->head.head == NULL)
-		return false;			/* looks for himself */
+		return false; /* looks for himself */
 	glance_at(glance, &waiter->head);
 	if (!glance->there)
-		return true;			/* dropped or repaired: he is to find out */
+		return true; /* dropped or repaired: he is to find out */
 	if (takes_all(waiter))
 		return glance->head > waiter->looked;
 	stream_moved = compare_releases(waiter, &glance->releases);
@@ -318,13 +318,14 @@ is_waiting_here(const Waiter *waiter)
 Size
 es_watch_shmem_size(void)
 {
-	return add_size(offsetof(WatchControl, waiters), mul_size(sizeof(Waiter), MaxBackends));
+	return add_size(offsetof(WatchControl, waiters),
+					mul_size(sizeof(Waiter), MaxBackends));
 }
 
 void
 es_watch_shmem_init(void)
 {
-	bool		found;
+	bool found;
 
 	control = ShmemInitStruct("eventstore watch", es_watch_shmem_size(), &found);
 	if (found)
@@ -358,8 +359,8 @@ end_at_release(ResourceReleasePhase phase, bool isCommit, bool isTopLevel, void 
 		LWLockAcquire(control->lock, LW_EXCLUSIVE);
 		for (int i = 0; i < control->used; i++)
 		{
-			Waiter	   *waiter = &control->waiters[i];
-			bool		hit = touched_many && waiter->topic != 0;
+			Waiter *waiter = &control->waiters[i];
+			bool	hit = touched_many && waiter->topic != 0;
 
 			for (int j = 0; j < ntouched && !hit; j++)
 				hit = waiter->topic == touched[j];
@@ -400,8 +401,8 @@ fill_waiter(Waiter *waiter, const EsWatch *watch)
 	waiter->stream = watch->stream;
 	waiter->topic = watch->topic;
 	waiter->seen = 0;
-	waiter->everything = condition == NULL || condition->everything ||
-		condition->nwords > WATCH_WORDS_MAX;
+	waiter->everything =
+		condition == NULL || condition->everything || condition->nwords > WATCH_WORDS_MAX;
 	waiter->nitems = waiter->everything ? 0 : condition->nitems;
 	if (!waiter->everything)
 		memcpy(waiter->words, condition->words, sizeof(EsLabel) * condition->nwords);
@@ -413,9 +414,9 @@ fill_waiter(Waiter *waiter, const EsWatch *watch)
 void
 es_watch_begin(const EsWatch *watch)
 {
-	Waiter	   *waiter = &control->waiters[es_process_number()];
-	EsHeadRef	ref = watch->head;
-	Glance		glance = {0};
+	Waiter	 *waiter = &control->waiters[es_process_number()];
+	EsHeadRef ref = watch->head;
+	Glance	  glance = {0};
 
 	Assert(own == NULL);
 	register_callback();
@@ -460,8 +461,8 @@ es_watch_looking(void)
 bool
 es_watch_looked(EsPosition head)
 {
-	Glance		glance = {0};
-	bool		due;
+	Glance glance = {0};
+	bool   due;
 
 	LWLockAcquire(control->lock, LW_EXCLUSIVE);
 	narrow(own, head);
@@ -477,7 +478,7 @@ es_watch_looked(EsPosition head)
 void
 es_watch_end(void)
 {
-	EsHeadRef	ref;
+	EsHeadRef ref;
 
 	if (own == NULL)
 		return;
@@ -500,13 +501,13 @@ es_watch_end(void)
 int
 es_watch_pass(void)
 {
-	Glance		glance = {0};
-	int			woken = 0;
+	Glance glance = {0};
+	int	   woken = 0;
 
 	LWLockAcquire(control->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < control->used; i++)
 	{
-		Waiter	   *waiter = &control->waiters[i];
+		Waiter *waiter = &control->waiters[i];
 
 		if (!is_waiting_here(waiter) ||
 			pg_atomic_read_u32(&waiter->state) != WAITER_ASLEEP)
@@ -531,12 +532,12 @@ is_unshared(const Waiter *waiter)
 int
 es_watch_pass_over(Oid relid, EsPosition head)
 {
-	int			woken = 0;
+	int woken = 0;
 
 	LWLockAcquire(control->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < control->used; i++)
 	{
-		Waiter	   *waiter = &control->waiters[i];
+		Waiter *waiter = &control->waiters[i];
 
 		if (is_unshared(waiter) && waiter->head.relid == relid &&
 			(waiter->stream != 0 || waiter->looked < head))
@@ -552,13 +553,13 @@ es_watch_pass_over(Oid relid, EsPosition head)
 int
 es_watch_list_unshared(Oid **relids)
 {
-	int			n = 0;
+	int n = 0;
 
 	*relids = palloc(sizeof(Oid) * MaxBackends);
 	LWLockAcquire(control->lock, LW_SHARED);
 	for (int i = 0; i < control->used; i++)
 	{
-		bool		listed = !is_unshared(&control->waiters[i]);
+		bool listed = !is_unshared(&control->waiters[i]);
 
 		for (int j = 0; j < n && !listed; j++)
 			listed = (*relids)[j] == control->waiters[i].head.relid;
@@ -609,7 +610,7 @@ es_watch_touch(uint64 topic)
 int
 es_watch_count(void)
 {
-	int			n = 0;
+	int n = 0;
 
 	if (control == NULL)
 		return 0;

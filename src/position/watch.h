@@ -14,18 +14,18 @@
 /* A set of labels, with false positives. */
 typedef struct EsBloom
 {
-	uint64		words[4];
+	uint64 words[4];
 } EsBloom;
 
 /* What a transaction that committed has added to a collection. */
 typedef struct EsReleased
 {
-	EsPosition	first;			/* its positions lie between these two */
-	EsPosition	last;
-	EsBloom		labels;			/* of types, tags and streams */
+	EsPosition first; /* its positions lie between these two */
+	EsPosition last;
+	EsBloom	   labels; /* of types, tags and streams */
 } EsReleased;
 
-#define ES_RELEASES_KEPT	64
+#define ES_RELEASES_KEPT 64
 
 /*
  * The latest releases of a collection, kept while somebody watches it; in
@@ -33,21 +33,21 @@ typedef struct EsReleased
  */
 typedef struct EsReleases
 {
-	uint64		next;			/* number of the next one */
-	uint64		oldest;			/* number of the oldest one that is known */
-	EsPosition	lost_last;		/* those before it lie at or below this */
-	EsReleased	kept[ES_RELEASES_KEPT];
+	uint64	   next;	  /* number of the next one */
+	uint64	   oldest;	  /* number of the oldest one that is known */
+	EsPosition lost_last; /* those before it lie at or below this */
+	EsReleased kept[ES_RELEASES_KEPT];
 } EsReleases;
 
 /* What a session waits for. */
 typedef struct EsWatch
 {
-	EsHeadRef	head;			/* head NULL, or gone: nobody will wake it but by topic */
-	EsPosition	looked;			/* events up to here are of no interest */
-	const EsCondition *condition;	/* NULL: every event */
-	EsLabel		stream;			/* not 0: an event of this stream, whatever the head */
-	uint64		topic;			/* not 0: also woken by es_watch_touch */
-	bool		kept;			/* a worker's: ends with the process, not with the transaction */
+	EsHeadRef		   head;   /* head NULL, or gone: nobody will wake it but by topic */
+	EsPosition		   looked; /* events up to here are of no interest */
+	const EsCondition *condition; /* NULL: every event */
+	EsLabel			   stream;	  /* not 0: an event of this stream, whatever the head */
+	uint64			   topic;	  /* not 0: also woken by es_watch_touch */
+	bool kept; /* a worker's: ends with the process, not with the transaction */
 } EsWatch;
 
 extern Size es_watch_shmem_size(void);
@@ -91,16 +91,16 @@ extern void es_watch_end(void);
 /* --- for who wakes; none of these raises an error --- */
 
 /* Wakes those whose wait may be over; returns how many.  The notifier's. */
-extern int	es_watch_pass(void);
+extern int es_watch_pass(void);
 
 /*
  * The same for a collection whose head is not in shared memory (on a standby):
  * those who wait for something above what they have looked at, up to this head.
  */
-extern int	es_watch_pass_over(Oid relid, EsPosition head);
+extern int es_watch_pass_over(Oid relid, EsPosition head);
 
 /* The collections of such waiters, each once; palloc'd. */
-extern int	es_watch_list_unshared(Oid **relids);
+extern int es_watch_list_unshared(Oid **relids);
 
 /* Everybody in this database: the notifier goes. */
 extern void es_watch_wake_all(void);
@@ -115,6 +115,6 @@ extern void es_watch_wake_collection(Oid relid);
 extern void es_watch_touch(uint64 topic);
 
 /* How many sessions wait, in this database. */
-extern int	es_watch_count(void);
+extern int es_watch_count(void);
 
-#endif							/* ES_WATCH_H */
+#endif /* ES_WATCH_H */

@@ -49,10 +49,10 @@ PG_FUNCTION_INFO_V1(es_doctor);
 /* A row of the catalog that the caller may see. */
 typedef struct Listed
 {
-	Oid			collection;
-	EsHeadRef	head;
-	EsLayout	layout;
-	EsPosition	first_position;
+	Oid		   collection;
+	EsHeadRef  head;
+	EsLayout   layout;
+	EsPosition first_position;
 } Listed;
 
 /* In the caller's memory context, by name. */
@@ -60,26 +60,27 @@ static int
 list_collections(Listed **list)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	EsRoleSwitch saved;
-	int			n;
-	int			shown = 0;
+	EsRoleSwitch  saved;
+	int			  n;
+	int			  shown = 0;
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
-	es_spi_execute("SELECT c.collection::pg_catalog.oid, c.incarnation, c.heads::pg_catalog.oid,"
-				   " c.counter::pg_catalog.oid, c.first_position"
-				   " FROM eventstore.collection_catalog c ORDER BY c.collection::pg_catalog.text",
-				   0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+	es_spi_execute(
+		"SELECT c.collection::pg_catalog.oid, c.incarnation, c.heads::pg_catalog.oid,"
+		" c.counter::pg_catalog.oid, c.first_position"
+		" FROM eventstore.collection_catalog c ORDER BY c.collection::pg_catalog.text",
+		0, NULL, NULL, NULL, true, SPI_OK_SELECT);
 	es_role_restore(&saved);
 
 	n = (int) SPI_processed;
 	*list = MemoryContextAllocZero(caller, sizeof(Listed) * (n + 1));
 	for (int i = 0; i < n; i++)
 	{
-		HeapTuple	row = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		Listed	   *entry = &(*list)[shown];
-		bool		isnull;
+		HeapTuple row = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+		Listed	 *entry = &(*list)[shown];
+		bool	  isnull;
 
 		entry->collection = DatumGetObjectId(SPI_getbinval(row, desc, 1, &isnull));
 		if (!es_may_see(entry->collection))
@@ -107,13 +108,13 @@ put_row(FunctionCallInfo fcinfo, Datum *values, bool *nulls)
  * Counters
  * ------------------------------------------------------------------------- */
 
-#define STAT_COLUMNS	(1 + ES_STAT_COUNT + 3)
+#define STAT_COLUMNS (1 + ES_STAT_COUNT + 3)
 
 /* How many open transactions have positions in the collection. */
 static int64
 count_holders(const EsHolder *holders, int nholders, Oid collection)
 {
-	int64		n = 0;
+	int64 n = 0;
 
 	for (int i = 0; i < nholders; i++)
 		if (holders[i].relid == collection)
@@ -124,10 +125,10 @@ count_holders(const EsHolder *holders, int nholders, Oid collection)
 Datum
 es_stat_collections(PG_FUNCTION_ARGS)
 {
-	Listed	   *list;
-	EsHolder   *holders = NULL;
-	int			nholders = 0;
-	int			n;
+	Listed	 *list;
+	EsHolder *holders = NULL;
+	int		  nholders = 0;
+	int		  n;
 
 	InitMaterializedSRF(fcinfo, 0);
 	n = list_collections(&list);
@@ -135,11 +136,11 @@ es_stat_collections(PG_FUNCTION_ARGS)
 		nholders = es_head_holders(&holders);
 	for (int i = 0; i < n; i++)
 	{
-		EsHeadRef  *ref = &list[i].head;
-		bool		known = es_preloaded() && es_head_find(ref);
-		Datum		values[STAT_COLUMNS] = {0};
-		bool		nulls[STAT_COLUMNS] = {false};
-		int			column = 0;
+		EsHeadRef *ref = &list[i].head;
+		bool	   known = es_preloaded() && es_head_find(ref);
+		Datum	   values[STAT_COLUMNS] = {0};
+		bool	   nulls[STAT_COLUMNS] = {false};
+		int		   column = 0;
 
 		values[column++] = ObjectIdGetDatum(list[i].collection);
 		for (int stat = 0; stat < ES_STAT_COUNT; stat++)
@@ -150,8 +151,8 @@ es_stat_collections(PG_FUNCTION_ARGS)
 			values[column] = Int64GetDatum(es_head_read(ref, true));
 			values[column + 1] = Int64GetDatum(es_head_last_allotted(ref));
 		}
-		values[column + 2] = Int64GetDatum(count_holders(holders, nholders,
-														 list[i].collection));
+		values[column + 2] =
+			Int64GetDatum(count_holders(holders, nholders, list[i].collection));
 		put_row(fcinfo, values, nulls);
 	}
 	PG_RETURN_NULL();
@@ -160,18 +161,18 @@ es_stat_collections(PG_FUNCTION_ARGS)
 Datum
 es_stat_holders(PG_FUNCTION_ARGS)
 {
-	EsHolder   *holders;
-	int			n = 0;
+	EsHolder *holders;
+	int		  n = 0;
 
 	InitMaterializedSRF(fcinfo, 0);
 	if (es_preloaded())
 		n = es_head_holders(&holders);
 	for (int i = 0; i < n; i++)
 	{
-		Datum		values[4] = {ObjectIdGetDatum(holders[i].relid),
-			Int32GetDatum(holders[i].pid), TimestampTzGetDatum(holders[i].since),
-		Int64GetDatum(holders[i].first)};
-		bool		nulls[4] = {false, false, false, false};
+		Datum values[4] = {
+			ObjectIdGetDatum(holders[i].relid), Int32GetDatum(holders[i].pid),
+			TimestampTzGetDatum(holders[i].since), Int64GetDatum(holders[i].first)};
+		bool nulls[4] = {false, false, false, false};
 
 		if (es_may_see(holders[i].relid))
 			put_row(fcinfo, values, nulls);
@@ -179,14 +180,14 @@ es_stat_holders(PG_FUNCTION_ARGS)
 	PG_RETURN_NULL();
 }
 
-#define WORKER_COLUMNS	(6 + ES_WORKER_STAT_COUNT)
+#define WORKER_COLUMNS (6 + ES_WORKER_STAT_COUNT)
 
 static void
 put_worker(FunctionCallInfo fcinfo, const char *kind, const EsWorkerInfo *info)
 {
-	Datum		values[WORKER_COLUMNS] = {0};
-	bool		nulls[WORKER_COLUMNS] = {false};
-	char	   *database = get_database_name(info->key.database);
+	Datum values[WORKER_COLUMNS] = {0};
+	bool  nulls[WORKER_COLUMNS] = {false};
+	char *database = get_database_name(info->key.database);
 
 	values[0] = CStringGetTextDatum(kind);
 	nulls[1] = database == NULL;
@@ -207,8 +208,8 @@ Datum
 es_stat_workers(PG_FUNCTION_ARGS)
 {
 	EsWorkerInfo *workers;
-	EsWorkerInfo launcher = {0};
-	int			n;
+	EsWorkerInfo  launcher = {0};
+	int			  n;
 
 	InitMaterializedSRF(fcinfo, 0);
 	if (!es_preloaded())
@@ -229,8 +230,8 @@ es_stat_workers(PG_FUNCTION_ARGS)
 static void
 diagnose(FunctionCallInfo fcinfo, const char *item, bool ok, const char *advice)
 {
-	Datum		values[3] = {CStringGetTextDatum(item), BoolGetDatum(ok), (Datum) 0};
-	bool		nulls[3] = {false, false, ok};
+	Datum values[3] = {CStringGetTextDatum(item), BoolGetDatum(ok), (Datum) 0};
+	bool  nulls[3] = {false, false, ok};
 
 	if (!ok)
 		values[2] = CStringGetTextDatum(advice);
@@ -241,22 +242,29 @@ static void
 diagnose_server(FunctionCallInfo fcinfo)
 {
 	diagnose(fcinfo, "library preloaded", es_preloaded(),
-			 "Add shared_preload_libraries = 'eventstore' to postgresql.conf and restart the server. Until then nothing can be appended.");
+			 "Add shared_preload_libraries = 'eventstore' to postgresql.conf and restart "
+			 "the server. Until then nothing can be appended.");
 
 	/* A standby has neither: its primary does the work. */
 	if (!es_preloaded() || RecoveryInProgress())
 		return;
 	diagnose(fcinfo, "launcher running", es_wake_launcher_pid() != 0,
-			 "It is started with the server and restarted after a failure: see the server log.");
+			 "It is started with the server and restarted after a failure: see the "
+			 "server log.");
 	diagnose(fcinfo, "worker of this database running", es_wake_worker_pid() != 0,
-			 "Without it no segments are made and none are dropped: see pg_stat_eventstore_workers and the server log.");
+			 "Without it no segments are made and none are dropped: see "
+			 "pg_stat_eventstore_workers and the server log.");
 	diagnose(fcinfo, "notifier running where it is needed",
 			 es_wake_notifier_runs() ||
-			 (es_watch_count() == 0 && es_listeners_in_database() == 0),
-			 "Sessions wait or listen. Without it waits end up to 10 ms late and nothing is sent: see pg_stat_eventstore_workers and the server log.");
+				 (es_watch_count() == 0 && es_listeners_in_database() == 0),
+			 "Sessions wait or listen. Without it waits end up to 10 ms late and nothing "
+			 "is sent: see pg_stat_eventstore_workers and the server log.");
 	diagnose(fcinfo, "room in the queue of notifications",
-			 DatumGetFloat8(DirectFunctionCall1(pg_notification_queue_usage, (Datum) 0)) < 0.5,
-			 "A session that listens has not read for long: look in pg_stat_activity for one in an open transaction. When the queue is full nothing more is sent; appends go on.");
+			 DatumGetFloat8(DirectFunctionCall1(pg_notification_queue_usage, (Datum) 0)) <
+				 0.5,
+			 "A session that listens has not read for long: look in pg_stat_activity for "
+			 "one in an open transaction. When the queue is full nothing more is sent; "
+			 "appends go on.");
 	diagnose(fcinfo, "worker slots free", !es_wake_slots_exhausted(),
 			 "Increase max_worker_processes and restart the server.");
 }
@@ -271,12 +279,12 @@ diagnose_collection(FunctionCallInfo fcinfo, const char *name, const char *what,
 static bool
 has_triggers(Oid collection, const EsSegment *segments, int n)
 {
-	bool		all = OidIsValid(get_trigger_oid(collection, ES_APPEND_TRIGGER, true)) &&
-		OidIsValid(get_trigger_oid(collection, ES_GUARD_TRIGGER, true));
+	bool all = OidIsValid(get_trigger_oid(collection, ES_APPEND_TRIGGER, true)) &&
+			   OidIsValid(get_trigger_oid(collection, ES_GUARD_TRIGGER, true));
 
 	for (int i = 0; i < n && all; i++)
 		all = OidIsValid(get_trigger_oid(segments[i].relid, ES_APPEND_TRIGGER, true)) &&
-			OidIsValid(get_trigger_oid(segments[i].relid, ES_GUARD_TRIGGER, true));
+			  OidIsValid(get_trigger_oid(segments[i].relid, ES_GUARD_TRIGGER, true));
 	return all;
 }
 
@@ -285,16 +293,16 @@ static EsPosition
 highest_position(Oid collection)
 {
 	EsRoleSwitch saved;
-	EsPosition	highest;
-	bool		isnull;
+	EsPosition	 highest;
+	bool		 isnull;
 
 	es_role_assume(es_relation_owner(collection), &saved);
 	SPI_connect();
 	es_spi_execute(psprintf("SELECT pg_catalog.max(\"position\") FROM %s",
 							es_relation_name(collection)),
 				   0, NULL, NULL, NULL, true, SPI_OK_SELECT);
-	highest = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-										  &isnull));
+	highest = DatumGetInt64(
+		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	if (isnull)
 		highest = 0;
 	SPI_finish();
@@ -306,7 +314,7 @@ highest_position(Oid collection)
 static EsPosition
 find_hole(const Listed *entry, const EsSegment *segments, int n)
 {
-	EsPosition	expected = entry->first_position;
+	EsPosition expected = entry->first_position;
 
 	for (int i = 0; i < n; i++)
 	{
@@ -322,10 +330,10 @@ find_hole(const Listed *entry, const EsSegment *segments, int n)
 static bool
 has_pending_detach(Oid collection)
 {
-	List	   *all = find_inheritance_children_extended(collection, false, NoLock, NULL, NULL);
-	ListCell   *cell;
+	List *all = find_inheritance_children_extended(collection, false, NoLock, NULL, NULL);
+	ListCell *cell;
 
-	foreach(cell, all)
+	foreach (cell, all)
 		if (PartitionHasPendingDetach(lfirst_oid(cell)))
 			return true;
 	return false;
@@ -335,32 +343,40 @@ static void
 diagnose_segments(FunctionCallInfo fcinfo, const Listed *entry, const char *name,
 				  const EsSegment *segments, int n)
 {
-	EsPosition	hole = find_hole(entry, segments, n);
-	Oid			owner = es_relation_owner(entry->collection);
-	Oid			schema = get_rel_namespace(entry->collection);
+	EsPosition hole = find_hole(entry, segments, n);
+	Oid		   owner = es_relation_owner(entry->collection);
+	Oid		   schema = get_rel_namespace(entry->collection);
 
-	diagnose_collection(fcinfo, name, "segments without a gap", hole == 0,
-						psprintf("No segment holds position " INT64_FORMAT ". Attach it again with ALTER TABLE ... ATTACH PARTITION, or give up what it held with eventstore.truncate_before().",
-								 hole));
-	diagnose_collection(fcinfo, name, "no segment waits to be dropped",
-						!has_pending_detach(entry->collection),
-						"A transaction that used the collection before is still open: see pg_stat_activity and pg_locks. The worker goes on when it ends.");
+	diagnose_collection(
+		fcinfo, name, "segments without a gap", hole == 0,
+		psprintf("No segment holds position " INT64_FORMAT
+				 ". Attach it again with ALTER TABLE ... ATTACH PARTITION, or give up "
+				 "what it held with eventstore.truncate_before().",
+				 hole));
+	diagnose_collection(
+		fcinfo, name, "no segment waits to be dropped",
+		!has_pending_detach(entry->collection),
+		"A transaction that used the collection before is still open: see "
+		"pg_stat_activity and pg_locks. The worker goes on when it ends.");
 	diagnose_collection(fcinfo, name, "owner may create segments",
 						es_schema_aclcheck(schema, owner, ACL_CREATE) == ACLCHECK_OK &&
-						es_schema_aclcheck(schema, owner, ACL_USAGE) == ACLCHECK_OK,
+							es_schema_aclcheck(schema, owner, ACL_USAGE) == ACLCHECK_OK,
 						psprintf("GRANT CREATE, USAGE ON SCHEMA %s TO %s;",
 								 quote_identifier(get_namespace_name(schema)),
 								 quote_identifier(GetUserNameFromId(owner, false))));
 	if (es_preloaded() && !RecoveryInProgress())
 	{
-		EsHeadRef	ref = entry->head;
-		bool		ready = n > 0;
+		EsHeadRef ref = entry->head;
+		bool	  ready = n > 0;
 
 		if (es_head_find(&ref))
 			ready = es_head_ready_end(&ref) > es_head_last_allotted(&ref) + 1 &&
-				es_head_wanted_end(&ref) == 0;
-		diagnose_collection(fcinfo, name, "segments ready ahead", ready,
-							"The worker has not made one in time: see pg_stat_eventstore_workers and the server log. A greater segment_size or eventstore.segments_ahead gives it more time.");
+					es_head_wanted_end(&ref) == 0;
+		diagnose_collection(
+			fcinfo, name, "segments ready ahead", ready,
+			"The worker has not made one in time: see pg_stat_eventstore_workers and the "
+			"server log. A greater segment_size or eventstore.segments_ahead gives it "
+			"more time.");
 	}
 }
 
@@ -368,12 +384,12 @@ static void
 diagnose_one(FunctionCallInfo fcinfo, const Listed *entry)
 {
 	const char *name = es_relation_name(entry->collection);
-	const char *repair = psprintf("SELECT eventstore.repair_collection(%s);",
-								  quote_literal_cstr(name));
-	EsSegment  *segments;
-	int			n = es_segments_list(entry->collection, &segments);
-	bool		whole = get_rel_relkind(entry->layout.heads) == RELKIND_RELATION &&
-		get_rel_relkind(entry->layout.counter) == RELKIND_SEQUENCE;
+	const char *repair =
+		psprintf("SELECT eventstore.repair_collection(%s);", quote_literal_cstr(name));
+	EsSegment *segments;
+	int		   n = es_segments_list(entry->collection, &segments);
+	bool	   whole = get_rel_relkind(entry->layout.heads) == RELKIND_RELATION &&
+				 get_rel_relkind(entry->layout.counter) == RELKIND_SEQUENCE;
 
 	diagnose_collection(fcinfo, name, "heads table and counter", whole, repair);
 	diagnose_collection(fcinfo, name, "triggers",
@@ -381,28 +397,31 @@ diagnose_one(FunctionCallInfo fcinfo, const Listed *entry)
 	if (whole)
 		diagnose_collection(fcinfo, name, "counter ahead of the events",
 							es_reservation_read(entry->layout.counter).reserved >=
-							highest_position(entry->collection), repair);
+								highest_position(entry->collection),
+							repair);
 	diagnose_segments(fcinfo, entry, name, segments, n);
 }
 
 static void
 diagnose_store(FunctionCallInfo fcinfo, Oid relid, bool changelog)
 {
-	Relation	rel = table_open(relid, NoLock);
-	bool		others;
+	Relation rel = table_open(relid, NoLock);
+	bool	 others;
 
 	diagnose(fcinfo, psprintf("store %s: triggers", es_relation_name(relid)),
 			 es_store_has_triggers(rel, changelog, &others),
-			 "Some are disabled or gone: changes are not recorded, or not refused. ALTER TABLE ... ENABLE TRIGGER brings back one that is disabled; eventstore.verify() finds what was missed.");
+			 "Some are disabled or gone: changes are not recorded, or not refused. ALTER "
+			 "TABLE ... ENABLE TRIGGER brings back one that is disabled; "
+			 "eventstore.verify() finds what was missed.");
 	table_close(rel, NoLock);
 }
 
 static void
 diagnose_stores(FunctionCallInfo fcinfo)
 {
-	EsRoleSwitch saved;
+	EsRoleSwitch   saved;
 	SPITupleTable *stores;
-	uint64		n;
+	uint64		   n;
 
 	SPI_connect();
 	es_role_assume(es_extension_owner(), &saved);
@@ -414,11 +433,11 @@ diagnose_stores(FunctionCallInfo fcinfo)
 	n = SPI_processed;
 	for (uint64 i = 0; i < n; i++)
 	{
-		bool		isnull;
-		Oid			relid = DatumGetObjectId(SPI_getbinval(stores->vals[i], stores->tupdesc, 1,
-														   &isnull));
-		bool		changelog = DatumGetBool(SPI_getbinval(stores->vals[i], stores->tupdesc, 2,
-														   &isnull));
+		bool isnull;
+		Oid	 relid =
+			DatumGetObjectId(SPI_getbinval(stores->vals[i], stores->tupdesc, 1, &isnull));
+		bool changelog =
+			DatumGetBool(SPI_getbinval(stores->vals[i], stores->tupdesc, 2, &isnull));
 
 		LockRelationOid(relid, AccessShareLock);
 		if (es_may_see(relid) && get_rel_relkind(relid) == RELKIND_RELATION)
@@ -430,8 +449,8 @@ diagnose_stores(FunctionCallInfo fcinfo)
 Datum
 es_doctor(PG_FUNCTION_ARGS)
 {
-	Listed	   *list;
-	int			n;
+	Listed *list;
+	int		n;
 
 	InitMaterializedSRF(fcinfo, 0);
 	diagnose_server(fcinfo);

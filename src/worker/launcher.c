@@ -52,27 +52,26 @@
 #include "worker/wake.h"
 
 /* How often databases without the extension are looked at unasked. */
-#define RESCAN_MS			(60 * 1000)
+#define RESCAN_MS (60 * 1000)
 /* On a standby, how often it looks whether it has been promoted. */
-#define PROMOTION_MS		1000
+#define PROMOTION_MS 1000
 /* Should the launcher itself die of an error. */
-#define RESTART_S			5
+#define RESTART_S 5
 
 /* A worker that this launcher has started. */
 typedef struct Started
 {
-	EsWorkerKey key;
+	EsWorkerKey				key;
 	BackgroundWorkerHandle *handle;
 } Started;
 
 /* The main function of each kind. */
 static const char *const main_functions[ES_WORKER_KIND_COUNT] = {
-	"es_worker_main", "es_notifier_main", "es_source_main", "es_sink_main"
-};
+	"es_worker_main", "es_notifier_main", "es_source_main", "es_sink_main"};
 
 static ProcessUtility_hook_type prev_process_utility = NULL;
 
-static List *started = NIL;		/* of Started, in life_context */
+static List			*started = NIL; /* of Started, in life_context */
 static MemoryContext life_context = NULL;
 static MemoryContext cycle_context = NULL;
 
@@ -83,11 +82,11 @@ static MemoryContext cycle_context = NULL;
 static const char *
 string_option(List *options, const char *name, const char *otherwise)
 {
-	ListCell   *cell;
+	ListCell *cell;
 
-	foreach(cell, options)
+	foreach (cell, options)
 	{
-		DefElem    *option = lfirst_node(DefElem, cell);
+		DefElem *option = lfirst_node(DefElem, cell);
 
 		if (strcmp(option->defname, name) == 0)
 			return defGetString(option);
@@ -104,13 +103,15 @@ database_to_empty(Node *stmt)
 		case T_DropdbStmt:
 			return ((DropdbStmt *) stmt)->dbname;
 		case T_CreatedbStmt:
-			return string_option(((CreatedbStmt *) stmt)->options, "template", "template1");
+			return string_option(((CreatedbStmt *) stmt)->options, "template",
+								 "template1");
 		case T_RenameStmt:
 			if (((RenameStmt *) stmt)->renameType == OBJECT_DATABASE)
 				return ((RenameStmt *) stmt)->subname;
 			return NULL;
 		case T_AlterDatabaseStmt:
-			if (string_option(((AlterDatabaseStmt *) stmt)->options, "tablespace", NULL) != NULL)
+			if (string_option(((AlterDatabaseStmt *) stmt)->options, "tablespace",
+							  NULL) != NULL)
 				return ((AlterDatabaseStmt *) stmt)->dbname;
 			return NULL;
 		default:
@@ -121,8 +122,8 @@ database_to_empty(Node *stmt)
 static bool
 may_create_databases(void)
 {
-	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
-	bool		result = false;
+	HeapTuple tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	bool	  result = false;
 
 	if (HeapTupleIsValid(tuple))
 	{
@@ -135,8 +136,8 @@ may_create_databases(void)
 static bool
 is_template(Oid database)
 {
-	HeapTuple	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database));
-	bool		result = false;
+	HeapTuple tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database));
+	bool	  result = false;
 
 	if (HeapTupleIsValid(tuple))
 	{
@@ -160,7 +161,7 @@ static bool
 concerns_extension(Node *stmt)
 {
 	return IsA(stmt, CreateExtensionStmt) ||
-		(IsA(stmt, DropStmt) && ((DropStmt *) stmt)->removeType == OBJECT_EXTENSION);
+		   (IsA(stmt, DropStmt) && ((DropStmt *) stmt)->removeType == OBJECT_EXTENSION);
 }
 
 static void
@@ -170,7 +171,7 @@ process_utility(ES_UTILITY_PARAMETERS)
 	const char *name = database_to_empty(stmt);
 	Oid			database = name != NULL ? get_database_oid(name, true) : InvalidOid;
 	/* The tree may be gone once the statement has run. */
-	bool		wake = concerns_extension(stmt);
+	bool wake = concerns_extension(stmt);
 
 	if (!OidIsValid(database) || !may_empty(database, stmt))
 	{
@@ -224,10 +225,10 @@ es_launcher_install(void)
 static List *
 list_databases(void)
 {
-	List	   *databases = NIL;
-	Relation	rel;
+	List		 *databases = NIL;
+	Relation	  rel;
 	TableScanDesc scan;
-	HeapTuple	tuple;
+	HeapTuple	  tuple;
 
 	StartTransactionCommand();
 	/* For its side effect on what pruning may remove, as in autovacuum. */
@@ -237,7 +238,7 @@ list_databases(void)
 	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
 	{
 		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
-		MemoryContext old;
+		MemoryContext	 old;
 
 		/* A limit below -1 marks what an interrupted DROP DATABASE has left. */
 		if (!form->datallowconn || form->datconnlimit < -1)
@@ -257,10 +258,10 @@ list_databases(void)
 static void
 rescan_databases(void)
 {
-	List	   *databases = list_databases();
+	List		 *databases = list_databases();
 	EsWorkerInfo *workers;
-	int			nworkers = es_worker_list(&workers);
-	ListCell   *cell;
+	int			  nworkers = es_worker_list(&workers);
+	ListCell	 *cell;
 
 	for (int i = 0; i < nworkers; i++)
 		if (!list_member_oid(databases, workers[i].key.database))
@@ -268,7 +269,7 @@ rescan_databases(void)
 	/* A standby keeps up what its primary does. */
 	if (RecoveryInProgress())
 		return;
-	foreach(cell, databases)
+	foreach (cell, databases)
 	{
 		EsWorkerKey key = {lfirst_oid(cell), ES_WORKER_MAINTENANCE, 0};
 
@@ -284,12 +285,12 @@ rescan_databases(void)
 static void
 reap_workers(void)
 {
-	ListCell   *cell;
+	ListCell *cell;
 
-	foreach(cell, started)
+	foreach (cell, started)
 	{
-		Started    *entry = lfirst(cell);
-		pid_t		pid;
+		Started *entry = lfirst(cell);
+		pid_t	 pid;
 
 		if (GetBackgroundWorkerPid(entry->handle, &pid) != BGWH_STOPPED)
 			continue;
@@ -319,9 +320,9 @@ report_no_slot(EsWorkerKey key)
 static void
 start_worker(EsWorkerKey key)
 {
-	BackgroundWorker worker;
+	BackgroundWorker		worker;
 	BackgroundWorkerHandle *handle;
-	Started    *entry;
+	Started				   *entry;
 
 	memset(&worker, 0, sizeof(worker));
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
@@ -406,7 +407,7 @@ es_launcher_main(Datum arg)
 
 	for (;;)
 	{
-		long		wait_ms;
+		long wait_ms;
 
 		Assert(CurrentMemoryContext == cycle_context);
 		CHECK_FOR_INTERRUPTS();

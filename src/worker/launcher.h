@@ -16,29 +16,29 @@
 /* The processes that a database may have. */
 typedef enum EsWorkerKind
 {
-	ES_WORKER_MAINTENANCE,		/* worker.c: always, where the extension is */
-	ES_WORKER_NOTIFIER,			/* feed/notifier.c: from the first one who waits or listens */
-	ES_WORKER_SOURCE,			/* kafka/source.c: one for each source that is not paused */
-	ES_WORKER_SINK,				/* kafka/sink.c: likewise */
+	ES_WORKER_MAINTENANCE, /* worker.c: always, where the extension is */
+	ES_WORKER_NOTIFIER,	   /* feed/notifier.c: from the first one who waits or listens */
+	ES_WORKER_SOURCE,	   /* kafka/source.c: one for each source that is not paused */
+	ES_WORKER_SINK,		   /* kafka/sink.c: likewise */
 	ES_WORKER_KIND_COUNT
 } EsWorkerKind;
 
 typedef struct EsWorkerKey
 {
-	Oid			database;		/* InvalidOid: no worker */
+	Oid			 database; /* InvalidOid: no worker */
 	EsWorkerKind kind;
-	uint32		object;			/* which source or sink; 0 for those that there is one of */
+	uint32		 object; /* which source or sink; 0 for those that there is one of */
 } EsWorkerKey;
 
 typedef enum EsWorkerState
 {
-	ES_WORKER_NONE,				/* the slot is free */
-	ES_WORKER_WANTED,			/* to be started */
-	ES_WORKER_STARTING,			/* registered; it has not looked for the extension yet */
+	ES_WORKER_NONE,		/* the slot is free */
+	ES_WORKER_WANTED,	/* to be started */
+	ES_WORKER_STARTING, /* registered; it has not looked for the extension yet */
 	ES_WORKER_RUNNING,
-	ES_WORKER_FAILED,			/* ended by an error; to be started again after a pause */
-	ES_WORKER_NO_SLOT,			/* max_worker_processes was reached; tried again */
-	ES_WORKER_ABSENT			/* the database does not have the extension */
+	ES_WORKER_FAILED,  /* ended by an error; to be started again after a pause */
+	ES_WORKER_NO_SLOT, /* max_worker_processes was reached; tried again */
+	ES_WORKER_ABSENT   /* the database does not have the extension */
 } EsWorkerState;
 
 /* What a worker has done since it started, for the monitor. */
@@ -48,54 +48,54 @@ typedef enum EsWorkerStat
 	ES_WORKER_SEGMENTS_DROPPED,
 	ES_WORKER_TICKS,
 	ES_WORKER_ERRORS,
-	ES_WORKER_NOTIFICATIONS,	/* sent */
-	ES_WORKER_WAKEUPS,			/* of waiting sessions */
-	ES_WORKER_RECORDS,			/* of a topic: read, or written and acknowledged */
-	ES_WORKER_BATCHES,			/* transactions that did so */
-	ES_WORKER_PARKED,			/* records that became dead letters */
-	ES_WORKER_SKIPPED,			/* records passed over, as the source's policies say */
+	ES_WORKER_NOTIFICATIONS, /* sent */
+	ES_WORKER_WAKEUPS,		 /* of waiting sessions */
+	ES_WORKER_RECORDS,		 /* of a topic: read, or written and acknowledged */
+	ES_WORKER_BATCHES,		 /* transactions that did so */
+	ES_WORKER_PARKED,		 /* records that became dead letters */
+	ES_WORKER_SKIPPED,		 /* records passed over, as the source's policies say */
 	ES_WORKER_STAT_COUNT
 } EsWorkerStat;
 
 /* What a worker says of itself; all empty where it has nothing to say. */
 typedef struct EsWorkerReport
 {
-	char		name[NAMEDATALEN];	/* of the source or sink */
+	char		name[NAMEDATALEN]; /* of the source or sink */
 	char		state[24];
 	TimestampTz since;
-	char		message[256];	/* the reason of that state */
+	char		message[256]; /* the reason of that state */
 } EsWorkerReport;
 
 /* What may be asked of a worker, and awaited (es_errand_*). */
 typedef enum EsErrand
 {
-	ES_ERRAND_FLUSH,			/* what it has read is to be written */
-	ES_ERRAND_CATCH_UP,			/* what there is now is to be written */
+	ES_ERRAND_FLUSH,	/* what it has read is to be written */
+	ES_ERRAND_CATCH_UP, /* what there is now is to be written */
 	ES_ERRAND_COUNT
 } EsErrand;
 
 typedef struct EsWorkerInfo
 {
-	EsWorkerKey key;
-	EsWorkerState state;
-	int			pid;			/* 0 = none */
-	TimestampTz since;			/* of the last start; 0 = never */
-	int			failures;		/* in a row */
+	EsWorkerKey	   key;
+	EsWorkerState  state;
+	int			   pid;		 /* 0 = none */
+	TimestampTz	   since;	 /* of the last start; 0 = never */
+	int			   failures; /* in a row */
 	EsWorkerReport report;
-	uint64		stats[ES_WORKER_STAT_COUNT];
+	uint64		   stats[ES_WORKER_STAT_COUNT];
 } EsWorkerInfo;
 
 /* Something was appended / segments and retention are to be looked at. */
 #define ES_WAKE_ACTIVITY	0x01
-#define ES_WAKE_MAINTENANCE	0x02
+#define ES_WAKE_MAINTENANCE 0x02
 /* The worker is to end, because its database is to be dropped or copied. */
-#define ES_WAKE_STOP		0x04
+#define ES_WAKE_STOP 0x04
 /* Somebody's head moved, or somebody came to wait or to listen (notifier). */
-#define ES_WAKE_NOTIFIER	0x08
+#define ES_WAKE_NOTIFIER 0x08
 /* The source or sink was changed, paused or dropped. */
-#define ES_WAKE_CONFIG		0x10
+#define ES_WAKE_CONFIG 0x10
 /* Somebody awaits an errand. */
-#define ES_WAKE_ERRAND		0x20
+#define ES_WAKE_ERRAND 0x20
 
 /* Registers the launcher and the hook on DROP DATABASE and its like. */
 extern void es_launcher_install(void);
@@ -140,7 +140,7 @@ extern void es_worker_report(const char *name, const char *state, const char *me
 
 /* The newest errand that was asked for, to be given to es_errand_done when it is. */
 extern uint64 es_errand_asked(EsErrand errand);
-extern void es_errand_done(EsErrand errand, uint64 ticket);
+extern void	  es_errand_done(EsErrand errand, uint64 ticket);
 
 /* --- for whoever wants something of a source's or sink's worker --- */
 
@@ -152,7 +152,8 @@ extern void es_worker_call(EsWorkerKey key, uint32 flag);
  * when the errand is done, or at the deadline (false).  It may be cancelled.
  */
 extern bool es_errand_ask(EsWorkerKey key, EsErrand errand, uint64 *ticket);
-extern bool es_errand_wait(EsWorkerKey key, EsErrand errand, uint64 ticket, TimestampTz deadline);
+extern bool es_errand_wait(EsWorkerKey key, EsErrand errand, uint64 ticket,
+						   TimestampTz deadline);
 
 /* --- for the launcher --- */
 
@@ -187,8 +188,8 @@ extern void es_launcher_rescan(void);
 /* --- for the monitor --- */
 
 /* All workers that there are or should be; palloc'd. */
-extern int	es_worker_list(EsWorkerInfo **workers);
+extern int		   es_worker_list(EsWorkerInfo **workers);
 extern const char *es_worker_state_name(EsWorkerState state);
 extern const char *es_worker_kind_name(EsWorkerKind kind);
 
-#endif							/* ES_LAUNCHER_H */
+#endif /* ES_LAUNCHER_H */

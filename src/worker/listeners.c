@@ -37,7 +37,7 @@
 #include "worker/wake.h"
 
 /* A power of two; with as many channels every second counter is a channel's own. */
-#define COUNTERS		4096
+#define COUNTERS 4096
 
 typedef struct Listeners
 {
@@ -48,15 +48,15 @@ typedef struct Listeners
 /* A channel that this session is counted for. */
 typedef struct Counted
 {
-	char		name[NAMEDATALEN];
-	bool		ends;			/* UNLISTEN has run, and takes effect at commit */
+	char name[NAMEDATALEN];
+	bool ends; /* UNLISTEN has run, and takes effect at commit */
 } Counted;
 
-static Listeners *listeners = NULL;
-static Counted *counted = NULL; /* TopMemoryContext */
-static int	ncounted = 0;
-static int	counted_size = 0;
-static bool ending = false;		/* some of them has 'ends' */
+static Listeners			   *listeners = NULL;
+static Counted				   *counted = NULL; /* TopMemoryContext */
+static int						ncounted = 0;
+static int						counted_size = 0;
+static bool						ending = false; /* some of them has 'ends' */
 static ProcessUtility_hook_type prev_process_utility = NULL;
 
 Size
@@ -68,9 +68,10 @@ es_listeners_shmem_size(void)
 void
 es_listeners_shmem_init(void)
 {
-	bool		found;
+	bool found;
 
-	listeners = ShmemInitStruct("eventstore listeners", es_listeners_shmem_size(), &found);
+	listeners =
+		ShmemInitStruct("eventstore listeners", es_listeners_shmem_size(), &found);
 	if (found)
 		return;
 	pg_atomic_init_u32(&listeners->generation, 0);
@@ -85,8 +86,8 @@ es_listeners_shmem_init(void)
 EsChannel
 es_listeners_channel(const char *name)
 {
-	uint64		hash = hash_bytes_extended((const unsigned char *) name, strlen(name),
-										   MyDatabaseId);
+	uint64 hash =
+		hash_bytes_extended((const unsigned char *) name, strlen(name), MyDatabaseId);
 
 	return (EsChannel) (hash % COUNTERS) + 1;
 }
@@ -144,7 +145,7 @@ es_listeners_survey(void)
 static uint32
 change_counter(EsChannel channel, int32 by)
 {
-	uint32		before = pg_atomic_fetch_add_u32(&listeners->counters[channel - 1], by);
+	uint32 before = pg_atomic_fetch_add_u32(&listeners->counters[channel - 1], by);
 
 	pg_atomic_fetch_add_u32(&listeners->generation, 1);
 	return before;
@@ -182,8 +183,8 @@ settle_at_end(XactEvent event, void *arg)
 }
 
 static void
-settle_subtransaction(SubXactEvent event, SubTransactionId subid,
-					  SubTransactionId parent, void *arg)
+settle_subtransaction(SubXactEvent event, SubTransactionId subid, SubTransactionId parent,
+					  void *arg)
 {
 	if (!ending || event != SUBXACT_EVENT_ABORT_SUB)
 		return;
@@ -242,7 +243,7 @@ end_listening(const char *name)
 static void
 process_utility(ES_UTILITY_PARAMETERS)
 {
-	Node	   *stmt = pstmt->utilityStmt;
+	Node *stmt = pstmt->utilityStmt;
 
 	if (IsA(stmt, ListenStmt))
 	{

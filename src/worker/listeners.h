@@ -45,4 +45,4 @@ extern void es_listeners_survey(void);
 /* Changes whenever a counter of any database does, or with the above. */
 extern uint32 es_listeners_generation(void);
 
-#endif							/* ES_LISTENERS_H */
+#endif /* ES_LISTENERS_H */

@@ -73,7 +73,7 @@ bool
 es_process_has_extension(void)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	bool		present;
+	bool		  present;
 
 	StartTransactionCommand();
 	present = OidIsValid(es_extension_schema());

@@ -10,7 +10,7 @@
 #include "worker/launcher.h"
 
 /* How long a worker's statement waits for a lock. */
-#define ES_WORKER_LOCK_TIMEOUT		"500ms"
+#define ES_WORKER_LOCK_TIMEOUT "500ms"
 
 /* The key of this process, from its main function's argument. */
 extern EsWorkerKey es_process_key(EsWorkerKind kind, Datum arg);
@@ -27,4 +27,4 @@ extern bool es_process_has_extension(void);
 /* What every round of a worker's loop begins with; true where it is to end. */
 extern bool es_process_interrupts(void);
 
-#endif							/* ES_PROCESS_H */
+#endif /* ES_PROCESS_H */

@@ -69,66 +69,66 @@
  * More workers than this cannot run or be wanted at one time; each is a process,
  * so max_worker_processes is the smaller limit.
  */
-#define SLOT_COUNT			512
+#define SLOT_COUNT 512
 /* Of these, for sources and sinks, which any user with a server can make: the
  * databases' own workers are to have theirs. */
-#define TASK_SLOTS			(SLOT_COUNT / 2)
+#define TASK_SLOTS (SLOT_COUNT / 2)
 /* Processes that are no database's: our launcher, and that of logical replication. */
-#define LAUNCHERS			2
+#define LAUNCHERS 2
 
 /* A worker that lived so long is not failing at its start. */
-#define STABLE_MS			(60 * 1000)
+#define STABLE_MS (60 * 1000)
 /* The pause after a failure doubles from the first to the last value. */
-#define PAUSE_FIRST_MS		1000
-#define PAUSE_LAST_MS		(60 * 1000)
+#define PAUSE_FIRST_MS 1000
+#define PAUSE_LAST_MS  (60 * 1000)
 /* Until a free process slot is looked for again. */
-#define NO_SLOT_PAUSE_MS	5000
+#define NO_SLOT_PAUSE_MS 5000
 /* A start that takes longer no longer makes the others wait. */
-#define START_PATIENCE_MS	5000
+#define START_PATIENCE_MS 5000
 /* A start whose outcome nobody reported (the launcher died) is given up. */
-#define START_LOST_MS		(60 * 1000)
+#define START_LOST_MS (60 * 1000)
 /* A hold that nobody ends; longer than any wait for connections to go. */
-#define HOLD_MS				(30 * 1000)
+#define HOLD_MS (30 * 1000)
 /* A worker that is asked to stop gets this long before it is terminated. */
-#define STOP_POLITE_MS		300
+#define STOP_POLITE_MS 300
 /* ... and this long before the holder goes on regardless. */
-#define STOP_PATIENCE_MS	5000
+#define STOP_PATIENCE_MS 5000
 
 typedef struct WorkerSlot
 {
-	pg_atomic_uint32 database;	/* Oid; InvalidOid = free */
-	pg_atomic_uint32 kind;		/* EsWorkerKind */
-	pg_atomic_uint32 object;	/* of the key */
-	pg_atomic_uint32 state;		/* EsWorkerState */
-	pg_atomic_uint32 pending;	/* ES_WAKE_ flags; set by anyone, cleared by the worker */
-	int			pid;			/* the worker's, from attach to detach; 0 */
-	Latch	   *volatile latch; /* the worker's; read without the lock */
-	TimestampTz started;		/* of the last start */
-	TimestampTz due;			/* FAILED, NO_SLOT: not before */
-	TimestampTz held_until;		/* no worker until then; 0 = not held */
-	int			failures;		/* in a row */
-	pg_atomic_uint64 stats[ES_WORKER_STAT_COUNT];	/* by the worker only */
-	EsWorkerReport report;		/* by the worker only, under the lock */
-	pg_atomic_uint64 asked[ES_ERRAND_COUNT];	/* by anyone: they only grow */
+	pg_atomic_uint32 database; /* Oid; InvalidOid = free */
+	pg_atomic_uint32 kind;	   /* EsWorkerKind */
+	pg_atomic_uint32 object;   /* of the key */
+	pg_atomic_uint32 state;	   /* EsWorkerState */
+	pg_atomic_uint32 pending;  /* ES_WAKE_ flags; set by anyone, cleared by the worker */
+	int				 pid;	   /* the worker's, from attach to detach; 0 */
+	Latch *volatile latch;	   /* the worker's; read without the lock */
+	TimestampTz		 started;  /* of the last start */
+	TimestampTz		 due;	   /* FAILED, NO_SLOT: not before */
+	TimestampTz		 held_until;				  /* no worker until then; 0 = not held */
+	int				 failures;					  /* in a row */
+	pg_atomic_uint64 stats[ES_WORKER_STAT_COUNT]; /* by the worker only */
+	EsWorkerReport	 report;					  /* by the worker only, under the lock */
+	pg_atomic_uint64 asked[ES_ERRAND_COUNT];	  /* by anyone: they only grow */
 	pg_atomic_uint64 done[ES_ERRAND_COUNT]; /* by the worker: what was asked up to here */
 	ConditionVariable errand_done;
 } WorkerSlot;
 
 typedef struct WakeControl
 {
-	LWLock	   *lock;			/* tranche EventstoreWake */
-	int			launcher_pid;	/* [lock] */
-	Latch	   *volatile launcher_latch;
-	pg_atomic_uint32 rescan;	/* 1 = databases came or changed */
-	pg_atomic_uint32 full;		/* 1 = somebody found no slot; 0 again when one gets free */
-	WorkerSlot	slots[SLOT_COUNT];
+	LWLock *lock;		  /* tranche EventstoreWake */
+	int		launcher_pid; /* [lock] */
+	Latch *volatile launcher_latch;
+	pg_atomic_uint32 rescan; /* 1 = databases came or changed */
+	pg_atomic_uint32 full;	 /* 1 = somebody found no slot; 0 again when one gets free */
+	WorkerSlot		 slots[SLOT_COUNT];
 } WakeControl;
 
 static WakeControl *control = NULL;
 
 /* In a worker: its slot, and what it found before it exits. */
 static WorkerSlot *own_worker = NULL;
-static bool found_absent = false;
+static bool		   found_absent = false;
 
 static bool wake_at_commit = false;
 
@@ -145,7 +145,7 @@ es_wake_shmem_size(void)
 void
 es_wake_shmem_init(void)
 {
-	bool		found;
+	bool found;
 
 	control = ShmemInitStruct("eventstore workers", es_wake_shmem_size(), &found);
 	if (found)
@@ -191,11 +191,9 @@ set_state(WorkerSlot *slot, EsWorkerState state)
 static EsWorkerKey
 key_of(WorkerSlot *slot)
 {
-	EsWorkerKey key = {
-		pg_atomic_read_u32(&slot->database),
-		(EsWorkerKind) pg_atomic_read_u32(&slot->kind),
-		pg_atomic_read_u32(&slot->object)
-	};
+	EsWorkerKey key = {pg_atomic_read_u32(&slot->database),
+					   (EsWorkerKind) pg_atomic_read_u32(&slot->kind),
+					   pg_atomic_read_u32(&slot->object)};
 
 	return key;
 }
@@ -204,8 +202,8 @@ static bool
 is_slot_of(WorkerSlot *slot, EsWorkerKey key)
 {
 	return pg_atomic_read_u32(&slot->database) == key.database &&
-		pg_atomic_read_u32(&slot->kind) == (uint32) key.kind &&
-		pg_atomic_read_u32(&slot->object) == key.object;
+		   pg_atomic_read_u32(&slot->kind) == (uint32) key.kind &&
+		   pg_atomic_read_u32(&slot->object) == key.object;
 }
 
 /* Without the lock the answer is a hint, except for one's own database. */
@@ -237,7 +235,7 @@ is_task(EsWorkerKind kind)
 static int
 count_slots(bool tasks, bool with_process)
 {
-	int			n = 0;
+	int n = 0;
 
 	for (int i = 0; i < SLOT_COUNT; i++)
 	{
@@ -254,8 +252,8 @@ count_slots(bool tasks, bool with_process)
 bool
 es_worker_has_room(EsWorkerKey key)
 {
-	int			others;
-	int			tasks;
+	int others;
+	int tasks;
 
 	if (!is_task(key.kind))
 		return true;
@@ -320,7 +318,7 @@ claim_slot(EsWorkerKey key)
 static void
 wake_launcher(void)
 {
-	Latch	   *latch = control->launcher_latch;
+	Latch *latch = control->launcher_latch;
 
 	if (latch != NULL)
 		SetLatch(latch);
@@ -360,8 +358,8 @@ static WorkerSlot *
 own_slot(EsWorkerKind kind)
 {
 	static WorkerSlot *cached[ES_WORKER_KIND_COUNT];
-	EsWorkerKey key = {MyDatabaseId, kind, 0};
-	WorkerSlot *slot = cached[kind];
+	EsWorkerKey		   key = {MyDatabaseId, kind, 0};
+	WorkerSlot		  *slot = cached[kind];
 
 	if (control == NULL || !OidIsValid(MyDatabaseId))
 		return NULL;
@@ -384,7 +382,7 @@ call_worker(WorkerSlot *slot, EsWorkerKey key, uint32 flag)
 	state = get_state(slot);
 	if (state == ES_WORKER_RUNNING)
 	{
-		Latch	   *latch = slot->latch;
+		Latch *latch = slot->latch;
 
 		if (latch != NULL)
 			SetLatch(latch);
@@ -406,7 +404,7 @@ wake_worker(EsWorkerKind kind, uint32 flag)
 	WorkerSlot *slot = own_slot(kind);
 
 	if (slot != NULL)
-		call_worker(slot, (EsWorkerKey) {MyDatabaseId, kind, 0}, flag);
+		call_worker(slot, (EsWorkerKey){MyDatabaseId, kind, 0}, flag);
 }
 
 void
@@ -495,7 +493,7 @@ es_wake_worker_pid(void)
 int
 es_wake_launcher_pid(void)
 {
-	int			pid;
+	int pid;
 
 	if (control == NULL)
 		return 0;
@@ -508,7 +506,7 @@ es_wake_launcher_pid(void)
 bool
 es_wake_slots_exhausted(void)
 {
-	bool		known = false;
+	bool known = false;
 
 	if (control == NULL)
 		return false;
@@ -539,7 +537,7 @@ is_held(const WorkerSlot *slot, TimestampTz now)
 static void
 set_failed(WorkerSlot *slot, TimestampTz now)
 {
-	int			pause_ms = PAUSE_FIRST_MS;
+	int pause_ms = PAUSE_FIRST_MS;
 
 	if (TimestampDifferenceExceeds(slot->started, now, STABLE_MS))
 		slot->failures = 0;
@@ -686,15 +684,15 @@ bool
 es_errand_wait(EsWorkerKey key, EsErrand errand, uint64 ticket, TimestampTz deadline)
 {
 	static uint32 wait_event = 0;
-	WorkerSlot *slot = find_slot(key);
-	bool		done = false;
+	WorkerSlot	 *slot = find_slot(key);
+	bool		  done = false;
 
 	if (slot == NULL)
 		return false;
 	ConditionVariablePrepareToSleep(&slot->errand_done);
 	for (;;)
 	{
-		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 
 		done = is_slot_of(slot, key) && pg_atomic_read_u64(&slot->done[errand]) >= ticket;
 		if (done || left <= 0 || !is_slot_of(slot, key))
@@ -728,15 +726,15 @@ push_worker(WorkerSlot *slot, bool terminate)
 static void
 claim_base_slots(Oid database)
 {
-	(void) claim_slot((EsWorkerKey) {database, ES_WORKER_MAINTENANCE, 0});
-	(void) claim_slot((EsWorkerKey) {database, ES_WORKER_NOTIFIER, 0});
+	(void) claim_slot((EsWorkerKey){database, ES_WORKER_MAINTENANCE, 0});
+	(void) claim_slot((EsWorkerKey){database, ES_WORKER_NOTIFIER, 0});
 }
 
 /* The same for all of a database's; 'hold' keeps others from being started. */
 static bool
 push_workers(Oid database, bool hold, bool terminate)
 {
-	bool		there = false;
+	bool there = false;
 
 	LWLockAcquire(control->lock, LW_EXCLUSIVE);
 	if (hold)
@@ -748,7 +746,8 @@ push_workers(Oid database, bool hold, bool terminate)
 		if (pg_atomic_read_u32(&slot->database) != database)
 			continue;
 		if (hold)
-			slot->held_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), HOLD_MS);
+			slot->held_until =
+				TimestampTzPlusMilliseconds(GetCurrentTimestamp(), HOLD_MS);
 		if (push_worker(slot, terminate))
 			there = true;
 	}
@@ -760,9 +759,9 @@ void
 es_worker_hold(Oid database)
 {
 	static uint32 wait_event = 0;
-	TimestampTz start = GetCurrentTimestamp();
-	bool		terminated = false;
-	bool		there;
+	TimestampTz	  start = GetCurrentTimestamp();
+	bool		  terminated = false;
+	bool		  there;
 
 	if (control == NULL)
 		return;
@@ -877,11 +876,12 @@ time_until_due(const WorkerSlot *slot, EsWorkerState state, TimestampTz now)
 static bool
 goes_before(WorkerSlot *slot, WorkerSlot *other)
 {
-	bool		task = is_task(key_of(slot).kind);
+	bool task = is_task(key_of(slot).kind);
 
 	if (task != is_task(key_of(other).kind))
 		return !task;
-	return pg_atomic_read_u32(&slot->pending) != 0 && pg_atomic_read_u32(&other->pending) == 0;
+	return pg_atomic_read_u32(&slot->pending) != 0 &&
+		   pg_atomic_read_u32(&other->pending) == 0;
 }
 
 EsWorkerKey
@@ -895,9 +895,9 @@ es_worker_due(TimestampTz now, long *wait_ms)
 	LWLockAcquire(control->lock, LW_SHARED);
 	for (int i = 0; i < SLOT_COUNT; i++)
 	{
-		WorkerSlot *slot = &control->slots[i];
+		WorkerSlot	 *slot = &control->slots[i];
 		EsWorkerState state = get_state(slot);
-		long		until = time_until_due(slot, state, now);
+		long		  until = time_until_due(slot, state, now);
 
 		/* A standby cannot be written to. */
 		if (in_recovery && key_of(slot).kind != ES_WORKER_NOTIFIER)
@@ -1010,7 +1010,7 @@ es_worker_forget(Oid database)
 int
 es_worker_list(EsWorkerInfo **workers)
 {
-	int			n = 0;
+	int n = 0;
 
 	*workers = palloc0(sizeof(EsWorkerInfo) * SLOT_COUNT);
 	if (control == NULL)
@@ -1018,7 +1018,7 @@ es_worker_list(EsWorkerInfo **workers)
 	LWLockAcquire(control->lock, LW_SHARED);
 	for (int i = 0; i < SLOT_COUNT; i++)
 	{
-		WorkerSlot *slot = &control->slots[i];
+		WorkerSlot	 *slot = &control->slots[i];
 		EsWorkerInfo *info = &(*workers)[n];
 
 		info->state = get_state(slot);

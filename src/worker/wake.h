@@ -38,12 +38,12 @@ extern void es_wake_notifier(void);
 extern bool es_wake_notifier_runs(void);
 
 /* The pid of this database's worker; 0 where none runs. */
-extern int	es_wake_worker_pid(void);
+extern int es_wake_worker_pid(void);
 
 /* The launcher's pid; 0 where it does not run. */
-extern int	es_wake_launcher_pid(void);
+extern int es_wake_launcher_pid(void);
 
 /* True where the last attempt to start this database's worker found no free slot. */
 extern bool es_wake_slots_exhausted(void);
 
-#endif							/* ES_WAKE_H */
+#endif /* ES_WAKE_H */

@@ -66,20 +66,20 @@
  * Disposal waits for open transactions, which may be waiting for us to make a
  * segment: nothing but this ends that.
  */
-#define DISPOSAL_LOCK_TIMEOUT	"100ms"
+#define DISPOSAL_LOCK_TIMEOUT "100ms"
 /* How often in a row that may happen before it is logged. */
-#define LOCK_PATIENCE			5
+#define LOCK_PATIENCE 5
 
 /* How often a collection that is not appended to is looked at. */
-#define RECHECK_MS				(60 * 1000)
+#define RECHECK_MS (60 * 1000)
 
 /* The pause after a failed step doubles from the first to the last value. */
-#define PAUSE_FIRST_MS			500
-#define PAUSE_LAST_MS			(5 * 60 * 1000)
+#define PAUSE_FIRST_MS 500
+#define PAUSE_LAST_MS  (5 * 60 * 1000)
 /* While appenders wait it grows no further than this ... */
-#define PAUSE_URGENT_MS			2000
+#define PAUSE_URGENT_MS 2000
 /* ... and while segments wait to be dropped, no further than this. */
-#define PAUSE_DISPOSAL_MS		(10 * 1000)
+#define PAUSE_DISPOSAL_MS (10 * 1000)
 
 typedef enum Step
 {
@@ -91,38 +91,37 @@ typedef enum Step
 } Step;
 
 static const char *const step_names[STEP_COUNT] = {
-	"making segments", "reading the head", "applying retention", "dropping segments"
-};
+	"making segments", "reading the head", "applying retention", "dropping segments"};
 
 /* How a step last failed for a collection. */
 typedef struct Failure
 {
-	int			sqlstate;		/* 0 = it did not */
-	int			times;			/* in a row */
+	int			sqlstate; /* 0 = it did not */
+	int			times;	  /* in a row */
 	TimestampTz retry_at;
 } Failure;
 
 /* What the worker knows of a collection; as of the last survey, and its own. */
 typedef struct Work
 {
-	Oid			relid;			/* hash key */
-	bool		listed;			/* in the catalog, at this survey */
-	bool		checked;		/* its segments were looked at since we started ... */
-	TimestampTz checked_at;		/* ... at this time the last time */
+	Oid			relid;		/* hash key */
+	bool		listed;		/* in the catalog, at this survey */
+	bool		checked;	/* its segments were looked at since we started ... */
+	TimestampTz checked_at; /* ... at this time the last time */
 	int64		segment_size;
-	EsRetention retention;		/* 'age' points to 'age' */
+	EsRetention retention; /* 'age' points to 'age' */
 	Interval	age;
 	EsHeadRef	head;
-	EsPosition	seen_last;		/* last allotted, and head, as last seen ... */
+	EsPosition	seen_last; /* last allotted, and head, as last seen ... */
 	EsPosition	seen_head;
-	TimestampTz changed_at;		/* ... and since when they are so */
-	EsPosition	ticked;			/* the head that was noted last */
+	TimestampTz changed_at; /* ... and since when they are so */
+	EsPosition	ticked;		/* the head that was noted last */
 	Failure		failures[STEP_COUNT];
 } Work;
 
-typedef void (*StepFunction) (Work *work, void *arg);
+typedef void (*StepFunction)(Work *work, void *arg);
 
-static HTAB *works = NULL;		/* in life_context */
+static HTAB			*works = NULL; /* in life_context */
 static MemoryContext life_context = NULL;
 static MemoryContext cycle_context = NULL;
 
@@ -171,9 +170,9 @@ note_success(Work *work, Step step)
 static void
 note_failure(Work *work, Step step, int sqlstate)
 {
-	Failure    *failure = &work->failures[step];
-	int			limit_ms = PAUSE_LAST_MS;
-	int			pause_ms = PAUSE_FIRST_MS;
+	Failure *failure = &work->failures[step];
+	int		 limit_ms = PAUSE_LAST_MS;
+	int		 pause_ms = PAUSE_FIRST_MS;
 
 	if (step == STEP_SEGMENTS)
 		limit_ms = PAUSE_URGENT_MS;
@@ -183,8 +182,8 @@ note_failure(Work *work, Step step, int sqlstate)
 		pause_ms *= 2;
 	failure->times++;
 	failure->sqlstate = sqlstate;
-	failure->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													Min(pause_ms, limit_ms));
+	failure->retry_at =
+		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), Min(pause_ms, limit_ms));
 	es_worker_count(ES_WORKER_ERRORS, 1);
 }
 
@@ -231,10 +230,11 @@ run_step(Work *work, Step step, StepFunction function, void *arg)
 	}
 	PG_CATCH();
 	{
-		int			sqlstate = geterrcode();
+		int sqlstate = geterrcode();
 
 		HOLD_INTERRUPTS();
-		errcontext("%s of eventstore collection with OID %u", step_names[step], work->relid);
+		errcontext("%s of eventstore collection with OID %u", step_names[step],
+				   work->relid);
 		if (is_news(&work->failures[step], step, sqlstate))
 			EmitErrorReport();
 		AbortOutOfAnyTransaction();
@@ -257,8 +257,8 @@ run_step(Work *work, Step step, StepFunction function, void *arg)
 static Work *
 find_work(Oid relid)
 {
-	bool		found;
-	Work	   *work = hash_search(works, &relid, HASH_ENTER, &found);
+	bool  found;
+	Work *work = hash_search(works, &relid, HASH_ENTER, &found);
 
 	if (!found)
 		memset((char *) work + sizeof(Oid), 0, sizeof(Work) - sizeof(Oid));
@@ -269,10 +269,10 @@ find_work(Oid relid)
 static void
 note_collection(HeapTuple row, TupleDesc desc)
 {
-	bool		isnull;
-	Work	   *work = find_work(DatumGetObjectId(SPI_getbinval(row, desc, 1, &isnull)));
-	int64		incarnation = DatumGetInt64(SPI_getbinval(row, desc, 2, &isnull));
-	Datum		value;
+	bool  isnull;
+	Work *work = find_work(DatumGetObjectId(SPI_getbinval(row, desc, 1, &isnull)));
+	int64 incarnation = DatumGetInt64(SPI_getbinval(row, desc, 2, &isnull));
+	Datum value;
 
 	work->listed = true;
 	if (work->head.incarnation != incarnation)
@@ -298,8 +298,8 @@ static List *
 list_works(void)
 {
 	HASH_SEQ_STATUS status;
-	Work	   *work;
-	List	   *list = NIL;
+	Work		   *work;
+	List		   *list = NIL;
 
 	hash_seq_init(&status, works);
 	while ((work = hash_seq_search(&status)) != NULL)
@@ -310,11 +310,11 @@ list_works(void)
 static void
 forget_unlisted(void)
 {
-	ListCell   *cell;
+	ListCell *cell;
 
-	foreach(cell, list_works())
+	foreach (cell, list_works())
 	{
-		Work	   *work = lfirst(cell);
+		Work *work = lfirst(cell);
 
 		if (!work->listed)
 			hash_search(works, &work->relid, HASH_REMOVE, NULL);
@@ -331,11 +331,12 @@ survey_collections(void)
 		return es_process_has_extension();
 	es_tasks_want();
 	SPI_connect();
-	es_spi_execute("SELECT c.collection::pg_catalog.oid, c.incarnation, c.segment_size,"
-				   " c.retain_events, c.retain_for, c.retain_bytes, t.head"
-				   " FROM eventstore.collection_catalog c"
-				   " LEFT JOIN eventstore.tick t ON t.collection = c.collection::pg_catalog.oid",
-				   0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+	es_spi_execute(
+		"SELECT c.collection::pg_catalog.oid, c.incarnation, c.segment_size,"
+		" c.retain_events, c.retain_for, c.retain_bytes, t.head"
+		" FROM eventstore.collection_catalog c"
+		" LEFT JOIN eventstore.tick t ON t.collection = c.collection::pg_catalog.oid",
+		0, NULL, NULL, NULL, true, SPI_OK_SELECT);
 	for (uint64 i = 0; i < SPI_processed; i++)
 		note_collection(SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
 	SPI_finish();
@@ -352,8 +353,8 @@ survey_collections(void)
 static bool
 has_enough_segments(Work *work)
 {
-	EsPosition	ready;
-	EsPosition	next;
+	EsPosition ready;
+	EsPosition next;
 
 	if (!work->checked || !es_head_find(&work->head) ||
 		es_head_wanted_end(&work->head) != 0)
@@ -374,7 +375,7 @@ has_enough_segments(Work *work)
 static void
 make_segments(Work *work, void *arg)
 {
-	EsPosition	end;
+	EsPosition end;
 
 	if (has_enough_segments(work))
 		return;
@@ -398,11 +399,11 @@ make_segments(Work *work, void *arg)
 static void
 keep_segments(List *list)
 {
-	ListCell   *cell;
+	ListCell *cell;
 
-	foreach(cell, list)
+	foreach (cell, list)
 	{
-		Work	   *work = lfirst(cell);
+		Work *work = lfirst(cell);
 
 		if (work->checked && work->head.head != NULL)
 			run_step(work, STEP_SEGMENTS, make_segments, NULL);
@@ -416,8 +417,8 @@ keep_segments(List *list)
 /* What a pass over the heads has found. */
 typedef struct HeadPass
 {
-	bool		busy;			/* some head moves, or waits to be noted */
-	List	   *due;			/* of Work: to be noted now */
+	bool  busy; /* some head moves, or waits to be noted */
+	List *due;	/* of Work: to be noted now */
 } HeadPass;
 
 static void
@@ -451,26 +452,26 @@ look_at_head(Work *work, void *arg)
 static void
 write_ticks(List *due)
 {
-	Oid			types[] = {OIDOID, INT8OID};
-	ListCell   *cell;
+	Oid		  types[] = {OIDOID, INT8OID};
+	ListCell *cell;
 
 	if (!begin_work("eventstore: noting heads"))
 		return;
 	SPI_connect();
-	foreach(cell, due)
+	foreach (cell, due)
 	{
-		Work	   *work = lfirst(cell);
-		Datum		values[] = {ObjectIdGetDatum(work->relid),
-		Int64GetDatum(work->seen_head)};
+		Work *work = lfirst(cell);
+		Datum values[] = {ObjectIdGetDatum(work->relid), Int64GetDatum(work->seen_head)};
 
-		es_spi_execute("INSERT INTO eventstore.tick AS t (collection, head) VALUES ($1, $2)"
-					   " ON CONFLICT (collection) DO UPDATE SET head = excluded.head"
-					   " WHERE t.head < excluded.head",
-					   2, types, values, NULL, false, SPI_OK_INSERT);
+		es_spi_execute(
+			"INSERT INTO eventstore.tick AS t (collection, head) VALUES ($1, $2)"
+			" ON CONFLICT (collection) DO UPDATE SET head = excluded.head"
+			" WHERE t.head < excluded.head",
+			2, types, values, NULL, false, SPI_OK_INSERT);
 	}
 	SPI_finish();
 	commit_work();
-	foreach(cell, due)
+	foreach (cell, due)
 		((Work *) lfirst(cell))->ticked = ((Work *) lfirst(cell))->seen_head;
 	es_worker_count(ES_WORKER_TICKS, list_length(due));
 }
@@ -482,11 +483,11 @@ write_ticks(List *due)
 static bool
 tick(void)
 {
-	HeadPass	pass = {false, NIL};
-	List	   *list = list_works();
-	ListCell   *cell;
+	HeadPass  pass = {false, NIL};
+	List	 *list = list_works();
+	ListCell *cell;
 
-	foreach(cell, list)
+	foreach (cell, list)
 		run_step(lfirst(cell), STEP_HEAD, look_at_head, &pass);
 	keep_segments(list);
 	if (pass.due != NIL)
@@ -552,7 +553,8 @@ dispose_all(List *list)
 		CHECK_FOR_INTERRUPTS();
 		keep_segments(list);
 		set_lock_timeout(DISPOSAL_LOCK_TIMEOUT);
-		run_step(find_work(disposals[i].collection), STEP_DISPOSAL, dispose, &disposals[i]);
+		run_step(find_work(disposals[i].collection), STEP_DISPOSAL, dispose,
+				 &disposals[i]);
 		set_lock_timeout(ES_WORKER_LOCK_TIMEOUT);
 	}
 	return false;
@@ -570,16 +572,16 @@ typedef struct Reported
 	bool		terminated;
 } Reported;
 
-static List *reported = NIL;	/* of Reported, in life_context */
+static List *reported = NIL; /* of Reported, in life_context */
 
 static Reported *
 find_reported(const EsHolder *holder)
 {
 	MemoryContext old;
-	Reported   *entry;
-	ListCell   *cell;
+	Reported	 *entry;
+	ListCell	 *cell;
 
-	foreach(cell, reported)
+	foreach (cell, reported)
 	{
 		entry = lfirst(cell);
 		if (entry->pid == holder->pid && entry->since == holder->since)
@@ -592,23 +594,26 @@ find_reported(const EsHolder *holder)
 	reported = lappend(reported, entry);
 	MemoryContextSwitchTo(old);
 
-	ereport(WARNING,
-			(errmsg("process %d holds back the head of a collection", holder->pid),
-			 errdetail("Its transaction has held collection with OID %u at position " INT64_FORMAT " since %s.",
-					   holder->relid, holder->first - 1, timestamptz_to_str(holder->since)),
-			 errhint("See the view eventstore.holders.")));
+	ereport(
+		WARNING,
+		(errmsg("process %d holds back the head of a collection", holder->pid),
+		 errdetail(
+			 "Its transaction has held collection with OID %u at position " INT64_FORMAT
+			 " since %s.",
+			 holder->relid, holder->first - 1, timestamptz_to_str(holder->since)),
+		 errhint("See the view eventstore.holders.")));
 	return entry;
 }
 
 static void
 forget_reported(const EsHolder *holders, int n)
 {
-	ListCell   *cell;
+	ListCell *cell;
 
-	foreach(cell, reported)
+	foreach (cell, reported)
 	{
-		Reported   *entry = lfirst(cell);
-		bool		still = false;
+		Reported *entry = lfirst(cell);
+		bool	  still = false;
 
 		for (int i = 0; i < n && !still; i++)
 			still = holders[i].pid == entry->pid && holders[i].since == entry->since;
@@ -623,16 +628,17 @@ forget_reported(const EsHolder *holders, int n)
 static void
 terminate_holder(const EsHolder *holder, Reported *entry)
 {
-	PGPROC	   *proc = BackendPidGetProc(holder->pid);
+	PGPROC *proc = BackendPidGetProc(holder->pid);
 
 	/* The pid may be another's by now, but not with this transaction. */
 	if (entry->terminated || proc == NULL || proc->xid != holder->xid)
 		return;
-	ereport(LOG,
-			(errmsg("terminating process %d, which holds back the head of a collection",
-					holder->pid),
-			 errdetail("Its transaction has lasted longer than eventstore.max_hold (%d ms).",
-					   es_max_hold_ms)));
+	ereport(
+		LOG,
+		(errmsg("terminating process %d, which holds back the head of a collection",
+				holder->pid),
+		 errdetail("Its transaction has lasted longer than eventstore.max_hold (%d ms).",
+				   es_max_hold_ms)));
 	entry->terminated = true;
 	kill(holder->pid, SIGTERM);
 }
@@ -650,10 +656,11 @@ check_holders(void)
 	forget_reported(holders, n);
 	for (int i = 0; i < n; i++)
 	{
-		bool		warn = es_max_hold_warning_ms > 0 &&
+		bool warn =
+			es_max_hold_warning_ms > 0 &&
 			TimestampDifferenceExceeds(holders[i].since, now, es_max_hold_warning_ms);
-		bool		end = es_max_hold_ms > 0 &&
-			TimestampDifferenceExceeds(holders[i].since, now, es_max_hold_ms);
+		bool end = es_max_hold_ms > 0 &&
+				   TimestampDifferenceExceeds(holders[i].since, now, es_max_hold_ms);
 
 		if (end)
 			terminate_holder(&holders[i], find_reported(&holders[i]));
@@ -670,15 +677,15 @@ check_holders(void)
 static bool
 maintain(bool *again)
 {
-	List	   *list;
-	ListCell   *cell;
+	List	 *list;
+	ListCell *cell;
 
 	if (!survey_collections())
 		return false;
 	list = list_works();
-	foreach(cell, list)
+	foreach (cell, list)
 		run_step(lfirst(cell), STEP_SEGMENTS, make_segments, NULL);
-	foreach(cell, list)
+	foreach (cell, list)
 		run_step(lfirst(cell), STEP_RETENTION, apply_retention, NULL);
 	*again = dispose_all(list);
 	return true;
@@ -699,7 +706,7 @@ static void
 sleep_worker(TimestampTz until, bool busy)
 {
 	static uint32 wait_event = 0;
-	long		wait_ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+	long		  wait_ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
 
 	if (busy)
 		wait_ms = Min(wait_ms, es_tick_delay_ms);
@@ -721,8 +728,8 @@ work_for_ever(void)
 
 	for (;;)
 	{
-		bool		again = false;
-		bool		busy;
+		bool again = false;
+		bool busy;
 
 		Assert(CurrentMemoryContext == cycle_context);
 		if (es_process_interrupts())

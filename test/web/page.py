@@ -225,8 +225,20 @@ def connections():
                       WHERE application_name = 'eventstore web' AND datname = current_database()"""))
 
 
+def nobody_watches(app):
+    return app.get("/api/overview")["watchers"] == 0
+
+
+def a_browser_that_left_is_forgotten(app, browser):
+    for left in ("/#/overview", "about:blank"):
+        browser.open(app.url + "/#/events?collection=short")
+        browser.until("document.querySelector('#state').dataset.state === 'live'")
+        assert not nobody_watches(app)
+        browser.open(left if ":" in left else app.url + left)
+        until(lambda: nobody_watches(app), "nobody watches")
+
+
 def a_slow_browser_holds_nothing_up(app, _browser):
-    until(lambda: app.get("/api/overview")["watchers"] == 0, "nobody watches")
     total = int(sql("""SELECT count(*) FROM eventstore.append_batch('many', (SELECT jsonb_agg(jsonb_build_object('type',
         repeat('x', 1000), 'stream', repeat('y', 1000))) FROM generate_series(1, 4000)))"""))
     with contextlib.ExitStack() as stack:
@@ -237,7 +249,17 @@ def a_slow_browser_holds_nothing_up(app, _browser):
         read = int(sql("SELECT events_read FROM eventstore.pg_stat_eventstore WHERE collection = 'many'::regclass"))
         assert read < total * len(slow), read  # the slow ones have not been read for
         assert connections() <= 6, connections()
-    until(lambda: app.get("/api/overview")["watchers"] == 0, "those who left are forgotten")
+    until(lambda: nobody_watches(app), "those who left are forgotten")
+
+
+def other_sites_are_refused(app, _browser):
+    for header, value, status in (("Host", "evil.example", 400), ("Sec-Fetch-Site", "cross-site", 403)):
+        try:
+            urllib.request.urlopen(urllib.request.Request(app.url + "/api/overview", headers={header: value}))
+        except urllib.error.HTTPError as error:
+            assert error.code == status, error
+        else:
+            raise AssertionError(f"{header}: {value} was answered")
 
 
 def the_browser_found_no_fault(_app, browser):
@@ -250,7 +272,8 @@ TESTS = [
     the_tag_filter_shows_what_has_all_tags, what_events_hold_stays_text,
     the_store_browser_finds_keys_and_their_history, a_browser_that_comes_back_misses_nothing,
     a_listening_connection_that_is_lost_is_made_again, events_that_are_gone_are_said_to_be,
-    the_overview_shows_who_lags, a_slow_browser_holds_nothing_up, the_browser_found_no_fault,
+    the_overview_shows_who_lags, a_browser_that_left_is_forgotten, a_slow_browser_holds_nothing_up,
+    other_sites_are_refused, the_browser_found_no_fault,
 ]
 
 

@@ -5,6 +5,8 @@
 
 const ROWS = 500; // as many events are shown; the others are in the collection
 const REFRESH_MS = 2000;
+const SHOW_MS = 200; // between two additions to what is shown
+const FEW = 20; // more than that do not catch the eye one by one
 
 const $ = (id) => document.getElementById(id);
 
@@ -96,7 +98,7 @@ function fill(select, names, chosen) {
 
 // ---- events ------------------------------------------------------------------------
 
-const live = { source: null, last: 0, oldest: null, pending: [], frame: 0, paused: false, retry: 0 };
+const live = { source: null, last: 0, oldest: null, pending: [], frame: 0, shown: 0, paused: false, retry: 0 };
 const rows = document.querySelector('#log tbody');
 
 const filter = () => ({ collection: $('collection').value, tag: [...$('tags').children].map((chip) => chip.dataset.tag), type: $('type').value });
@@ -149,13 +151,14 @@ function trim() {
 	document.querySelector('#events .empty').hidden = rows.children.length > 0;
 }
 
-// Once a frame, and not while nobody looks: then only the newest are kept.
+// Not more often than one can see, and not while nobody looks: then only the newest are kept.
 function showPending() {
 	live.frame = 0;
+	live.shown = performance.now();
 	if (live.paused) return;
 	const fresh = live.pending.splice(0).slice(-ROWS);
-	rows.prepend(...fresh.reverse().map((event) => eventRow(event, true)));
-	if (rows.children.length > ROWS) $('older').hidden = false;
+	rows.prepend(...fresh.reverse().map((event) => eventRow(event, fresh.length <= FEW)));
+	if (rows.children.length > ROWS || fresh.length === ROWS) $('older').hidden = false;
 	trim();
 }
 
@@ -163,20 +166,16 @@ function receive(event) {
 	if (event.position <= live.last) return;
 	live.last = event.position;
 	live.pending.push(event);
-	if (live.pending.length > 2 * ROWS) {
-		live.pending.splice(0, ROWS);
-		rows.replaceChildren(); // what is between is not shown, so what is older is not either
-		$('older').hidden = false;
-	}
+	if (live.pending.length > 2 * ROWS) live.pending.splice(0, ROWS);
 	if (live.paused) say('waiting', `paused, ${live.pending.length} new`);
-	else live.frame ||= requestAnimationFrame(showPending);
+	else live.frame ||= setTimeout(requestAnimationFrame, Math.max(0, live.shown + SHOW_MS - performance.now()), showPending);
 }
 
 function stop() {
 	live.source?.close();
 	live.source = null;
 	clearTimeout(live.retry);
-	cancelAnimationFrame(live.frame);
+	clearTimeout(live.frame);
 	live.frame = 0;
 	say('off');
 }
@@ -262,7 +261,7 @@ function lag(count, seconds) {
 	if (count === null) return '';
 	const much = make('meter', { min: 0, max: 6, low: 2, high: 4, optimum: 0, value: Math.log10(count + 1) });
 	const text = seconds ? `${number(count)} · ${number(Math.round(seconds))} s` : number(count);
-	return make('span', {}, much, text);
+	return make('span', {}, much, make('span', {}, text));
 }
 
 function state({ state: name, message }) {
@@ -428,5 +427,8 @@ $('store').addEventListener('change', () => go('stores', { store: $('store').val
 $('prefix').addEventListener('input', () => go('stores', searched()));
 $('more').addEventListener('click', () => attempt(() => showKeys(browsed.last)));
 addEventListener('hashchange', show);
+// A page that was left may be kept, with its connection, in case one goes back to it.
+addEventListener('pagehide', stop);
+addEventListener('pageshow', (event) => event.persisted && show());
 show();
 attempt(showSession);
