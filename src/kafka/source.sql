@@ -46,6 +46,7 @@ CREATE TABLE eventstore.source (
 	assigned integer[],
 	assigned_by integer,
 	assigned_after bigint,
+	assigned_as bytea,
 	resync boolean NOT NULL DEFAULT false,
 	system_identifier bigint NOT NULL,
 	database_oid oid NOT NULL,
