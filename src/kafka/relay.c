@@ -305,7 +305,7 @@ es_relay_publish(EsSourceRun *run, int from, int to, const EsProblem *known,
 {
 	EsRecord *made = MemoryContextAllocHuge(run->scratch, sizeof(EsRecord) * (to - from));
 	rd_kafka_topic_partition_list_t *offsets = rd_kafka_topic_partition_list_new(0);
-	bool							 published;
+	volatile bool					 published = false;
 
 	PG_TRY();
 	{
