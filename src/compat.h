@@ -30,7 +30,7 @@
  * extension shares one event.
  */
 #if PG_VERSION_NUM >= 170000
-#define es_wait_event(cache, name) \
+#define es_wait_event(cache, name)                                                       \
 	((cache) != 0 ? (cache) : ((cache) = WaitEventExtensionNew(name)))
 #else
 #define es_wait_event(cache, name) ((void) (cache), (uint32) PG_WAIT_EXTENSION)
@@ -43,20 +43,20 @@
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
 
-#define es_owns_relation(relid, roleid) \
+#define es_owns_relation(relid, roleid)                                                  \
 	object_ownercheck(RelationRelationId, (relid), (roleid))
-#define es_owns_database(dbid, roleid) \
+#define es_owns_database(dbid, roleid)                                                   \
 	object_ownercheck(DatabaseRelationId, (dbid), (roleid))
-#define es_schema_aclcheck(schema, roleid, mode) \
+#define es_schema_aclcheck(schema, roleid, mode)                                         \
 	object_aclcheck(NamespaceRelationId, (schema), (roleid), (mode))
-#define es_server_aclcheck(server, roleid, mode) \
+#define es_server_aclcheck(server, roleid, mode)                                         \
 	object_aclcheck(ForeignServerRelationId, (server), (roleid), (mode))
 #else
 #define es_owns_relation(relid, roleid) pg_class_ownercheck((relid), (roleid))
-#define es_owns_database(dbid, roleid) pg_database_ownercheck((dbid), (roleid))
-#define es_schema_aclcheck(schema, roleid, mode) \
+#define es_owns_database(dbid, roleid)	pg_database_ownercheck((dbid), (roleid))
+#define es_schema_aclcheck(schema, roleid, mode)                                         \
 	pg_namespace_aclcheck((schema), (roleid), (mode))
-#define es_server_aclcheck(server, roleid, mode) \
+#define es_server_aclcheck(server, roleid, mode)                                         \
 	pg_foreign_server_aclcheck((server), (roleid), (mode))
 #endif
 
@@ -75,25 +75,25 @@
 
 /* Executor and planner entry points that took another shape. */
 #if PG_VERSION_NUM >= 180000
-#define es_index_beginscan(rel, index, snapshot, nkeys) \
+#define es_index_beginscan(rel, index, snapshot, nkeys)                                  \
 	index_beginscan((rel), (index), (snapshot), NULL, (nkeys), 0)
 #define es_executor_run(desc, count) ExecutorRun((desc), ForwardScanDirection, (count))
 #else
-#define es_index_beginscan(rel, index, snapshot, nkeys) \
+#define es_index_beginscan(rel, index, snapshot, nkeys)                                  \
 	index_beginscan((rel), (index), (snapshot), (nkeys), 0)
-#define es_executor_run(desc, count) \
+#define es_executor_run(desc, count)                                                     \
 	ExecutorRun((desc), ForwardScanDirection, (count), false)
 #endif
 
 #if PG_VERSION_NUM >= 160000
-#define es_expression_pathkey(root, expr, opno, relids) \
+#define es_expression_pathkey(root, expr, opno, relids)                                  \
 	build_expression_pathkey((root), (expr), (opno), (relids), false)
-#define es_function_aclcheck(func, roleid, mode) \
+#define es_function_aclcheck(func, roleid, mode)                                         \
 	object_aclcheck(ProcedureRelationId, (func), (roleid), (mode))
 #else
-#define es_expression_pathkey(root, expr, opno, relids) \
+#define es_expression_pathkey(root, expr, opno, relids)                                  \
 	build_expression_pathkey((root), (expr), NULL, (opno), (relids), false)
-#define es_function_aclcheck(func, roleid, mode) \
+#define es_function_aclcheck(func, roleid, mode)                                         \
 	pg_proc_aclcheck((func), (roleid), (mode))
 #endif
 
@@ -106,19 +106,19 @@
 
 /* The relation's file, which changes when the table is rewritten. */
 #if PG_VERSION_NUM >= 160000
-#define es_relation_file(rel)	((rel)->rd_locator.relNumber)
+#define es_relation_file(rel) ((rel)->rd_locator.relNumber)
 #else
-#define es_relation_file(rel)	((rel)->rd_node.relNode)
+#define es_relation_file(rel) ((rel)->rd_node.relNode)
 #endif
 
 /* Summarizing indexes are told apart since 16 (19d8e2308). */
 #if PG_VERSION_NUM >= 160000
-#define es_insert_index_tuples(rri, slot, estate, conflict, arbiters) \
-	ExecInsertIndexTuples((rri), (slot), (estate), false, (conflict) != NULL, \
+#define es_insert_index_tuples(rri, slot, estate, conflict, arbiters)                    \
+	ExecInsertIndexTuples((rri), (slot), (estate), false, (conflict) != NULL,            \
 						  (conflict), (arbiters), false)
 #else
-#define es_insert_index_tuples(rri, slot, estate, conflict, arbiters) \
-	ExecInsertIndexTuples((rri), (slot), (estate), false, (conflict) != NULL, \
+#define es_insert_index_tuples(rri, slot, estate, conflict, arbiters)                    \
+	ExecInsertIndexTuples((rri), (slot), (estate), false, (conflict) != NULL,            \
 						  (conflict), (arbiters))
 #endif
 
@@ -132,7 +132,7 @@ es_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot)
 	simple_table_tuple_update(rel, tid, slot, InvalidSnapshot, &update_indexes);
 	return update_indexes != TU_None;
 #else
-	bool		update_indexes;
+	bool update_indexes;
 
 	simple_table_tuple_update(rel, tid, slot, InvalidSnapshot, &update_indexes);
 	return update_indexes;
@@ -141,16 +141,16 @@ es_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot)
 
 /* table_tuple_update at the newest command; true in 'needs_indexes' as above. */
 static inline TM_Result
-es_try_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot, Snapshot snapshot,
-					TM_FailureData *failure, bool *needs_indexes)
+es_try_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot,
+					Snapshot snapshot, TM_FailureData *failure, bool *needs_indexes)
 {
-	CommandId	cid = GetCurrentCommandId(true);
+	CommandId	  cid = GetCurrentCommandId(true);
 	LockTupleMode mode;
-	TM_Result	result;
+	TM_Result	  result;
 #if PG_VERSION_NUM >= 160000
 	TU_UpdateIndexes update_indexes = TU_None;
 #else
-	bool		update_indexes = false;
+	bool update_indexes = false;
 #endif
 
 	result = table_tuple_update(rel, tid, slot, cid, snapshot, InvalidSnapshot, true,
@@ -165,79 +165,79 @@ es_try_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot, Snapsho
 
 /* nbtree's search took the heap in 16 and lost its "snapshot too old" in 17. */
 #if PG_VERSION_NUM >= 170000
-#define es_bt_search(index, key, buffer, snapshot) \
+#define es_bt_search(index, key, buffer, snapshot)                                       \
 	_bt_search((index), NULL, (key), (buffer), BT_READ)
-#define es_bt_search_to_write(index, heap, key, buffer) \
+#define es_bt_search_to_write(index, heap, key, buffer)                                  \
 	_bt_search((index), (heap), (key), (buffer), BT_WRITE)
 #define es_test_for_old_snapshot(snapshot, rel, page) ((void) 0)
 #elif PG_VERSION_NUM >= 160000
-#define es_bt_search(index, key, buffer, snapshot) \
+#define es_bt_search(index, key, buffer, snapshot)                                       \
 	_bt_search((index), NULL, (key), (buffer), BT_READ, (snapshot))
-#define es_bt_search_to_write(index, heap, key, buffer) \
+#define es_bt_search_to_write(index, heap, key, buffer)                                  \
 	_bt_search((index), (heap), (key), (buffer), BT_WRITE, NULL)
-#define es_test_for_old_snapshot(snapshot, rel, page) \
+#define es_test_for_old_snapshot(snapshot, rel, page)                                    \
 	TestForOldSnapshot((snapshot), (rel), (page))
 #else
-#define es_bt_search(index, key, buffer, snapshot) \
+#define es_bt_search(index, key, buffer, snapshot)                                       \
 	_bt_search((index), (key), (buffer), BT_READ, (snapshot))
-#define es_bt_search_to_write(index, heap, key, buffer) \
+#define es_bt_search_to_write(index, heap, key, buffer)                                  \
 	_bt_search((index), (key), (buffer), BT_WRITE, NULL)
-#define es_test_for_old_snapshot(snapshot, rel, page) \
+#define es_test_for_old_snapshot(snapshot, rel, page)                                    \
 	TestForOldSnapshot((snapshot), (rel), (page))
 #endif
 
 /* A process's number, from 0, among MaxBackends; backend ids went in 17 (024c52111). */
 #if PG_VERSION_NUM >= 170000
-#define es_process_number()		(MyProcNumber)
+#define es_process_number() (MyProcNumber)
 #else
-#define es_process_number()		(MyBackendId - 1)
+#define es_process_number() (MyBackendId - 1)
 #endif
 
 /* What a hook of ExecutorRun takes; it is told no more since 18 that it is run once. */
 #if PG_VERSION_NUM >= 180000
-#define ES_EXECUTOR_RUN_PARAMETERS	QueryDesc *query, ScanDirection direction, uint64 count
-#define ES_EXECUTOR_RUN_ARGUMENTS	query, direction, count
+#define ES_EXECUTOR_RUN_PARAMETERS QueryDesc *query, ScanDirection direction, uint64 count
+#define ES_EXECUTOR_RUN_ARGUMENTS  query, direction, count
 #else
-#define ES_EXECUTOR_RUN_PARAMETERS \
+#define ES_EXECUTOR_RUN_PARAMETERS                                                       \
 	QueryDesc *query, ScanDirection direction, uint64 count, bool once
-#define ES_EXECUTOR_RUN_ARGUMENTS	query, direction, count, once
+#define ES_EXECUTOR_RUN_ARGUMENTS query, direction, count, once
 #endif
 
 /* A slot's copy as a minimal tuple can have room in front since 18. */
 #if PG_VERSION_NUM >= 180000
-#define ES_COPY_MINIMAL_ARGS(slot)	slot, Size extra
-#define ES_COPY_MINIMAL_PASS(slot)	(slot), extra
+#define ES_COPY_MINIMAL_ARGS(slot) slot, Size extra
+#define ES_COPY_MINIMAL_PASS(slot) (slot), extra
 #else
-#define ES_COPY_MINIMAL_ARGS(slot)	slot
-#define ES_COPY_MINIMAL_PASS(slot)	(slot)
+#define ES_COPY_MINIMAL_ARGS(slot) slot
+#define ES_COPY_MINIMAL_PASS(slot) (slot)
 #endif
 
 /* What owns a set of events that lives as long as the process; a resource owner since 17. */
 #if PG_VERSION_NUM >= 170000
-#define es_create_wait_set(events)	CreateWaitEventSet(NULL, (events))
+#define es_create_wait_set(events) CreateWaitEventSet(NULL, (events))
 #else
-#define es_create_wait_set(events)	CreateWaitEventSet(TopMemoryContext, (events))
+#define es_create_wait_set(events) CreateWaitEventSet(TopMemoryContext, (events))
 #endif
 
 /* A deferrable one may be asked for since 18 (it is not meant). */
 #if PG_VERSION_NUM >= 180000
-#define es_primary_key(rel)		RelationGetPrimaryKeyIndex((rel), false)
+#define es_primary_key(rel) RelationGetPrimaryKeyIndex((rel), false)
 #else
-#define es_primary_key(rel)		RelationGetPrimaryKeyIndex(rel)
+#define es_primary_key(rel) RelationGetPrimaryKeyIndex(rel)
 #endif
 
 /* How keys that are plain memory are compared, hashed and, since 17, copied. */
 #if PG_VERSION_NUM >= 170000
-#define ES_DSHASH_MEMORY		dshash_memcmp, dshash_memhash, dshash_memcpy
+#define ES_DSHASH_MEMORY dshash_memcmp, dshash_memhash, dshash_memcpy
 #else
-#define ES_DSHASH_MEMORY		dshash_memcmp, dshash_memhash
+#define ES_DSHASH_MEMORY dshash_memcmp, dshash_memhash
 #endif
 
 /* Goes before the type since 18, where it was allowed before as well. */
 #if PG_VERSION_NUM >= 180000
-#define es_noreturn				pg_noreturn
+#define es_noreturn pg_noreturn
 #else
-#define es_noreturn				pg_attribute_noreturn()
+#define es_noreturn pg_attribute_noreturn()
 #endif
 
 /* PostgreSQL 15 exports everything; later servers need the mark on worker mains. */
@@ -245,4 +245,4 @@ es_try_update_tuple(Relation rel, ItemPointer tid, TupleTableSlot *slot, Snapsho
 #define PGDLLEXPORT
 #endif
 
-#endif							/* ES_COMPAT_H */
+#endif /* ES_COMPAT_H */

@@ -66,16 +66,16 @@
 #include "utils/typcache.h"
 
 /* Rows written together: enough to fill many pages, few enough to hold in memory. */
-#define WRITE_CHUNK		1000
+#define WRITE_CHUNK 1000
 
 typedef struct AppendRun
 {
-	EsAppend   *append;
+	EsAppend	 *append;
 	EsCollection *coll;
-	int			nstreams;
-	EsStreamHead *streams;		/* bytewise order */
-	EsHeads    *heads;			/* NULL without streams */
-	EsAllotment allotment;
+	int			  nstreams;
+	EsStreamHead *streams; /* bytewise order */
+	EsHeads		 *heads;   /* NULL without streams */
+	EsAllotment	  allotment;
 } AppendRun;
 
 /* ---------------------------------------------------------------------------
@@ -85,16 +85,17 @@ typedef struct AppendRun
 static int
 compare_streams(const void *a, const void *b)
 {
-	return es_bytes_compare((*(EsEvent *const *) a)->stream, (*(EsEvent *const *) b)->stream);
+	return es_bytes_compare((*(EsEvent *const *) a)->stream,
+							(*(EsEvent *const *) b)->stream);
 }
 
 /* The distinct streams, in order; each event learns the number of its own. */
 static void
 collect_streams(AppendRun *run)
 {
-	EsAppend   *append = run->append;
-	EsEvent   **order = palloc(sizeof(EsEvent *) * append->nevents);
-	int			n = 0;
+	EsAppend *append = run->append;
+	EsEvent **order = palloc(sizeof(EsEvent *) * append->nevents);
+	int		  n = 0;
 
 	for (int i = 0; i < append->nevents; i++)
 	{
@@ -131,13 +132,13 @@ lock_streams(AppendRun *run)
 static void
 save_streams(AppendRun *run)
 {
-	EsAppend   *append = run->append;
+	EsAppend *append = run->append;
 
 	if (run->nstreams == 0)
 		return;
 	for (int i = 0; i < append->nevents; i++)
 	{
-		EsEvent    *event = &append->events[i];
+		EsEvent		 *event = &append->events[i];
 		EsStreamHead *head;
 
 		if (event->stream_index < 0)
@@ -172,8 +173,8 @@ all_ids_given(const EsAppend *append)
 static bool
 same_id(const pg_uuid_t *id, TupleTableSlot *slot)
 {
-	bool		isnull;
-	Datum		value = slot_getattr(slot, ES_ATT_ID, &isnull);
+	bool  isnull;
+	Datum value = slot_getattr(slot, ES_ATT_ID, &isnull);
 
 	return !isnull && memcmp(id->data, DatumGetUUIDP(value)->data, UUID_LEN) == 0;
 }
@@ -185,10 +186,10 @@ same_id(const pg_uuid_t *id, TupleTableSlot *slot)
 static bool
 is_repetition(AppendRun *run, EsPosition first, Snapshot snapshot)
 {
-	EsAppend   *append = run->append;
-	EsMatch    *match;
+	EsAppend	   *append = run->append;
+	EsMatch		   *match;
 	TupleTableSlot *slot;
-	int			n = 0;
+	int				n = 0;
 
 	if (first < run->coll->first_position)
 		return false;
@@ -196,9 +197,9 @@ is_repetition(AppendRun *run, EsPosition first, Snapshot snapshot)
 						   ForwardScanDirection, snapshot);
 	while ((slot = es_match_next(match)) != NULL)
 	{
-		bool		isnull;
-		EsEvent    *event = &append->events[n];
-		Datum		version;
+		bool	 isnull;
+		EsEvent *event = &append->events[n];
+		Datum	 version;
 
 		if (n >= append->nevents || !same_id(&event->id, slot) ||
 			DatumGetInt64(slot_getattr(slot, ES_ATT_POSITION, &isnull)) != first + n)
@@ -219,13 +220,13 @@ is_repetition(AppendRun *run, EsPosition first, Snapshot snapshot)
 static Oid
 stream_index_of(Relation segment)
 {
-	List	   *indexes = RelationGetIndexList(segment);
-	ListCell   *lc;
-	Oid			found = InvalidOid;
+	List	 *indexes = RelationGetIndexList(segment);
+	ListCell *lc;
+	Oid		  found = InvalidOid;
 
-	foreach(lc, indexes)
+	foreach (lc, indexes)
 	{
-		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
+		Relation	  index = index_open(lfirst_oid(lc), AccessShareLock);
 		Form_pg_index form = index->rd_index;
 
 		if (index->rd_rel->relam == BTREE_AM_OID && form->indisvalid &&
@@ -244,25 +245,26 @@ stream_index_of(Relation segment)
 static EsPosition
 find_version_in(Oid segment, const text *stream, int64 version, Snapshot snapshot)
 {
-	Relation	rel = table_open(segment, AccessShareLock);
-	Oid			index_oid = stream_index_of(rel);
-	EsPosition	position = 0;
+	Relation   rel = table_open(segment, AccessShareLock);
+	Oid		   index_oid = stream_index_of(rel);
+	EsPosition position = 0;
 
 	es_layout_check(rel);
 	if (OidIsValid(index_oid))
 	{
-		Relation	index = index_open(index_oid, AccessShareLock);
+		Relation		index = index_open(index_oid, AccessShareLock);
 		TupleTableSlot *slot = table_slot_create(rel, NULL);
-		IndexScanDesc scan = es_index_beginscan(rel, index, snapshot, 2);
-		ScanKeyData keys[2];
+		IndexScanDesc	scan = es_index_beginscan(rel, index, snapshot, 2);
+		ScanKeyData		keys[2];
 
-		ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_TEXTEQ, PointerGetDatum(stream));
+		ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_TEXTEQ,
+					PointerGetDatum(stream));
 		keys[0].sk_collation = index->rd_indcollation[0];
 		ScanKeyInit(&keys[1], 2, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(version));
 		index_rescan(scan, keys, 2, NULL, 0);
 		if (index_getnext_slot(scan, ForwardScanDirection, slot))
 		{
-			bool		isnull;
+			bool isnull;
 
 			position = DatumGetInt64(slot_getattr(slot, ES_ATT_POSITION, &isnull));
 		}
@@ -277,15 +279,16 @@ find_version_in(Oid segment, const text *stream, int64 version, Snapshot snapsho
 static EsPosition
 find_version(AppendRun *run, const EsStreamHead *head, int64 version, Snapshot snapshot)
 {
-	int			n = run->coll->nsegments;
-	EsSegment  *segments = palloc(sizeof(EsSegment) * (n + 1));
-	EsPosition	position = 0;
+	int		   n = run->coll->nsegments;
+	EsSegment *segments = palloc(sizeof(EsSegment) * (n + 1));
+	EsPosition position = 0;
 
 	memcpy(segments, run->coll->segments, sizeof(EsSegment) * n);
 	for (int i = n - 1; i >= 0 && position == 0; i--)
 		if (segments[i].first <= head->last_position &&
 			segments[i].end > head->first_position)
-			position = find_version_in(segments[i].relid, head->stream, version, snapshot);
+			position =
+				find_version_in(segments[i].relid, head->stream, version, snapshot);
 	pfree(segments);
 	return position;
 }
@@ -294,9 +297,9 @@ find_version(AppendRun *run, const EsStreamHead *head, int64 version, Snapshot s
 static bool
 repeats_version(AppendRun *run, int i, const EsStreamHead *head, int64 expected)
 {
-	Snapshot	snapshot;
-	EsPosition	position;
-	bool		repeated = false;
+	Snapshot   snapshot;
+	EsPosition position;
+	bool	   repeated = false;
 
 	if (head->version <= expected || !all_ids_given(run->append))
 		return false;
@@ -312,7 +315,7 @@ repeats_version(AppendRun *run, int i, const EsStreamHead *head, int64 expected)
 static bool
 repeats_match(AppendRun *run, EsPosition position, const pg_uuid_t *id, Snapshot snapshot)
 {
-	EsAppend   *append = run->append;
+	EsAppend *append = run->append;
 
 	if (!all_ids_given(append))
 		return false;
@@ -331,13 +334,15 @@ report_version_conflict(AppendRun *run, const EsStreamHead *head, int64 expected
 						int64 actual)
 {
 	es_head_count(&run->coll->head, ES_STAT_VERSION_CONFLICTS, 1);
-	ereport(ERROR,
-			(errcode(ERRCODE_ES_VERSION_CONFLICT),
-			 errmsg("version conflict in collection \"%s\"",
-					get_rel_name(run->coll->relid)),
-			 errdetail("Stream \"%s\": expected version " INT64_FORMAT ", actual version " INT64_FORMAT ".",
-					   text_to_cstring(head->stream), expected, actual),
-			 errhint("Read the stream again, decide again, and append with its new version.")));
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_ES_VERSION_CONFLICT),
+		 errmsg("version conflict in collection \"%s\"", get_rel_name(run->coll->relid)),
+		 errdetail("Stream \"%s\": expected version " INT64_FORMAT
+				   ", actual version " INT64_FORMAT ".",
+				   text_to_cstring(head->stream), expected, actual),
+		 errhint(
+			 "Read the stream again, decide again, and append with its new version.")));
 }
 
 /*
@@ -347,19 +352,19 @@ report_version_conflict(AppendRun *run, const EsStreamHead *head, int64 expected
 static bool
 check_versions(AppendRun *run)
 {
-	EsAppend   *append = run->append;
-	int64	   *versions = palloc(sizeof(int64) * (run->nstreams + 1));
-	bool		repeated = false;
+	EsAppend *append = run->append;
+	int64	 *versions = palloc(sizeof(int64) * (run->nstreams + 1));
+	bool	  repeated = false;
 
 	for (int i = 0; i < run->nstreams; i++)
 		versions[i] = run->streams[i].version;
 
 	for (int i = 0; i < append->nevents && !repeated; i++)
 	{
-		EsEvent    *event = &append->events[i];
-		int64		wanted[2] = {i == 0 ? append->expected_version : ES_NO_VERSION,
-			event->expected_version};
-		int64		version;
+		EsEvent *event = &append->events[i];
+		int64	 wanted[2] = {i == 0 ? append->expected_version : ES_NO_VERSION,
+						   event->expected_version};
+		int64 version;
 
 		if (event->stream_index < 0)
 			continue;
@@ -374,7 +379,7 @@ check_versions(AppendRun *run)
 			if (!repeated)
 				report_version_conflict(run, head, wanted[k], version);
 		}
-		if (!repeated)			/* else it has the first append's version */
+		if (!repeated) /* else it has the first append's version */
 			event->version = ++versions[event->stream_index];
 	}
 	pfree(versions);
@@ -395,16 +400,17 @@ copy_id(pg_uuid_t *id, Datum value, bool isnull)
 static EsPosition
 find_match(AppendRun *run, Snapshot snapshot, pg_uuid_t *id)
 {
-	EsAppend   *append = run->append;
-	EsPosition	after = append->after_given ? append->after : run->coll->first_position - 1;
-	EsPosition	position = 0;
-	EsMatch    *match = es_match_begin(run->coll, append->fail_if, after, PG_INT64_MAX,
-									   ForwardScanDirection, snapshot);
+	EsAppend  *append = run->append;
+	EsPosition after =
+		append->after_given ? append->after : run->coll->first_position - 1;
+	EsPosition position = 0;
+	EsMatch	  *match = es_match_begin(run->coll, append->fail_if, after, PG_INT64_MAX,
+									  ForwardScanDirection, snapshot);
 	TupleTableSlot *slot = es_match_next(match);
 
 	if (slot != NULL)
 	{
-		bool		isnull;
+		bool isnull;
 
 		position = DatumGetInt64(slot_getattr(slot, ES_ATT_POSITION, &isnull));
 		copy_id(id, slot_getattr(slot, ES_ATT_ID, &isnull), isnull);
@@ -417,32 +423,33 @@ find_match(AppendRun *run, Snapshot snapshot, pg_uuid_t *id)
 static EsPosition
 find_match_by_sql(AppendRun *run, Snapshot snapshot, pg_uuid_t *id)
 {
-	EsAppend   *append = run->append;
-	EsPosition	position = 0;
-	Oid			types[1] = {INT8OID};
-	Datum		values[1];
-	SPIPlanPtr	plan;
-	char	   *sql;
+	EsAppend  *append = run->append;
+	EsPosition position = 0;
+	Oid		   types[1] = {INT8OID};
+	Datum	   values[1];
+	SPIPlanPtr plan;
+	char	  *sql;
 
-	sql = psprintf("SELECT position, id FROM %s WHERE position OPERATOR(pg_catalog.>) $1 AND %s ORDER BY position LIMIT 1",
+	sql = psprintf("SELECT position, id FROM %s WHERE position OPERATOR(pg_catalog.>) $1 "
+				   "AND %s ORDER BY position LIMIT 1",
 				   es_collection_name(run->coll), es_query_to_sql(append->fail_if));
-	values[0] = Int64GetDatum(append->after_given ? append->after :
-							  run->coll->first_position - 1);
+	values[0] = Int64GetDatum(append->after_given ? append->after
+												  : run->coll->first_position - 1);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	plan = SPI_prepare(sql, 1, types);
 	if (plan == NULL ||
-		SPI_execute_snapshot(plan, values, NULL, snapshot, InvalidSnapshot,
-							 true, false, 1) != SPI_OK_SELECT)
+		SPI_execute_snapshot(plan, values, NULL, snapshot, InvalidSnapshot, true, false,
+							 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not check an append condition: %s",
 			 SPI_result_code_string(SPI_result));
 	if (SPI_processed > 0)
 	{
-		bool		isnull;
-		Datum		value;
+		bool  isnull;
+		Datum value;
 
-		position = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
-											   SPI_tuptable->tupdesc, 1, &isnull));
+		position = DatumGetInt64(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull);
 		copy_id(id, value, isnull);
 	}
@@ -458,10 +465,10 @@ find_match_by_sql(AppendRun *run, Snapshot snapshot, pg_uuid_t *id)
 static bool
 check_condition(AppendRun *run)
 {
-	Snapshot	snapshot;
-	EsPosition	position;
-	pg_uuid_t	id;
-	bool		repeated;
+	Snapshot   snapshot;
+	EsPosition position;
+	pg_uuid_t  id;
+	bool	   repeated;
 
 	/* Rows that the statement around us has written so far count too. */
 	CommandCounterIncrement();
@@ -483,7 +490,8 @@ check_condition(AppendRun *run)
 			 errmsg("append condition failed in collection \"%s\"",
 					get_rel_name(run->coll->relid)),
 			 errdetail("The event at position " INT64_FORMAT " matches.", position),
-			 errhint("After a rollback, wait_for(collection, " INT64_FORMAT ") returns when it can be read; then read, decide and append again.",
+			 errhint("After a rollback, wait_for(collection, " INT64_FORMAT
+					 ") returns when it can be read; then read, decide and append again.",
 					 position - 1)));
 	return false;
 }
@@ -492,18 +500,18 @@ check_condition(AppendRun *run)
 static void
 check_arguments(AppendRun *run)
 {
-	EsAppend   *append = run->append;
+	EsAppend *append = run->append;
 
 	if (append->expected_version != ES_NO_VERSION &&
 		(run->nstreams != 1 || append->events[0].stream_index < 0))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("expected_version needs one stream that all events name"),
-				 errdetail("The events name %d streams.", run->nstreams),
-				 errhint("A version can be expected of each stream by the events' own field expected_version.")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("expected_version needs one stream that all events name"),
+						errdetail("The events name %d streams.", run->nstreams),
+						errhint("A version can be expected of each stream by the events' "
+								"own field expected_version.")));
 	for (int i = 0; i < append->nevents; i++)
 	{
-		EsEvent    *event = &append->events[i];
+		EsEvent *event = &append->events[i];
 
 		if (append->expected_version != ES_NO_VERSION && event->stream_index < 0)
 			ereport(ERROR,
@@ -511,17 +519,15 @@ check_arguments(AppendRun *run)
 					 errmsg("expected_version needs one stream that all events name"),
 					 errdetail("Event %d names none.", i)));
 		if (event->expected_version != ES_NO_VERSION && event->stream_index < 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("expected_version of an event needs a stream"),
-					 errdetail("Event %d names none.", i)));
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("expected_version of an event needs a stream"),
+							errdetail("Event %d names none.", i)));
 	}
 	if (append->after_given)
 	{
 		if (append->fail_if == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("\"after\" needs \"fail_if\"")));
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("\"after\" needs \"fail_if\"")));
 		es_collection_check_cursor(run->coll, append->after);
 	}
 }
@@ -536,10 +542,9 @@ register_intent(AppendRun *run)
 	EsAppend   *append = run->append;
 	EsIntent	intent = {0};
 	EsCondition condition;
-	EsLabel    *labels;
-	int			room = run->nstreams + es_events_count_labels(append->events,
-															  append->nevents);
-	int			n = 0;
+	EsLabel	   *labels;
+	int room = run->nstreams + es_events_count_labels(append->events, append->nevents);
+	int n = 0;
 
 	labels = palloc_extended(sizeof(EsLabel) * room, MCXT_ALLOC_HUGE);
 	for (int i = 0; i < append->nevents; i++)
@@ -566,7 +571,7 @@ register_intent(AppendRun *run)
 static void
 allot_positions(AppendRun *run)
 {
-	EsAppend   *append = run->append;
+	EsAppend	 *append = run->append;
 	EsCollection *coll = run->coll;
 
 	while (!es_head_allot(&coll->head, append->nevents, append->fail_if != NULL,
@@ -583,17 +588,17 @@ allot_positions(AppendRun *run)
 /* One segment, open for writing. */
 typedef struct SegmentWriter
 {
-	Relation	rel;
-	EState	   *estate;
-	ResultRelInfo *rri;
+	Relation		 rel;
+	EState			*estate;
+	ResultRelInfo	*rri;
 	TupleTableSlot **slots;
-	int			nslots;
+	int				 nslots;
 } SegmentWriter;
 
 static void
 open_writer(SegmentWriter *writer, Relation rel, int nslots)
 {
-	TupleDesc	desc;
+	TupleDesc desc;
 
 	writer->rel = rel;
 	writer->estate = CreateExecutorState();
@@ -622,7 +627,7 @@ static void
 write_chunk(SegmentWriter *writer, const EsEvent *events, int n, EsPosition safe,
 			BulkInsertState bulk)
 {
-	CommandId	cid = GetCurrentCommandId(true);
+	CommandId cid = GetCurrentCommandId(true);
 
 	for (int i = 0; i < n; i++)
 	{
@@ -647,7 +652,7 @@ write_chunk(SegmentWriter *writer, const EsEvent *events, int n, EsPosition safe
 static int
 write_segment(AppendRun *run, Relation rel, int start, int n)
 {
-	SegmentWriter writer;
+	SegmentWriter	writer;
 	BulkInsertState bulk = NULL;
 
 	es_layout_check(rel);
@@ -687,7 +692,8 @@ segment_for(AppendRun *run, EsPosition position)
 				 errmsg("the last segment of collection \"%s\" is missing",
 						get_rel_name(run->coll->relid)),
 				 errdetail("No segment holds position " INT64_FORMAT ".", position),
-				 errhint("Attach it again with ALTER TABLE ... ATTACH PARTITION, or call eventstore.repair_collection().")));
+				 errhint("Attach it again with ALTER TABLE ... ATTACH PARTITION, or call "
+						 "eventstore.repair_collection().")));
 	return *segment;
 }
 
@@ -695,16 +701,16 @@ segment_for(AppendRun *run, EsPosition position)
 static void
 write_by_sql(AppendRun *run)
 {
-	EsAppend   *append = run->append;
-	TupleDesc	desc = lookup_rowtype_tupdesc(get_rel_type_id(es_extension_relation("event")),
-											  -1);
-	Oid			array_type = get_array_type(desc->tdtypeid);
-	Datum	   *rows = palloc(sizeof(Datum) * append->nevents);
-	Datum		values[ES_COLLECTION_NATTS];
-	bool		nulls[ES_COLLECTION_NATTS];
-	Datum		array;
-	int			mark = es_insert_mark();
-	char	   *sql;
+	EsAppend *append = run->append;
+	TupleDesc desc =
+		lookup_rowtype_tupdesc(get_rel_type_id(es_extension_relation("event")), -1);
+	Oid	   array_type = get_array_type(desc->tdtypeid);
+	Datum *rows = palloc(sizeof(Datum) * append->nevents);
+	Datum  values[ES_COLLECTION_NATTS];
+	bool   nulls[ES_COLLECTION_NATTS];
+	Datum  array;
+	int	   mark = es_insert_mark();
+	char  *sql;
 
 	for (int i = 0; i < append->nevents; i++)
 	{
@@ -716,8 +722,10 @@ write_by_sql(AppendRun *run)
 											false, TYPALIGN_DOUBLE));
 	ReleaseTupleDesc(desc);
 
-	sql = psprintf("INSERT INTO %s (position, stream, version, id, type, tags, data, body, metadata, created_at) "
-				   "SELECT position, stream, version, id, type, tags, data, body, metadata, created_at "
+	sql = psprintf("INSERT INTO %s (position, stream, version, id, type, tags, data, "
+				   "body, metadata, created_at) "
+				   "SELECT position, stream, version, id, type, tags, data, body, "
+				   "metadata, created_at "
 				   "FROM pg_catalog.unnest($1)",
 				   es_collection_name(run->coll));
 	/* The executor routes by the partitions that this backend knows of. */
@@ -726,12 +734,11 @@ write_by_sql(AppendRun *run)
 		elog(ERROR, "SPI_connect failed");
 	es_spi_execute(sql, 1, &array_type, &array, NULL, false, SPI_OK_INSERT);
 	if (SPI_processed != (uint64) append->nevents)
-		ereport(ERROR,
-				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
-				 errmsg("a trigger of collection \"%s\" suppressed an event",
-						get_rel_name(run->coll->relid)),
-				 errdetail("Of %d events " UINT64_FORMAT " were inserted.",
-						   append->nevents, SPI_processed)));
+		ereport(ERROR, (errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+						errmsg("a trigger of collection \"%s\" suppressed an event",
+							   get_rel_name(run->coll->relid)),
+						errdetail("Of %d events " UINT64_FORMAT " were inserted.",
+								  append->nevents, SPI_processed)));
 	SPI_finish();
 	es_insert_forget_from(mark);
 }
@@ -751,18 +758,18 @@ write_by_sql_as_owner(AppendRun *run)
 static bool
 may_write_past_executor(AppendRun *run)
 {
-	EsAppend   *append = run->append;
-	EsPosition	position = append->events[0].position;
-	EsPosition	last = position + append->nevents - 1;
+	EsAppend  *append = run->append;
+	EsPosition position = append->events[0].position;
+	EsPosition last = position + append->nevents - 1;
 
 	if (!run->coll->plain ||
 		(!append->recording && es_collection_row_security(run->coll)))
 		return false;
 	while (position <= last)
 	{
-		EsSegment	segment = segment_for(run, position);
-		Relation	rel = table_open(segment.relid, RowExclusiveLock);
-		bool		plain = es_collection_segment_plain(run->coll, rel);
+		EsSegment segment = segment_for(run, position);
+		Relation  rel = table_open(segment.relid, RowExclusiveLock);
+		bool	  plain = es_collection_segment_plain(run->coll, rel);
 
 		table_close(rel, NoLock);
 		if (!plain)
@@ -776,8 +783,8 @@ may_write_past_executor(AppendRun *run)
 static void
 write_events(AppendRun *run)
 {
-	EsAppend   *append = run->append;
-	int			start = 0;
+	EsAppend *append = run->append;
+	int		  start = 0;
 
 	if (!may_write_past_executor(run))
 	{
@@ -789,10 +796,10 @@ write_events(AppendRun *run)
 	}
 	while (start < append->nevents)
 	{
-		EsSegment	segment = segment_for(run, append->events[start].position);
-		Relation	rel = table_open(segment.relid, RowExclusiveLock);
-		int			n = (int) Min((int64) (append->nevents - start),
-								  segment.end - append->events[start].position);
+		EsSegment segment = segment_for(run, append->events[start].position);
+		Relation  rel = table_open(segment.relid, RowExclusiveLock);
+		int		  n = (int) Min((int64) (append->nevents - start),
+								segment.end - append->events[start].position);
 
 		start += write_segment(run, rel, start, n);
 	}
@@ -805,7 +812,7 @@ write_events(AppendRun *run)
 static void
 run_steps(AppendRun *run)
 {
-	EsAppend   *append = run->append;
+	EsAppend *append = run->append;
 
 	register_intent(run);
 	lock_streams(run);
@@ -828,7 +835,7 @@ run_steps(AppendRun *run)
 void
 es_append_run(EsAppend *append)
 {
-	AppendRun	run = {append, append->coll};
+	AppendRun run = {append, append->coll};
 
 	if (!append->recording)
 	{
@@ -865,25 +872,23 @@ static Oid
 collection_arg(FunctionCallInfo fcinfo)
 {
 	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("collection must not be null")));
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("collection must not be null")));
 	return PG_GETARG_OID(0);
 }
 
 static int64
 version_arg(FunctionCallInfo fcinfo, int n)
 {
-	int64		version;
+	int64 version;
 
 	if (PG_ARGISNULL(n))
 		return ES_NO_VERSION;
 	version = PG_GETARG_INT64(n);
 	if (version < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("expected_version must not be negative"),
-				 errdetail("It is " INT64_FORMAT ".", version)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("expected_version must not be negative"),
+						errdetail("It is " INT64_FORMAT ".", version)));
 	return version;
 }
 
@@ -899,10 +904,9 @@ read_guards(EsAppend *append, FunctionCallInfo fcinfo, int version_arg_no, int f
 	{
 		append->after = PG_GETARG_INT64(fail_if_no + 1);
 		if (append->after < 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("\"after\" must not be negative"),
-					 errdetail("It is " INT64_FORMAT ".", append->after)));
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("\"after\" must not be negative"),
+							errdetail("It is " INT64_FORMAT ".", append->after)));
 	}
 }
 
@@ -929,11 +933,11 @@ result_values(const EsEvent *event, Datum *values, bool *nulls)
 Datum
 es_append(PG_FUNCTION_ARGS)
 {
-	EsAppend	append = {0};
-	EsEvent		event;
-	TupleDesc	desc;
-	Datum		values[3];
-	bool		nulls[3];
+	EsAppend  append = {0};
+	EsEvent	  event;
+	TupleDesc desc;
+	Datum	  values[3];
+	bool	  nulls[3];
 
 	memset(&event, 0, sizeof(event));
 	event.expected_version = ES_NO_VERSION;
@@ -959,9 +963,8 @@ es_append(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	result_values(&event, values, nulls);
-	PG_RETURN_DATUM(heap_copy_tuple_as_datum(heap_form_tuple(BlessTupleDesc(desc), values,
-															 nulls),
-											 desc));
+	PG_RETURN_DATUM(heap_copy_tuple_as_datum(
+		heap_form_tuple(BlessTupleDesc(desc), values, nulls), desc));
 }
 
 static Datum
@@ -971,8 +974,8 @@ return_results(FunctionCallInfo fcinfo, const EsAppend *append)
 
 	for (int i = 0; i < append->nevents; i++)
 	{
-		Datum		values[3];
-		bool		nulls[3];
+		Datum values[3];
+		bool  nulls[3];
 
 		result_values(&append->events[i], values, nulls);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
@@ -983,33 +986,31 @@ return_results(FunctionCallInfo fcinfo, const EsAppend *append)
 Datum
 es_append_batch(PG_FUNCTION_ARGS)
 {
-	EsAppend	append = {0};
-	Jsonb	   *events;
+	EsAppend append = {0};
+	Jsonb	*events;
 
 	InitMaterializedSRF(fcinfo, 0);
 	read_guards(&append, fcinfo, 2, 3);
 	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("events must not be null")));
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("events must not be null")));
 	events = PG_GETARG_JSONB_P(1);
 	if (!JB_ROOT_IS_ARRAY(events) || JB_ROOT_IS_SCALAR(events))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("events must be an array of objects")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("events must be an array of objects")));
 	begin_append(&append, fcinfo);
 
 	append.nevents = JB_ROOT_COUNT(events);
-	append.events = palloc_extended(sizeof(EsEvent) * (append.nevents + 1), MCXT_ALLOC_HUGE);
+	append.events =
+		palloc_extended(sizeof(EsEvent) * (append.nevents + 1), MCXT_ALLOC_HUGE);
 	for (int i = 0; i < append.nevents; i++)
 	{
 		JsonbValue *elem = getIthJsonbValueFromContainer(&events->root, i);
 
 		if (elem->type != jbvBinary || !JsonContainerIsObject(elem->val.binary.data))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("events must be an array of objects"),
-					 errdetail("Element %d is not an object.", i)));
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("events must be an array of objects"),
+							errdetail("Element %d is not an object.", i)));
 		es_event_from_json(&append.events[i], elem->val.binary.data, i);
 	}
 	es_append_run(&append);
@@ -1019,28 +1020,27 @@ es_append_batch(PG_FUNCTION_ARGS)
 Datum
 es_append_array(PG_FUNCTION_ARGS)
 {
-	EsAppend	append = {0};
-	Datum	   *elems;
-	bool	   *nulls;
+	EsAppend append = {0};
+	Datum	*elems;
+	bool	*nulls;
 
 	InitMaterializedSRF(fcinfo, 0);
 	read_guards(&append, fcinfo, 2, 3);
 	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("events must not be null")));
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("events must not be null")));
 	begin_append(&append, fcinfo);
 
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), ARR_ELEMTYPE(PG_GETARG_ARRAYTYPE_P(1)),
 					  -1, false, TYPALIGN_DOUBLE, &elems, &nulls, &append.nevents);
-	append.events = palloc_extended(sizeof(EsEvent) * (append.nevents + 1), MCXT_ALLOC_HUGE);
+	append.events =
+		palloc_extended(sizeof(EsEvent) * (append.nevents + 1), MCXT_ALLOC_HUGE);
 	for (int i = 0; i < append.nevents; i++)
 	{
 		if (nulls[i])
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("events must not contain nulls"),
-					 errdetail("Element %d is null.", i)));
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("events must not contain nulls"),
+							errdetail("Element %d is null.", i)));
 		es_event_from_composite(&append.events[i], elems[i]);
 	}
 	es_append_run(&append);

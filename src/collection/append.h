@@ -26,15 +26,15 @@ struct EsStreamHead;
 typedef struct EsAppend
 {
 	EsCollection *coll;
-	int			nevents;
-	EsEvent    *events;			/* as given; completed by es_append_run */
-	int64		expected_version;	/* or ES_NO_VERSION */
-	EsQuery    *fail_if;		/* or NULL */
-	bool		after_given;
-	EsPosition	after;
-	bool		recording;
-	void		(*settle) (struct EsAppend *append, const struct EsStreamHead *streams);
-	void	   *settle_arg;
+	int			  nevents;
+	EsEvent		 *events;			/* as given; completed by es_append_run */
+	int64		  expected_version; /* or ES_NO_VERSION */
+	EsQuery		 *fail_if;			/* or NULL */
+	bool		  after_given;
+	EsPosition	  after;
+	bool		  recording;
+	void (*settle)(struct EsAppend *append, const struct EsStreamHead *streams);
+	void *settle_arg;
 } EsAppend;
 
 /*
@@ -46,7 +46,8 @@ typedef struct EsAppend
 extern void es_append_run(EsAppend *append);
 
 /* Rows of INSERT and COPY, and of the append functions' general way (insert.c). */
-extern void es_insert_expect(const EsCollection *coll, const EsEvent *event, EsPosition safe);
+extern void es_insert_expect(const EsCollection *coll, const EsEvent *event,
+							 EsPosition safe);
 
 /* What is expected beyond the mark is expected no longer (an outer statement's is). */
 extern int	es_insert_mark(void);
@@ -62,4 +63,4 @@ extern EsPosition es_insert_lowest_pending(const EsCollection *coll);
 /* Hooks for what only the executor knows; from _PG_init. */
 extern void es_append_install_hooks(void);
 
-#endif							/* ES_APPEND_H */
+#endif /* ES_APPEND_H */

@@ -66,12 +66,12 @@
 /* A segment's way back to its collection. */
 typedef struct SegmentEntry
 {
-	Oid			segment;		/* hash key */
-	Oid			collection;
+	Oid segment; /* hash key */
+	Oid collection;
 } SegmentEntry;
 
-static HTAB *collections = NULL;
-static HTAB *segment_owners = NULL;
+static HTAB			*collections = NULL;
+static HTAB			*segment_owners = NULL;
 static MemoryContext cache_context = NULL;
 
 /* ---------------------------------------------------------------------------
@@ -82,7 +82,7 @@ static void
 invalidate_all(void)
 {
 	HASH_SEQ_STATUS status;
-	EsCollection *coll;
+	EsCollection   *coll;
 
 	hash_seq_init(&status, collections);
 	while ((coll = hash_seq_search(&status)) != NULL)
@@ -111,7 +111,7 @@ invalidate_relation(Datum arg, Oid relid)
 static void
 init_cache(void)
 {
-	HASHCTL		ctl;
+	HASHCTL ctl;
 
 	if (collections != NULL)
 		return;
@@ -142,13 +142,13 @@ is_own_function(Oid func, Oid schema)
 static bool
 is_plain(Relation rel)
 {
-	Oid			schema = es_extension_schema();
-	TupleDesc	desc = RelationGetDescr(rel);
+	Oid		  schema = es_extension_schema();
+	TupleDesc desc = RelationGetDescr(rel);
 
 	if (rel->trigdesc != NULL)
 		for (int i = 0; i < rel->trigdesc->numtriggers; i++)
 		{
-			Trigger    *trigger = &rel->trigdesc->triggers[i];
+			Trigger *trigger = &rel->trigdesc->triggers[i];
 
 			if ((trigger->tgtype & TRIGGER_TYPE_INSERT) != 0 &&
 				!is_own_function(trigger->tgfoid, schema))
@@ -184,15 +184,16 @@ forget_segments(EsCollection *coll)
 static void
 load_segments(EsCollection *coll, Relation rel)
 {
-	PartitionDesc partdesc = RelationGetPartitionDesc(rel, false);
+	PartitionDesc	   partdesc = RelationGetPartitionDesc(rel, false);
 	PartitionBoundInfo bounds = partdesc->boundinfo;
-	EsSegment  *segments;
-	int			n = 0;
+	EsSegment		  *segments;
+	int				   n = 0;
 
 	forget_segments(coll);
 	if (partdesc->nparts == 0)
 		return;
-	segments = MemoryContextAllocZero(cache_context, sizeof(EsSegment) * partdesc->nparts);
+	segments =
+		MemoryContextAllocZero(cache_context, sizeof(EsSegment) * partdesc->nparts);
 	coll->segments = segments;
 
 	/* indexes[i] is the partition that ends at the i-th bound, -1 for a hole. */
@@ -219,9 +220,9 @@ load_segments(EsCollection *coll, Relation rel)
 static EsChannel
 channel_of(const Datum *catalog_row)
 {
-	char	   *notify = TextDatumGetCString(catalog_row[ES_CATALOG_NOTIFY - 1]);
-	char	   *channel = TextDatumGetCString(catalog_row[ES_CATALOG_CHANNEL - 1]);
-	EsChannel	result = strcmp(notify, "none") == 0 ? 0 : es_listeners_channel(channel);
+	char	 *notify = TextDatumGetCString(catalog_row[ES_CATALOG_NOTIFY - 1]);
+	char	 *channel = TextDatumGetCString(catalog_row[ES_CATALOG_CHANNEL - 1]);
+	EsChannel result = strcmp(notify, "none") == 0 ? 0 : es_listeners_channel(channel);
 
 	pfree(notify);
 	pfree(channel);
@@ -232,10 +233,10 @@ channel_of(const Datum *catalog_row)
 static bool
 load_row(EsCollection *coll)
 {
-	Datum		values[ES_CATALOG_NATTS];
-	bool		nulls[ES_CATALOG_NATTS];
-	HeapTuple	tuple = es_extension_row("collection_catalog", NULL, ES_CATALOG_COLLECTION,
-										 coll->relid, ES_CATALOG_NATTS, values, nulls);
+	Datum	  values[ES_CATALOG_NATTS];
+	bool	  nulls[ES_CATALOG_NATTS];
+	HeapTuple tuple = es_extension_row("collection_catalog", NULL, ES_CATALOG_COLLECTION,
+									   coll->relid, ES_CATALOG_NATTS, values, nulls);
 
 	if (tuple == NULL)
 		return false;
@@ -254,13 +255,14 @@ load_row(EsCollection *coll)
 static Oid
 find_source(const char *catalog, const char *index, Oid changelog)
 {
-	Datum		values[ES_STORE_CATALOG_CHANGELOG];
-	bool		nulls[lengthof(values)];
-	HeapTuple	tuple = es_extension_row(catalog, index, ES_STORE_CATALOG_CHANGELOG, changelog,
-										 ES_STORE_CATALOG_CHANGELOG, values, nulls);
+	Datum	  values[ES_STORE_CATALOG_CHANGELOG];
+	bool	  nulls[lengthof(values)];
+	HeapTuple tuple =
+		es_extension_row(catalog, index, ES_STORE_CATALOG_CHANGELOG, changelog,
+						 ES_STORE_CATALOG_CHANGELOG, values, nulls);
 
 	StaticAssertStmt(ES_STORE_CATALOG_STORE == ES_CAPTURE_CATALOG_SOURCE &&
-					 ES_STORE_CATALOG_CHANGELOG == ES_CAPTURE_CATALOG_CHANGELOG,
+						 ES_STORE_CATALOG_CHANGELOG == ES_CAPTURE_CATALOG_CHANGELOG,
 					 "both catalogs begin alike");
 	if (tuple == NULL)
 		return InvalidOid;
@@ -271,18 +273,17 @@ find_source(const char *catalog, const char *index, Oid changelog)
 void
 es_collection_report_no_changelog(Oid store)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("store \"%s\" has no changelog", get_rel_name(store)),
-			 errhint("It was created with changelog => false.")));
+	ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					errmsg("store \"%s\" has no changelog", get_rel_name(store)),
+					errhint("It was created with changelog => false.")));
 }
 
 Oid
 es_collection_or_changelog(Oid relid)
 {
-	Datum		values[ES_STORE_CATALOG_NATTS];
-	bool		nulls[ES_STORE_CATALOG_NATTS];
-	HeapTuple	tuple;
+	Datum	  values[ES_STORE_CATALOG_NATTS];
+	bool	  nulls[ES_STORE_CATALOG_NATTS];
+	HeapTuple tuple;
 
 	if (get_rel_relkind(relid) != RELKIND_RELATION || !OidIsValid(es_extension_schema()))
 		return relid;
@@ -306,16 +307,15 @@ static void
 report_not_collection(Relation rel)
 {
 	if (es_layout_matches(rel))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("collection \"%s\" is not registered",
-						RelationGetRelationName(rel)),
-				 errdetail("It was restored without the extension's own tables, or the extension was dropped and created again."),
-				 errhint("Its owner can call eventstore.repair_collection().")));
-	ereport(ERROR,
-			(errcode(ERRCODE_ES_NOT_A_COLLECTION),
-			 errmsg("relation \"%s\" is not a collection",
-					RelationGetRelationName(rel))));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("collection \"%s\" is not registered",
+							   RelationGetRelationName(rel)),
+						errdetail("It was restored without the extension's own tables, "
+								  "or the extension was dropped and created again."),
+						errhint("Its owner can call eventstore.repair_collection().")));
+	ereport(ERROR, (errcode(ERRCODE_ES_NOT_A_COLLECTION),
+					errmsg("relation \"%s\" is not a collection",
+						   RelationGetRelationName(rel))));
 }
 
 /* Events have to be where C looks for them, and the companions have to exist. */
@@ -335,8 +335,8 @@ check_shape(const EsCollection *coll, Relation rel)
 static void
 load_collection(EsCollection *coll)
 {
-	Relation	rel = relation_open(coll->relid, NoLock);
-	int64		incarnation = coll->head.incarnation;
+	Relation rel = relation_open(coll->relid, NoLock);
+	int64	 incarnation = coll->head.incarnation;
 
 	/* An invalidation that arrives while we read must mark it again. */
 	coll->valid = true;
@@ -347,8 +347,8 @@ load_collection(EsCollection *coll)
 		check_shape(coll, rel);
 		load_segments(coll, rel);
 		coll->store = es_collection_find_store(coll->relid);
-		coll->captured = find_source("capture_catalog", "capture_catalog_changelog",
-									 coll->relid);
+		coll->captured =
+			find_source("capture_catalog", "capture_catalog_changelog", coll->relid);
 		coll->plain = is_plain(rel);
 		if (coll->head.incarnation != incarnation)
 		{
@@ -369,7 +369,7 @@ EsCollection *
 es_collection_get(Oid relid)
 {
 	EsCollection *coll;
-	bool		found;
+	bool		  found;
 
 	init_cache();
 	coll = hash_search(collections, &relid, HASH_ENTER, &found);
@@ -390,16 +390,15 @@ es_collection_open(Oid relid, LOCKMODE mode)
 {
 	LockRelationOid(relid, mode);
 	if (get_rel_relkind(relid) == '\0')
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation with OID %u does not exist", relid)));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+						errmsg("relation with OID %u does not exist", relid)));
 	return es_collection_get(relid);
 }
 
 bool
 es_collection_exists(Oid relid)
 {
-	EsCollection probe;
+	EsCollection  probe;
 	EsCollection *coll;
 
 	init_cache();
@@ -418,7 +417,7 @@ Oid
 es_collection_of_segment(Oid segment)
 {
 	SegmentEntry *entry;
-	Oid			parent;
+	Oid			  parent;
 
 	init_cache();
 	entry = hash_search(segment_owners, &segment, HASH_FIND, NULL);
@@ -433,8 +432,8 @@ es_collection_of_segment(Oid segment)
 bool
 es_collection_segment_plain(EsCollection *coll, Relation segment)
 {
-	Oid			relid = RelationGetRelid(segment);
-	bool		plain;
+	Oid	 relid = RelationGetRelid(segment);
+	bool plain;
 
 	for (int i = coll->nsegments - 1; i >= 0; i--)
 		if (coll->segments[i].relid == relid)
@@ -462,7 +461,7 @@ es_collection_name(const EsCollection *coll)
 void
 es_collection_check_acl(const EsCollection *coll, AclMode mode)
 {
-	AclResult	result = pg_class_aclcheck(coll->relid, GetUserId(), mode);
+	AclResult result = pg_class_aclcheck(coll->relid, GetUserId(), mode);
 
 	if (result != ACLCHECK_OK)
 		aclcheck_error(result, OBJECT_TABLE, get_rel_name(coll->relid));
@@ -478,17 +477,18 @@ es_collection_check_owner(Oid relid)
 void
 es_collection_refuse_changelog(const EsCollection *coll)
 {
-	bool		of_store = OidIsValid(coll->store);
+	bool of_store = OidIsValid(coll->store);
 
 	if (!of_store && !OidIsValid(coll->captured))
 		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_ES_APPEND_ONLY),
-			 errmsg("cannot append to changelog \"%s\"", get_rel_name(coll->relid)),
-			 errdetail("It records the changes of %s \"%s\" and nothing else.",
-					   of_store ? "store" : "table",
-					   get_rel_name(of_store ? coll->store : coll->captured)),
-			 errhint("Change the %s: its changelog follows.", of_store ? "store" : "table")));
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_ES_APPEND_ONLY),
+		 errmsg("cannot append to changelog \"%s\"", get_rel_name(coll->relid)),
+		 errdetail("It records the changes of %s \"%s\" and nothing else.",
+				   of_store ? "store" : "table",
+				   get_rel_name(of_store ? coll->store : coll->captured)),
+		 errhint("Change the %s: its changelog follows.", of_store ? "store" : "table")));
 }
 
 bool
@@ -504,13 +504,13 @@ es_collection_row_security(const EsCollection *coll)
 const EsSegment *
 es_collection_segment(const EsCollection *coll, EsPosition position)
 {
-	int			low = 0;
-	int			high = coll->nsegments - 1;
+	int low = 0;
+	int high = coll->nsegments - 1;
 
 	/* The newest one or the one before it, nearly always. */
 	while (low <= high)
 	{
-		int			mid = (low + high) / 2;
+		int				 mid = (low + high) / 2;
 		const EsSegment *segment = &coll->segments[mid];
 
 		if (position < segment->first)
@@ -529,7 +529,8 @@ es_collection_segment(const EsCollection *coll, EsPosition position)
 				 errmsg("a segment of collection \"%s\" is missing",
 						get_rel_name(coll->relid)),
 				 errdetail("No segment holds position " INT64_FORMAT ".", position),
-				 errhint("Attach it again with ALTER TABLE ... ATTACH PARTITION, or give up what it held with eventstore.truncate_before().")));
+				 errhint("Attach it again with ALTER TABLE ... ATTACH PARTITION, or give "
+						 "up what it held with eventstore.truncate_before().")));
 	return NULL;
 }
 
@@ -541,27 +542,27 @@ es_collection_segment(const EsCollection *coll, EsPosition position)
 static EsPosition
 highest_key(Oid segment)
 {
-	Relation	rel = try_table_open(segment, AccessShareLock);
-	EsPosition	highest = 0;
-	Oid			pk;
+	Relation   rel = try_table_open(segment, AccessShareLock);
+	EsPosition highest = 0;
+	Oid		   pk;
 
 	if (rel == NULL)
-		return 0;				/* dropped by retention, after our list was made */
+		return 0; /* dropped by retention, after our list was made */
 	es_layout_check(rel);
 	pk = es_primary_key(rel);
 	if (OidIsValid(pk))
 	{
-		Relation	index = index_open(pk, AccessShareLock);
+		Relation	  index = index_open(pk, AccessShareLock);
 		IndexScanDesc scan = es_index_beginscan(rel, index, SnapshotAny, 0);
 
 		scan->xs_want_itup = true;
 		index_rescan(scan, NULL, 0, NULL, 0);
 		if (index_getnext_tid(scan, BackwardScanDirection) != NULL)
 		{
-			bool		isnull;
+			bool isnull;
 
-			highest = DatumGetInt64(index_getattr(scan->xs_itup, 1, scan->xs_itupdesc,
-												  &isnull));
+			highest = DatumGetInt64(
+				index_getattr(scan->xs_itup, 1, scan->xs_itupdesc, &isnull));
 		}
 		index_endscan(scan);
 		index_close(index, AccessShareLock);
@@ -573,9 +574,9 @@ highest_key(Oid segment)
 EsPosition
 es_collection_highest_present(const EsCollection *coll)
 {
-	int			n = coll->nsegments;
-	Oid		   *relids = palloc(sizeof(Oid) * (n + 1));
-	EsPosition	highest = 0;
+	int		   n = coll->nsegments;
+	Oid		  *relids = palloc(sizeof(Oid) * (n + 1));
+	EsPosition highest = 0;
 
 	for (int i = 0; i < n; i++)
 		relids[i] = coll->segments[i].relid;
@@ -599,7 +600,7 @@ segments_end(const EsCollection *coll)
 static bool
 find_origin(EsCollection *coll, EsHeadOrigin *origin)
 {
-	Relation	rel;
+	Relation rel;
 
 	es_segments_lock(coll->relid, ShareLock);
 	es_segments_unlock(coll->relid, ShareLock);
@@ -623,7 +624,7 @@ static bool
 find_head(EsCollection *coll)
 {
 	if (coll->head.head == NULL && es_head_find(&coll->head))
-		coll->behind = false;	/* repaired, if it was */
+		coll->behind = false; /* repaired, if it was */
 	return coll->head.head != NULL;
 }
 
@@ -664,7 +665,7 @@ es_collection_load_head(EsCollection *coll)
 void
 es_collection_load_head_for_append(EsCollection *coll)
 {
-	bool		behind;
+	bool behind;
 
 	PreventCommandDuringRecovery("append");
 	es_collection_load_head(coll);
@@ -675,12 +676,15 @@ es_collection_load_head_for_append(EsCollection *coll)
 		es_collection_highest_present(coll) > es_head_last_allotted(&coll->head))
 		behind = true;
 	if (behind)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("collection \"%s\" has events that its counter does not know of",
-						get_rel_name(coll->relid)),
-				 errdetail("They came by logical replication, or by a restore of the data alone."),
-				 errhint("Once nothing else writes them, its owner can call eventstore.repair_collection().")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("collection \"%s\" has events that its counter does not know of",
+					get_rel_name(coll->relid)),
+			 errdetail(
+				 "They came by logical replication, or by a restore of the data alone."),
+			 errhint("Once nothing else writes them, its owner can call "
+					 "eventstore.repair_collection().")));
 }
 
 /* The tick that this snapshot sees; 0. */
@@ -699,7 +703,7 @@ es_collection_tick(Oid collection, Snapshot snapshot)
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
 	{
-		bool		isnull;
+		bool isnull;
 
 		head = DatumGetInt64(heap_getattr(tuple, 2, RelationGetDescr(rel), &isnull));
 	}
@@ -712,9 +716,9 @@ es_collection_tick(Oid collection, Snapshot snapshot)
 static EsPosition
 newest_safe_head(Oid segment, Snapshot snapshot)
 {
-	Relation	rel = try_table_open(segment, AccessShareLock);
-	EsPosition	safe = -1;
-	Oid			pk;
+	Relation   rel = try_table_open(segment, AccessShareLock);
+	EsPosition safe = -1;
+	Oid		   pk;
 
 	if (rel == NULL)
 		return -1;
@@ -722,21 +726,20 @@ newest_safe_head(Oid segment, Snapshot snapshot)
 	pk = es_primary_key(rel);
 	if (OidIsValid(pk))
 	{
-		Relation	index = index_open(pk, AccessShareLock);
+		Relation		index = index_open(pk, AccessShareLock);
 		TupleTableSlot *slot = table_slot_create(rel, NULL);
-		IndexScanDesc scan = es_index_beginscan(rel, index, snapshot, 0);
+		IndexScanDesc	scan = es_index_beginscan(rel, index, snapshot, 0);
 
 		index_rescan(scan, NULL, 0, NULL, 0);
 		while (safe < 0 && index_getnext_slot(scan, BackwardScanDirection, slot))
 		{
-			bool		isnull;
+			bool		  isnull;
 			TransactionId xmin;
-			Datum		value;
+			Datum		  value;
 
 			CHECK_FOR_INTERRUPTS();
-			xmin = DatumGetTransactionId(slot_getsysattr(slot,
-														 MinTransactionIdAttributeNumber,
-														 &isnull));
+			xmin = DatumGetTransactionId(
+				slot_getsysattr(slot, MinTransactionIdAttributeNumber, &isnull));
 			if (TransactionIdIsCurrentTransactionId(xmin))
 				continue;
 			value = slot_getattr(slot, ES_ATT_SAFE_HEAD, &isnull);
@@ -753,9 +756,9 @@ newest_safe_head(Oid segment, Snapshot snapshot)
 EsPosition
 es_collection_head_in(EsCollection *coll, Snapshot snapshot)
 {
-	int			n = coll->nsegments;
-	Oid		   *relids = palloc(sizeof(Oid) * (n + 1));
-	EsPosition	safe = -1;
+	int		   n = coll->nsegments;
+	Oid		  *relids = palloc(sizeof(Oid) * (n + 1));
+	EsPosition safe = -1;
 
 	for (int i = 0; i < n; i++)
 		relids[i] = coll->segments[i].relid;
@@ -768,7 +771,7 @@ es_collection_head_in(EsCollection *coll, Snapshot snapshot)
 EsPosition
 es_collection_last_allotted(EsCollection *coll)
 {
-	EsPosition	last;
+	EsPosition last;
 
 	es_collection_load_head(coll);
 	if (coll->head.head == NULL)
@@ -794,12 +797,13 @@ void
 es_collection_check_cursor(EsCollection *coll, EsPosition after)
 {
 	/* First, since it may learn of a truncation. */
-	EsPosition	last = es_collection_last_allotted(coll);
+	EsPosition last = es_collection_last_allotted(coll);
 
 	if (after < coll->first_position - 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_NOT_RETAINED),
-				 errmsg("events of collection \"%s\" after position " INT64_FORMAT " are no longer retained",
+				 errmsg("events of collection \"%s\" after position " INT64_FORMAT
+						" are no longer retained",
 						get_rel_name(coll->relid), after),
 				 errdetail("Requested " INT64_FORMAT ", first kept " INT64_FORMAT ".",
 						   after, coll->first_position),
@@ -807,11 +811,12 @@ es_collection_check_cursor(EsCollection *coll, EsPosition after)
 	if (after > last)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_CURSOR_AHEAD),
-				 errmsg("position " INT64_FORMAT " is ahead of collection \"%s\"",
-						after, get_rel_name(coll->relid)),
+				 errmsg("position " INT64_FORMAT " is ahead of collection \"%s\"", after,
+						get_rel_name(coll->relid)),
 				 errdetail("Requested " INT64_FORMAT ", last allotted " INT64_FORMAT ".",
 						   after, last),
-				 errhint("The cursor may be from a collection that was dropped and created again, or from another database.")));
+				 errhint("The cursor may be from a collection that was dropped and "
+						 "created again, or from another database.")));
 }
 
 /* ---------------------------------------------------------------------------
@@ -821,10 +826,10 @@ es_collection_check_cursor(EsCollection *coll, EsPosition after)
 void
 es_view_open(EsCollection *coll, EsView *view)
 {
-	bool		fixed = IsolationUsesXactSnapshot() || IsInParallelMode();
-	EsPosition	head = 0;
-	bool		shared = false;
-	bool		data = true;
+	bool	   fixed = IsolationUsesXactSnapshot() || IsInParallelMode();
+	EsPosition head = 0;
+	bool	   shared = false;
+	bool	   data = true;
 
 	if (!fixed)
 	{
@@ -870,7 +875,7 @@ es_view_close(EsView *view)
 EsPosition
 es_view_head(EsCollection *coll)
 {
-	EsView		view;
+	EsView view;
 
 	es_view_open(coll, &view);
 	es_view_close(&view);

@@ -74,17 +74,17 @@ PG_FUNCTION_INFO_V1(es_on_alter);
 static void
 report_bad_option(const char *option, const char *value, const char *hint)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("invalid value for option \"%s\": %s", option, value),
-			 errhint("%s", hint)));
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					errmsg("invalid value for option \"%s\": %s", option, value),
+					errhint("%s", hint)));
 }
 
 static int64
 check_count(const char *option, int64 value)
 {
 	if (value < 1)
-		report_bad_option(option, psprintf(INT64_FORMAT, value), "It must be at least 1; null means no limit.");
+		report_bad_option(option, psprintf(INT64_FORMAT, value),
+						  "It must be at least 1; null means no limit.");
 	return value;
 }
 
@@ -100,22 +100,22 @@ check_segment_size(int64 value)
 static Interval *
 check_interval(const char *option, Interval *value)
 {
-	Interval	zero = {0};
-	Datum		ignored;
+	Interval zero = {0};
+	Datum	 ignored;
 
 	if (DatumGetInt32(DirectFunctionCall2(interval_cmp, IntervalPGetDatum(value),
 										  IntervalPGetDatum(&zero))) <= 0)
-		report_bad_option(option,
-						  DatumGetCString(DirectFunctionCall1(interval_out,
-															  IntervalPGetDatum(value))),
-						  "It must be longer than nothing; null means no limit.");
+		report_bad_option(
+			option,
+			DatumGetCString(DirectFunctionCall1(interval_out, IntervalPGetDatum(value))),
+			"It must be longer than nothing; null means no limit.");
 	/* Retention will take it off the clock. */
 	if (!es_convert(timestamptz_mi_interval, TimestampTzGetDatum(GetCurrentTimestamp()),
 					IntervalPGetDatum(value), (Datum) 0, &ignored))
-		report_bad_option(option,
-						  DatumGetCString(DirectFunctionCall1(interval_out,
-															  IntervalPGetDatum(value))),
-						  "It reaches back beyond the times that PostgreSQL knows.");
+		report_bad_option(
+			option,
+			DatumGetCString(DirectFunctionCall1(interval_out, IntervalPGetDatum(value))),
+			"It reaches back beyond the times that PostgreSQL knows.");
 	return value;
 }
 
@@ -132,16 +132,18 @@ check_channel(const char *value)
 static void
 refuse_row_security(Oid collection, const char *option, const char *value)
 {
-	Relation	rel = RelationIdGetRelation(collection);
-	bool		secured = rel->rd_rel->relrowsecurity;
+	Relation rel = RelationIdGetRelation(collection);
+	bool	 secured = rel->rd_rel->relrowsecurity;
 
 	RelationClose(rel);
 	if (secured)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("cannot set option \"%s\" of collection \"%s\" to \"%s\"",
-						option, get_rel_name(collection), value),
-				 errdetail("Row-level security is enabled, and notifications would pass it by.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("cannot set option \"%s\" of collection \"%s\" to \"%s\"", option,
+					get_rel_name(collection), value),
+			 errdetail(
+				 "Row-level security is enabled, and notifications would pass it by.")));
 }
 
 /* Some modes publish the events to whoever may connect. */
@@ -149,7 +151,7 @@ static const char *
 check_notify(const char *value, Oid collection)
 {
 	static const char *const modes[] = {"head", "events", "streams", "none"};
-	int			mode = 0;
+	int						 mode = 0;
 
 	while (mode < lengthof(modes) && strcmp(value, modes[mode]) != 0)
 		mode++;
@@ -162,7 +164,8 @@ check_notify(const char *value, Oid collection)
 			refuse_row_security(collection, "notify", value);
 		ereport(WARNING,
 				(errmsg("notify mode \"%s\" publishes beyond the right to SELECT", value),
-				 errdetail("Every role that may connect to the database may LISTEN to any channel.")));
+				 errdetail("Every role that may connect to the database may LISTEN to "
+						   "any channel.")));
 	}
 	return value;
 }
@@ -171,22 +174,24 @@ check_notify(const char *value, Oid collection)
 static bool
 check_feed_reads(Oid collection, const char *value)
 {
-	bool		on;
+	bool on;
 
 	if (!parse_bool(value, &on))
-		report_bad_option("feed_reads", psprintf("\"%s\"", value), "It is true or false.");
+		report_bad_option("feed_reads", psprintf("\"%s\"", value),
+						  "It is true or false.");
 	if (!OidIsValid(es_collection_find_store(collection)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("option \"feed_reads\" is for stores"),
-				 errdetail("Collection \"%s\" is not the changelog of one.",
-						   get_rel_name(collection))));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("option \"feed_reads\" is for stores"),
+						errdetail("Collection \"%s\" is not the changelog of one.",
+								  get_rel_name(collection))));
 	if (on)
 	{
 		refuse_row_security(collection, "feed_reads", value);
-		ereport(WARNING,
-				(errmsg("option \"feed_reads\" publishes keys beyond the right to SELECT"),
-				 errdetail("Every role that may connect to the database may LISTEN to any channel.")));
+		ereport(
+			WARNING,
+			(errmsg("option \"feed_reads\" publishes keys beyond the right to SELECT"),
+			 errdetail("Every role that may connect to the database may LISTEN to any "
+					   "channel.")));
 	}
 	return on;
 }
@@ -199,27 +204,28 @@ check_feed_reads(Oid collection, const char *value)
 static void
 check_name(text *name, const char *kind)
 {
-	char	   *string = text_to_cstring(name);
-	List	   *parts;
-	bool		good = SplitIdentifierString(pstrdup(string), '.', &parts) &&
-		parts != NIL && list_length(parts) <= 3;
-	ListCell   *cell;
+	char *string = text_to_cstring(name);
+	List *parts;
+	bool  good = SplitIdentifierString(pstrdup(string), '.', &parts) && parts != NIL &&
+				list_length(parts) <= 3;
+	ListCell *cell;
 
-	foreach(cell, parts)
+	foreach (cell, parts)
 		good = good && *(char *) lfirst(cell) != '\0';
 	if (!good)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid name of a %s: \"%s\"", kind, string),
-				 errhint("It is a name, or a schema's name, a dot and a name; what is not a plain identifier stands in double quotes.")));
+				 errhint("It is a name, or a schema's name, a dot and a name; what is "
+						 "not a plain identifier stands in double quotes.")));
 }
 
 Oid
 es_creation_schema(text *name, const char *kind, char **relname)
 {
-	RangeVar   *target;
-	Oid			schema;
-	AclResult	acl;
+	RangeVar *target;
+	Oid		  schema;
+	AclResult acl;
 
 	check_name(name, kind);
 	target = makeRangeVarFromNameList(textToQualifiedNameList(name));
@@ -228,9 +234,9 @@ es_creation_schema(text *name, const char *kind, char **relname)
 	if (acl != ACLCHECK_OK)
 		aclcheck_error(acl, OBJECT_SCHEMA, get_namespace_name(schema));
 	if (isAnyTempNamespace(schema))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot create %s \"%s\" in a temporary schema", kind, target->relname)));
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("cannot create %s \"%s\" in a temporary schema", kind,
+							   target->relname)));
 	*relname = target->relname;
 	return schema;
 }
@@ -266,8 +272,8 @@ read_options(FunctionCallInfo fcinfo, EsOptions *options)
 static Oid
 create_collection(Oid schema, const char *name, EsOptions *options)
 {
-	EsLayout	layout = {InvalidOid, InvalidOid};
-	Oid			collection = es_layout_create_table(schema, name);
+	EsLayout layout = {InvalidOid, InvalidOid};
+	Oid		 collection = es_layout_create_table(schema, name);
 
 	es_layout_complete(collection, &layout);
 	if (options->channel == NULL)
@@ -279,7 +285,7 @@ create_collection(Oid schema, const char *name, EsOptions *options)
 Oid
 es_create_changelog(Oid schema, const char *name)
 {
-	EsOptions	options;
+	EsOptions options;
 
 	default_options(&options);
 	return create_collection(schema, name, &options);
@@ -295,11 +301,11 @@ es_make_ready_to_append(Oid collection)
 Datum
 es_create_collection(PG_FUNCTION_ARGS)
 {
-	EsOptions	options;
+	EsOptions	 options;
 	EsRoleSwitch saved;
-	char	   *name;
-	Oid			schema;
-	Oid			collection;
+	char		*name;
+	Oid			 schema;
+	Oid			 collection;
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("create_collection");
@@ -325,8 +331,8 @@ es_create_collection(PG_FUNCTION_ARGS)
 static int64
 parse_number(const char *option, const char *value)
 {
-	char	   *end;
-	int64		number;
+	char *end;
+	int64 number;
 
 	errno = 0;
 	number = strtoi64(value, &end, 10);
@@ -338,7 +344,7 @@ parse_number(const char *option, const char *value)
 static Interval *
 parse_interval(const char *option, const char *value)
 {
-	Datum		interval;
+	Datum interval;
 
 	if (!es_convert(interval_in, CStringGetDatum(value), ObjectIdGetDatum(InvalidOid),
 					Int32GetDatum(-1), &interval))
@@ -351,27 +357,30 @@ parse_interval(const char *option, const char *value)
  * 'isnull' where it holds nothing then.
  */
 static Datum
-option_value(Oid collection, const char *option, const char *value, Oid *type, bool *isnull)
+option_value(Oid collection, const char *option, const char *value, Oid *type,
+			 bool *isnull)
 {
 	*isnull = false;
 	*type = INT8OID;
 	if (strcmp(option, "segment_size") == 0)
-		return Int64GetDatum(value == NULL ? ES_SEGMENT_SIZE_DEFAULT :
-							 check_segment_size(parse_number(option, value)));
+		return Int64GetDatum(value == NULL
+								 ? ES_SEGMENT_SIZE_DEFAULT
+								 : check_segment_size(parse_number(option, value)));
 
 	*type = TEXTOID;
 	if (strcmp(option, "notify") == 0)
-		return CStringGetTextDatum(check_notify(value == NULL ? ES_NOTIFY_DEFAULT : value,
-												collection));
+		return CStringGetTextDatum(
+			check_notify(value == NULL ? ES_NOTIFY_DEFAULT : value, collection));
 	if (strcmp(option, "channel") == 0)
-		return CStringGetTextDatum(value == NULL ? es_layout_default_channel(collection) :
-								   check_channel(value));
+		return CStringGetTextDatum(value == NULL ? es_layout_default_channel(collection)
+												 : check_channel(value));
 
 	*isnull = value == NULL;
 	*type = INT8OID;
 	if (strcmp(option, "retain_events") == 0 || strcmp(option, "retain_bytes") == 0)
-		return value == NULL ? (Datum) 0 :
-			Int64GetDatum(check_count(option, parse_number(option, value)));
+		return value == NULL
+				   ? (Datum) 0
+				   : Int64GetDatum(check_count(option, parse_number(option, value)));
 
 	*type = BOOLOID;
 	if (strcmp(option, "feed_reads") == 0)
@@ -379,26 +388,29 @@ option_value(Oid collection, const char *option, const char *value, Oid *type, b
 
 	*type = INTERVALOID;
 	if (strcmp(option, "retain_for") == 0 || strcmp(option, "heartbeat") == 0)
-		return value == NULL ? (Datum) 0 :
-			IntervalPGetDatum(check_interval(option, parse_interval(option, value)));
+		return value == NULL ? (Datum) 0
+							 : IntervalPGetDatum(
+								   check_interval(option, parse_interval(option, value)));
 
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("unknown option \"%s\"", option),
-			 errhint("The options are segment_size, retain_events, retain_for, retain_bytes, notify, channel, heartbeat, and of a store feed_reads.")));
-	return (Datum) 0;			/* keep the compiler quiet */
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+		 errmsg("unknown option \"%s\"", option),
+		 errhint("The options are segment_size, retain_events, retain_for, retain_bytes, "
+				 "notify, channel, heartbeat, and of a store feed_reads.")));
+	return (Datum) 0; /* keep the compiler quiet */
 }
 
 Datum
 es_set_option(PG_FUNCTION_ARGS)
 {
-	Oid			collection;
-	Oid			store;
-	char	   *option;
+	Oid			 collection;
+	Oid			 store;
+	char		*option;
 	EsRoleSwitch saved;
-	Oid			types[2] = {REGCLASSOID, InvalidOid};
-	Datum		values[2];
-	bool		isnull;
+	Oid			 types[2] = {REGCLASSOID, InvalidOid};
+	Datum		 values[2];
+	bool		 isnull;
 
 	PreventCommandIfReadOnly("set_option");
 	es_require_arg(&fcinfo->args[0], "collection");
@@ -409,16 +421,18 @@ es_set_option(PG_FUNCTION_ARGS)
 	es_collection_check_owner(collection);
 
 	values[0] = ObjectIdGetDatum(collection);
-	values[1] = option_value(collection, option,
-							 PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2)),
-							 &types[1], &isnull);
+	values[1] =
+		option_value(collection, option,
+					 PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2)),
+					 &types[1], &isnull);
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
 	/* The option is one of those above, each of which is a column. */
-	es_spi_execute(psprintf("UPDATE eventstore.collection_catalog SET %s = $2 WHERE collection = $1",
-							quote_identifier(option)),
-				   2, types, values, isnull ? " n" : "  ", false, SPI_OK_UPDATE);
+	es_spi_execute(
+		psprintf("UPDATE eventstore.collection_catalog SET %s = $2 WHERE collection = $1",
+				 quote_identifier(option)),
+		2, types, values, isnull ? " n" : "  ", false, SPI_OK_UPDATE);
 	SPI_finish();
 	es_role_restore(&saved);
 	CacheInvalidateRelcacheByRelid(collection);
@@ -436,7 +450,7 @@ es_set_option(PG_FUNCTION_ARGS)
 Datum
 es_drop_collection(PG_FUNCTION_ARGS)
 {
-	Oid			collection;
+	Oid collection;
 
 	/* Asked for before the lock, which a standby would refuse in its own words. */
 	PreventCommandIfReadOnly("drop_collection");
@@ -451,8 +465,8 @@ es_drop_collection(PG_FUNCTION_ARGS)
 	es_collection_check_owner(collection);
 
 	SPI_connect();
-	es_spi_execute(psprintf("DROP TABLE %s", es_relation_name(collection)),
-				   0, NULL, NULL, NULL, false, SPI_OK_UTILITY);
+	es_spi_execute(psprintf("DROP TABLE %s", es_relation_name(collection)), 0, NULL, NULL,
+				   NULL, false, SPI_OK_UTILITY);
 	SPI_finish();
 	PG_RETURN_VOID();
 }
@@ -461,27 +475,27 @@ es_drop_collection(PG_FUNCTION_ARGS)
 static EsPosition
 lock_first_position(Oid collection)
 {
-	Oid			types[] = {REGCLASSOID};
-	Datum		values[] = {ObjectIdGetDatum(collection)};
-	bool		isnull;
+	Oid	  types[] = {REGCLASSOID};
+	Datum values[] = {ObjectIdGetDatum(collection)};
+	bool  isnull;
 
 	es_spi_execute("SELECT c.first_position FROM eventstore.collection_catalog c"
 				   " WHERE c.collection = $1 FOR UPDATE",
 				   1, types, values, NULL, false, SPI_OK_SELECT);
 	if (SPI_processed != 1)
 		elog(ERROR, "collection with OID %u has no catalog row", collection);
-	return DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-									   &isnull));
+	return DatumGetInt64(
+		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 }
 
 Datum
 es_truncate_before(PG_FUNCTION_ARGS)
 {
-	Oid			collection;
-	EsPosition	before;
-	EsPosition	first;
+	Oid			  collection;
+	EsPosition	  before;
+	EsPosition	  first;
 	EsCollection *coll;
-	EsRoleSwitch saved;
+	EsRoleSwitch  saved;
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("truncate_before");
@@ -492,10 +506,9 @@ es_truncate_before(PG_FUNCTION_ARGS)
 	coll = es_collection_open(collection, AccessShareLock);
 	es_collection_check_owner(collection);
 	if (before < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"before\" must not be negative"),
-				 errdetail("It is " INT64_FORMAT ".", before)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("argument \"before\" must not be negative"),
+						errdetail("It is " INT64_FORMAT ".", before)));
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
@@ -518,13 +531,13 @@ Datum
 es_append_only(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-	Relation	rel;
-	const char *verb = "UPDATE";
+	Relation	 rel;
+	const char	*verb = "UPDATE";
 
 	if (!CALLED_AS_TRIGGER(fcinfo))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" was not called as a trigger", "eventstore.append_only")));
+		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+						errmsg("function \"%s\" was not called as a trigger",
+							   "eventstore.append_only")));
 	rel = trigdata->tg_relation;
 	if (TRIGGER_FIRED_BY_DELETE(trigdata->tg_event))
 		verb = "DELETE";
@@ -551,8 +564,8 @@ require_event_trigger(FunctionCallInfo fcinfo, const char *name)
 }
 
 /* As "d", the tables that are being dropped; a condition with AND may follow. */
-#define DROPPED_TABLES \
-	" pg_catalog.pg_event_trigger_dropped_objects() d" \
+#define DROPPED_TABLES                                                                   \
+	" pg_catalog.pg_event_trigger_dropped_objects() d"                                   \
 	" WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0"
 
 /* Their subscriptions; what these handed out is nobody's any more. */
@@ -583,15 +596,15 @@ delete_dropped_sources(void)
 typedef struct Recorder
 {
 	const char *catalog;
-	const char *column;			/* its table */
+	const char *column; /* its table */
 	const char *kind;
-	const char *hint;			/* to who drops the changelog alone */
+	const char *hint; /* to who drops the changelog alone */
 } Recorder;
 
 static const Recorder recorders[] = {
 	{"store_catalog", "store", "store", "Drop both with eventstore.drop_store()."},
-	{"capture_catalog", "source", "captured table", "End the capture with eventstore.release()."}
-};
+	{"capture_catalog", "source", "captured table",
+	 "End the capture with eventstore.release()."}};
 
 static void
 forget_dropped(const Recorder *recorder)
@@ -603,10 +616,9 @@ forget_dropped(const Recorder *recorder)
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE_RETURNING);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		bool		isnull;
-		Oid			changelog = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i],
-															   SPI_tuptable->tupdesc, 1,
-															   &isnull));
+		bool isnull;
+		Oid	 changelog = DatumGetObjectId(
+			 SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
 
 		if (!isnull && get_rel_relkind(changelog) != '\0')
 			CacheInvalidateRelcacheByRelid(changelog);
@@ -616,8 +628,8 @@ forget_dropped(const Recorder *recorder)
 static void
 keep_changelogs(const Recorder *recorder)
 {
-	Datum		source;
-	bool		isnull;
+	Datum source;
+	bool  isnull;
 
 	es_spi_execute(psprintf("SELECT s.%s::pg_catalog.oid, d.object_identity"
 							" FROM eventstore.%s s," DROPPED_TABLES
@@ -627,15 +639,14 @@ keep_changelogs(const Recorder *recorder)
 	if (SPI_processed == 0)
 		return;
 	source = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
-	ereport(ERROR,
-			(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
-			 errmsg("cannot drop changelog %s of a %s",
-					SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2),
-					recorder->kind),
-			 errdetail("%c%s \"%s\" records its changes there.",
-					   pg_toupper((unsigned char) recorder->kind[0]), recorder->kind + 1,
-					   get_rel_name(DatumGetObjectId(source))),
-			 errhint("%s", recorder->hint)));
+	ereport(ERROR, (errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+					errmsg("cannot drop changelog %s of a %s",
+						   SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2),
+						   recorder->kind),
+					errdetail("%c%s \"%s\" records its changes there.",
+							  pg_toupper((unsigned char) recorder->kind[0]),
+							  recorder->kind + 1, get_rel_name(DatumGetObjectId(source))),
+					errhint("%s", recorder->hint)));
 }
 
 /*
@@ -686,8 +697,8 @@ Datum
 es_on_drop(PG_FUNCTION_ARGS)
 {
 	EsRoleSwitch saved;
-	Oid		   *heads;
-	uint64		n;
+	Oid			*heads;
+	uint64		 n;
 
 	require_event_trigger(fcinfo, "eventstore.on_drop");
 	if (!OidIsValid(es_extension_schema()))
@@ -703,13 +714,14 @@ es_on_drop(PG_FUNCTION_ARGS)
 	heads = palloc(sizeof(Oid) * (n + 1));
 	for (uint64 i = 0; i < n; i++)
 	{
-		HeapTuple	row = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		bool		isnull;
+		HeapTuple row = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+		bool	  isnull;
 
 		heads[i] = DatumGetObjectId(SPI_getbinval(row, desc, 2, &isnull));
 		if (es_preloaded())
-			es_head_forget_at_commit(DatumGetObjectId(SPI_getbinval(row, desc, 1, &isnull)));
+			es_head_forget_at_commit(
+				DatumGetObjectId(SPI_getbinval(row, desc, 1, &isnull)));
 	}
 	for (uint64 i = 0; i < n; i++)
 		drop_heads(heads[i]);
@@ -722,11 +734,11 @@ es_on_drop(PG_FUNCTION_ARGS)
 static List *
 list_parts(Oid collection)
 {
-	EsSegment  *segments;
-	int			n = es_segments_list(collection, &segments);
-	List	   *parts = NIL;
-	EsLayout	layout;
-	EsPosition	first;
+	EsSegment *segments;
+	int		   n = es_segments_list(collection, &segments);
+	List	  *parts = NIL;
+	EsLayout   layout;
+	EsPosition first;
 
 	for (int i = 0; i < n; i++)
 		parts = lappend_oid(parts, segments[i].relid);
@@ -740,11 +752,11 @@ list_parts(Oid collection)
 static void
 follow_owner(Oid collection)
 {
-	Oid			owner = es_relation_owner(collection);
-	ListCell   *cell;
+	Oid		  owner = es_relation_owner(collection);
+	ListCell *cell;
 
 	SPI_connect();
-	foreach(cell, list_parts(collection))
+	foreach (cell, list_parts(collection))
 		ATExecChangeOwner(lfirst_oid(cell), owner, true, AccessExclusiveLock);
 	SPI_finish();
 }
@@ -757,7 +769,7 @@ follow_schema(Oid collection)
 	ListCell   *cell;
 
 	SPI_connect();
-	foreach(cell, list_parts(collection))
+	foreach (cell, list_parts(collection))
 		if (get_rel_namespace(lfirst_oid(cell)) != schema)
 			es_spi_execute(psprintf("ALTER TABLE %s SET SCHEMA %s",
 									es_relation_name(lfirst_oid(cell)), schema_name),
@@ -768,9 +780,9 @@ follow_schema(Oid collection)
 static bool
 has_command(AlterTableStmt *stmt, AlterTableType subtype)
 {
-	ListCell   *cell;
+	ListCell *cell;
 
-	foreach(cell, stmt->cmds)
+	foreach (cell, stmt->cmds)
 		if (lfirst_node(AlterTableCmd, cell)->subtype == subtype)
 			return true;
 	return false;
@@ -783,7 +795,7 @@ has_command(AlterTableStmt *stmt, AlterTableType subtype)
 static Oid
 altered_collection(AlterTableStmt *stmt, AlterTableType subtype)
 {
-	Oid			relid;
+	Oid relid;
 
 	if (!has_command(stmt, subtype))
 		return InvalidOid;
@@ -795,8 +807,8 @@ altered_collection(AlterTableStmt *stmt, AlterTableType subtype)
 Datum
 es_on_alter(PG_FUNCTION_ARGS)
 {
-	Node	   *stmt;
-	Oid			relid = InvalidOid;
+	Node *stmt;
+	Oid	  relid = InvalidOid;
 
 	require_event_trigger(fcinfo, "eventstore.on_alter");
 	stmt = ((EventTriggerData *) fcinfo->context)->parsetree;

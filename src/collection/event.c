@@ -67,15 +67,15 @@ bool
 es_text_equal(const text *a, const text *b)
 {
 	return VARSIZE_ANY_EXHDR(a) == VARSIZE_ANY_EXHDR(b) &&
-		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
+		   memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
 }
 
 int
 es_bytes_compare(const struct varlena *a, const struct varlena *b)
 {
-	int			la = VARSIZE_ANY_EXHDR(a);
-	int			lb = VARSIZE_ANY_EXHDR(b);
-	int			order = memcmp(VARDATA_ANY(a), VARDATA_ANY(b), Min(la, lb));
+	int la = VARSIZE_ANY_EXHDR(a);
+	int lb = VARSIZE_ANY_EXHDR(b);
+	int order = memcmp(VARDATA_ANY(a), VARDATA_ANY(b), Min(la, lb));
 
 	return order != 0 ? order : (la > lb) - (la < lb);
 }
@@ -83,8 +83,8 @@ es_bytes_compare(const struct varlena *a, const struct varlena *b)
 static int
 compare_tags(const void *a, const void *b)
 {
-	int			order = es_bytes_compare((text *) DatumGetPointer(**(Datum *const *) a),
-										 (text *) DatumGetPointer(**(Datum *const *) b));
+	int order = es_bytes_compare((text *) DatumGetPointer(**(Datum *const *) a),
+								 (text *) DatumGetPointer(**(Datum *const *) b));
 
 	if (order != 0)
 		return order;
@@ -96,8 +96,8 @@ compare_tags(const void *a, const void *b)
 static int
 mark_repeated(Datum *tags, bool *repeated, int ntags)
 {
-	Datum	  **order = palloc(sizeof(Datum *) * ntags);
-	int			kept = ntags > 0 ? 1 : 0;
+	Datum **order = palloc(sizeof(Datum *) * ntags);
+	int		kept = ntags > 0 ? 1 : 0;
 
 	for (int i = 0; i < ntags; i++)
 	{
@@ -120,27 +120,25 @@ mark_repeated(Datum *tags, bool *repeated, int ntags)
 static void
 report_bad_tag(const char *what)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_CHECK_VIOLATION),
-			 errmsg("tags of an event must not contain %s", what)));
+	ereport(ERROR, (errcode(ERRCODE_CHECK_VIOLATION),
+					errmsg("tags of an event must not contain %s", what)));
 }
 
 ArrayType *
 es_event_clean_tags(ArrayType *tags)
 {
-	Datum	   *elems;
-	bool	   *nulls;
-	bool	   *repeated;
-	int			ntags;
-	int			kept;
+	Datum *elems;
+	bool  *nulls;
+	bool  *repeated;
+	int	   ntags;
+	int	   kept;
 
 	if (ARR_NDIM(tags) == 0)
 		return tags;
 	if (ARR_NDIM(tags) > 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("tags of an event must be a one-dimensional array"),
-				 errdetail("The array has %d dimensions.", ARR_NDIM(tags))));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("tags of an event must be a one-dimensional array"),
+						errdetail("The array has %d dimensions.", ARR_NDIM(tags))));
 
 	deconstruct_array(tags, TEXTOID, -1, false, TYPALIGN_INT, &elems, &nulls, &ntags);
 	for (int i = 0; i < ntags; i++)
@@ -154,7 +152,7 @@ es_event_clean_tags(ArrayType *tags)
 	kept = mark_repeated(elems, repeated, ntags);
 	if (kept < ntags || ARR_LBOUND(tags)[0] != 1 || ARR_HASNULL(tags))
 	{
-		int			n = 0;
+		int n = 0;
 
 		for (int i = 0; i < ntags; i++)
 			if (!repeated[i])
@@ -183,7 +181,7 @@ es_event_labels(text *type, ArrayType *tags, EsLabel *labels)
 int
 es_events_count_labels(const EsEvent *events, int n)
 {
-	int			count = n;
+	int count = n;
 
 	for (int i = 0; i < n; i++)
 		count += ArrayGetNItems(ARR_NDIM(events[i].tags), ARR_DIMS(events[i].tags));
@@ -199,15 +197,14 @@ static void
 take_random(uint8 *bytes, int n)
 {
 	static uint8 pool[1024];
-	static int	left = 0;
+	static int	 left = 0;
 
 	Assert(n <= (int) sizeof(pool));
 	if (left < n)
 	{
 		if (!pg_strong_random(pool, sizeof(pool)))
-			ereport(ERROR,
-					(errcode(ERRCODE_INTERNAL_ERROR),
-					 errmsg("could not generate random values for an event id")));
+			ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR),
+							errmsg("could not generate random values for an event id")));
 		left = sizeof(pool);
 	}
 	left -= n;
@@ -218,8 +215,9 @@ take_random(uint8 *bytes, int n)
 void
 es_make_uuid_v7(pg_uuid_t *uuid)
 {
-	int64		ms = (GetCurrentTimestamp() +
-					  (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY) / 1000;
+	int64 ms = (GetCurrentTimestamp() +
+				(POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY) /
+			   1000;
 
 	for (int i = 0; i < 6; i++)
 		uuid->data[i] = (uint8) (ms >> (40 - 8 * i));
@@ -231,7 +229,7 @@ es_make_uuid_v7(pg_uuid_t *uuid)
 Datum
 es_uuid_v7(PG_FUNCTION_ARGS)
 {
-	pg_uuid_t  *uuid = palloc(sizeof(pg_uuid_t));
+	pg_uuid_t *uuid = palloc(sizeof(pg_uuid_t));
 
 	es_make_uuid_v7(uuid);
 	PG_RETURN_UUID_P(uuid);
@@ -245,14 +243,12 @@ void
 es_event_check(EsEvent *event)
 {
 	if (event->type == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_NOT_NULL_VIOLATION),
-				 errmsg("type of an event must not be null")));
+		ereport(ERROR, (errcode(ERRCODE_NOT_NULL_VIOLATION),
+						errmsg("type of an event must not be null")));
 	if (event->data != NULL && event->body != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_CHECK_VIOLATION),
-				 errmsg("an event cannot have both data and body"),
-				 errhint("JSON goes to data, raw bytes go to body.")));
+		ereport(ERROR, (errcode(ERRCODE_CHECK_VIOLATION),
+						errmsg("an event cannot have both data and body"),
+						errhint("JSON goes to data, raw bytes go to body.")));
 	if (event->tags == NULL)
 		event->tags = construct_empty_array(TEXTOID);
 	else
@@ -278,26 +274,26 @@ typedef enum EventField
 	FIELD_ID,
 	FIELD_CREATED_AT,
 	FIELD_EXPECTED_VERSION,
-	FIELD_POSITION,				/* known only to be refused */
+	FIELD_POSITION, /* known only to be refused */
 	FIELD_VERSION,
 	FIELD_COUNT
 } EventField;
 
 static const char *const field_names[FIELD_COUNT] = {
-	"type", "data", "tags", "stream", "metadata", "body", "id", "created_at",
-	"expected_version", "position", "version"
-};
+	"type",	  "data", "tags",		"stream",			"metadata",
+	"body",	  "id",	  "created_at", "expected_version", "position",
+	"version"};
 
 /* So much of a bad value is shown, in bytes. */
-#define SHOWN_BYTES		80
+#define SHOWN_BYTES 80
 
 /* As JSON, and the beginning only of what is long. */
 static char *
 shown_value(JsonbValue *value)
 {
-	Jsonb	   *json = JsonbValueToJsonb(value);
-	char	   *string = JsonbToCString(NULL, &json->root, VARSIZE(json));
-	int			length = strlen(string);
+	Jsonb *json = JsonbValueToJsonb(value);
+	char  *string = JsonbToCString(NULL, &json->root, VARSIZE(json));
+	int	   length = strlen(string);
 
 	if (length <= SHOWN_BYTES)
 		return string;
@@ -321,12 +317,12 @@ find_field(const JsonbValue *key, int index)
 		if (key->val.string.len == (int) strlen(field_names[i]) &&
 			memcmp(key->val.string.val, field_names[i], key->val.string.len) == 0)
 			return (EventField) i;
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("unknown field \"%s\" of an event",
-					pnstrdup(key->val.string.val, key->val.string.len)),
-			 errdetail("It is in element %d of the array of events.", index),
-			 errhint("The fields are type, data, tags, stream, metadata, body, id, created_at and expected_version.")));
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					errmsg("unknown field \"%s\" of an event",
+						   pnstrdup(key->val.string.val, key->val.string.len)),
+					errdetail("It is in element %d of the array of events.", index),
+					errhint("The fields are type, data, tags, stream, metadata, body, "
+							"id, created_at and expected_version.")));
 	return FIELD_COUNT;
 }
 
@@ -343,8 +339,8 @@ static Datum
 json_typed(JsonbValue *value, EventField field, int index, PGFunction input,
 		   const char *expected)
 {
-	text	   *string = json_text(value, field, index, expected);
-	Datum		result;
+	text *string = json_text(value, field, index, expected);
+	Datum result;
 
 	if (!es_convert(input, CStringGetDatum(text_to_cstring(string)),
 					ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1), &result))
@@ -356,11 +352,11 @@ static bytea *
 json_bytes(JsonbValue *value, int index)
 {
 	static const char *const expected = "a string in base64";
-	text	   *string = json_text(value, FIELD_BODY, index, expected);
-	Datum		result;
+	text					*string = json_text(value, FIELD_BODY, index, expected);
+	Datum					 result;
 
-	if (!es_convert(binary_decode, PointerGetDatum(string),
-					CStringGetTextDatum("base64"), (Datum) 0, &result))
+	if (!es_convert(binary_decode, PointerGetDatum(string), CStringGetTextDatum("base64"),
+					(Datum) 0, &result))
 		report_bad_field(FIELD_BODY, value, index, expected);
 	return DatumGetByteaP(result);
 }
@@ -369,8 +365,8 @@ static ArrayType *
 json_tags(JsonbValue *value, int index)
 {
 	JsonbContainer *array;
-	int			n;
-	Datum	   *tags;
+	int				n;
+	Datum		   *tags;
 
 	if (value->type != jbvBinary || !JsonContainerIsArray(value->val.binary.data) ||
 		JsonContainerIsScalar(value->val.binary.data))
@@ -386,8 +382,8 @@ json_tags(JsonbValue *value, int index)
 			report_bad_tag("nulls");
 		if (elem->type != jbvString)
 			report_bad_field(FIELD_TAGS, value, index, "an array of strings");
-		tags[i] = PointerGetDatum(cstring_to_text_with_len(elem->val.string.val,
-														   elem->val.string.len));
+		tags[i] = PointerGetDatum(
+			cstring_to_text_with_len(elem->val.string.val, elem->val.string.len));
 	}
 	return construct_array(tags, n, TEXTOID, -1, false, TYPALIGN_INT);
 }
@@ -395,21 +391,22 @@ json_tags(JsonbValue *value, int index)
 static int64
 json_version(JsonbValue *value, int index)
 {
-	Datum		number;
+	Datum number;
 
 	if (value->type == jbvNumeric)
 	{
 		number = NumericGetDatum(value->val.numeric);
 		if (!numeric_is_nan(value->val.numeric) &&
-			DatumGetBool(DirectFunctionCall2(numeric_eq, number,
-											 DirectFunctionCall2(numeric_trunc, number,
-																 Int32GetDatum(0)))))
+			DatumGetBool(DirectFunctionCall2(
+				numeric_eq, number,
+				DirectFunctionCall2(numeric_trunc, number, Int32GetDatum(0)))))
 		{
-			Datum		limit = DirectFunctionCall1(int8_numeric, Int64GetDatum(PG_INT64_MAX));
+			Datum limit = DirectFunctionCall1(int8_numeric, Int64GetDatum(PG_INT64_MAX));
 
 			if (DatumGetBool(DirectFunctionCall2(numeric_le, number, limit)) &&
-				DatumGetBool(DirectFunctionCall2(numeric_ge, number,
-												 DirectFunctionCall1(int8_numeric, Int64GetDatum(0)))))
+				DatumGetBool(DirectFunctionCall2(
+					numeric_ge, number,
+					DirectFunctionCall1(int8_numeric, Int64GetDatum(0)))))
 				return DatumGetInt64(DirectFunctionCall1(numeric_int8, number));
 		}
 	}
@@ -442,13 +439,13 @@ set_field(EsEvent *event, EventField field, JsonbValue *value, int index)
 			event->body = json_bytes(value, index);
 			break;
 		case FIELD_ID:
-			event->id = *DatumGetUUIDP(json_typed(value, field, index, uuid_in, "a UUID"));
+			event->id =
+				*DatumGetUUIDP(json_typed(value, field, index, uuid_in, "a UUID"));
 			event->id_given = true;
 			break;
 		case FIELD_CREATED_AT:
-			event->created_at = DatumGetTimestampTz(json_typed(value, field, index,
-															   timestamptz_in,
-															   "a timestamp"));
+			event->created_at = DatumGetTimestampTz(
+				json_typed(value, field, index, timestamptz_in, "a timestamp"));
 			event->created_at_given = true;
 			break;
 		case FIELD_EXPECTED_VERSION:
@@ -456,12 +453,12 @@ set_field(EsEvent *event, EventField field, JsonbValue *value, int index)
 			break;
 		case FIELD_POSITION:
 		case FIELD_VERSION:
-			ereport(ERROR,
-					(errcode(ERRCODE_ES_APPEND_ONLY),
-					 errmsg("an event to append cannot have its own %s",
-							field_names[field]),
-					 errdetail("It is in element %d of the array of events.", index),
-					 errhint("Positions and versions are given by the collection.")));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_ES_APPEND_ONLY),
+				 errmsg("an event to append cannot have its own %s", field_names[field]),
+				 errdetail("It is in element %d of the array of events.", index),
+				 errhint("Positions and versions are given by the collection.")));
 			break;
 		case FIELD_COUNT:
 			break;
@@ -471,10 +468,10 @@ set_field(EsEvent *event, EventField field, JsonbValue *value, int index)
 void
 es_event_from_json(EsEvent *event, JsonbContainer *object, int index)
 {
-	JsonbIterator *it = JsonbIteratorInit(object);
+	JsonbIterator	  *it = JsonbIteratorInit(object);
 	JsonbIteratorToken token;
-	JsonbValue	value;
-	EventField	field = FIELD_COUNT;
+	JsonbValue		   value;
+	EventField		   field = FIELD_COUNT;
 
 	memset(event, 0, sizeof(*event));
 	event->expected_version = ES_NO_VERSION;
@@ -501,11 +498,11 @@ void
 es_event_from_composite(EsEvent *event, Datum composite)
 {
 	HeapTupleHeader row = DatumGetHeapTupleHeader(composite);
-	TupleDesc	desc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(row),
-											  HeapTupleHeaderGetTypMod(row));
-	HeapTupleData tuple;
-	Datum		values[9];
-	bool		nulls[9];
+	TupleDesc		desc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(row),
+												  HeapTupleHeaderGetTypMod(row));
+	HeapTupleData	tuple;
+	Datum			values[9];
+	bool			nulls[9];
 
 	Assert(desc->natts == 9);
 	tuple.t_len = HeapTupleHeaderGetDatumLength(row);
@@ -529,10 +526,9 @@ es_event_from_composite(EsEvent *event, Datum composite)
 	event->created_at = nulls[7] ? 0 : DatumGetTimestampTz(values[7]);
 	event->expected_version = nulls[8] ? ES_NO_VERSION : DatumGetInt64(values[8]);
 	if (!nulls[8] && event->expected_version < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("expected_version of an event must not be negative"),
-				 errdetail("It is " INT64_FORMAT ".", event->expected_version)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("expected_version of an event must not be negative"),
+						errdetail("It is " INT64_FORMAT ".", event->expected_version)));
 }
 
 /* ---------------------------------------------------------------------------
@@ -547,8 +543,8 @@ set_varlena(Datum *values, bool *nulls, int att, void *value)
 }
 
 void
-es_event_values(const EsEvent *event, EsPosition safe, int natts,
-				Datum *values, bool *nulls)
+es_event_values(const EsEvent *event, EsPosition safe, int natts, Datum *values,
+				bool *nulls)
 {
 	memset(nulls, true, sizeof(bool) * natts);
 	memset(values, 0, sizeof(Datum) * natts);
@@ -596,12 +592,12 @@ add_varlena(pg_crc32c crc, Datum value)
 int32
 es_event_checksum(const Datum *values, const bool *nulls)
 {
-	pg_crc32c	crc;
+	pg_crc32c crc;
 
 	INIT_CRC32C(crc);
 	for (int i = 0; i < ES_EVENT_NATTS; i++)
 	{
-		char		present = !nulls[i];
+		char present = !nulls[i];
 
 		COMP_CRC32C(crc, &present, 1);
 		if (!present)
@@ -611,12 +607,12 @@ es_event_checksum(const Datum *values, const bool *nulls)
 			case ES_ATT_POSITION:
 			case ES_ATT_VERSION:
 			case ES_ATT_CREATED_AT:
-				{
-					int64		number = DatumGetInt64(values[i]);
+			{
+				int64 number = DatumGetInt64(values[i]);
 
-					crc = add_bytes(crc, &number, sizeof(number));
-					break;
-				}
+				crc = add_bytes(crc, &number, sizeof(number));
+				break;
+			}
 			case ES_ATT_ID:
 				crc = add_bytes(crc, DatumGetUUIDP(values[i])->data, UUID_LEN);
 				break;
@@ -633,6 +629,6 @@ es_event_verify_slot(TupleTableSlot *slot)
 {
 	slot_getsomeattrs(slot, ES_COLLECTION_NATTS);
 	return !slot->tts_isnull[ES_ATT_CHECKSUM - 1] &&
-		DatumGetInt32(slot->tts_values[ES_ATT_CHECKSUM - 1]) ==
-		es_event_checksum(slot->tts_values, slot->tts_isnull);
+		   DatumGetInt32(slot->tts_values[ES_ATT_CHECKSUM - 1]) ==
+			   es_event_checksum(slot->tts_values, slot->tts_isnull);
 }

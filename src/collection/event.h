@@ -15,13 +15,13 @@
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
 
-#define ES_NO_VERSION	(-1)	/* no version expected: 0 means "no stream" */
+#define ES_NO_VERSION (-1) /* no version expected: 0 means "no stream" */
 
 typedef struct EsEvent
 {
 	/* as given; NULL = absent */
 	text	   *type;
-	ArrayType  *tags;			/* never NULL after es_event_check */
+	ArrayType  *tags; /* never NULL after es_event_check */
 	text	   *stream;
 	Jsonb	   *data;
 	bytea	   *body;
@@ -30,21 +30,21 @@ typedef struct EsEvent
 	bool		id_given;
 	bool		created_at_given;
 	TimestampTz created_at;
-	int64		expected_version;	/* or ES_NO_VERSION */
+	int64		expected_version; /* or ES_NO_VERSION */
 
 	/* as found by the append */
-	int			stream_index;	/* into the append's streams; -1 without a stream */
-	int64		version;
-	EsPosition	position;
+	int		   stream_index; /* into the append's streams; -1 without a stream */
+	int64	   version;
+	EsPosition position;
 } EsEvent;
 
 /* Walks over the elements of a stored tags array without copying. */
 typedef struct EsTagWalk
 {
-	char	   *next;
-	int			index;
-	int			count;
-	const bits8 *present;		/* NULL where there are no nulls, as there should be */
+	char		*next;
+	int			 index;
+	int			 count;
+	const bits8 *present; /* NULL where there are no nulls, as there should be */
 } EsTagWalk;
 
 extern void es_tags_begin(EsTagWalk *walk, ArrayType *tags);
@@ -67,10 +67,10 @@ extern void es_event_from_json(EsEvent *event, JsonbContainer *object, int index
 extern void es_event_from_composite(EsEvent *event, Datum composite);
 
 /* Adds the event's labels to the array (room for 1 + number of tags); returns the count. */
-extern int	es_event_labels(text *type, ArrayType *tags, EsLabel *labels);
+extern int es_event_labels(text *type, ArrayType *tags, EsLabel *labels);
 
 /* How many labels the events have, at most. */
-extern int	es_events_count_labels(const EsEvent *events, int n);
+extern int es_events_count_labels(const EsEvent *events, int n);
 
 /* Fills the first ES_COLLECTION_NATTS values of a row; the rest become null. */
 extern void es_event_values(const EsEvent *event, EsPosition safe, int natts,
@@ -86,9 +86,9 @@ extern bool es_event_verify_slot(TupleTableSlot *slot);
 extern bool es_text_equal(const text *a, const text *b);
 
 /* The order of text COLLATE "C" and of bytea. */
-extern int	es_bytes_compare(const struct varlena *a, const struct varlena *b);
+extern int es_bytes_compare(const struct varlena *a, const struct varlena *b);
 
 /* A UUID of version 7 (RFC 9562): milliseconds, then random bits. */
 extern void es_make_uuid_v7(pg_uuid_t *uuid);
 
-#endif							/* ES_EVENT_H */
+#endif /* ES_EVENT_H */

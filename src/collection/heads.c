@@ -50,35 +50,35 @@
 #include "utils/timestamp.h"
 
 /* Places remembered in one transaction; beyond that we start over. */
-#define OWN_ROWS_MAX	65536
+#define OWN_ROWS_MAX 65536
 
 struct EsHeads
 {
-	Relation	rel;
-	Relation	index;			/* the primary key */
-	EState	   *estate;
-	ResultRelInfo *rri;
-	TupleTableSlot *slot;		/* a stored row */
-	TupleTableSlot *new_slot;	/* a row to be stored */
+	Relation		rel;
+	Relation		index; /* the primary key */
+	EState		   *estate;
+	ResultRelInfo  *rri;
+	TupleTableSlot *slot;	  /* a stored row */
+	TupleTableSlot *new_slot; /* a row to be stored */
 };
 
 typedef struct OwnRowKey
 {
-	Oid			heads;
-	Oid			file;			/* a rewritten table has other places */
-	uint64		stream_hash;
+	Oid	   heads;
+	Oid	   file; /* a rewritten table has other places */
+	uint64 stream_hash;
 } OwnRowKey;
 
 typedef struct OwnRow
 {
-	OwnRowKey	key;
+	OwnRowKey		key;
 	ItemPointerData tid;
 } OwnRow;
 
-static OwnRow first_own_row;
-static bool has_own_rows = false;	/* first_own_row is valid */
-static HTAB *own_rows = NULL;	/* all the others; NULL where there are none */
-static MemoryContext own_rows_context = NULL;	/* NULL until the first is remembered */
+static OwnRow		 first_own_row;
+static bool			 has_own_rows = false; /* first_own_row is valid */
+static HTAB			*own_rows = NULL;	   /* all the others; NULL where there are none */
+static MemoryContext own_rows_context = NULL; /* NULL until the first is remembered */
 
 /* ---------------------------------------------------------------------------
  * The places of own rows
@@ -96,15 +96,14 @@ forget_own_rows(void)
 static void
 forget_at_end(XactEvent event, void *arg)
 {
-	if (has_own_rows &&
-		(event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
-		 event == XACT_EVENT_PREPARE))
+	if (has_own_rows && (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
+						 event == XACT_EVENT_PREPARE))
 		forget_own_rows();
 }
 
 static void
-forget_at_subabort(SubXactEvent event, SubTransactionId subid,
-				   SubTransactionId parent, void *arg)
+forget_at_subabort(SubXactEvent event, SubTransactionId subid, SubTransactionId parent,
+				   void *arg)
 {
 	if (has_own_rows && event == SUBXACT_EVENT_ABORT_SUB)
 		forget_own_rows();
@@ -113,7 +112,7 @@ forget_at_subabort(SubXactEvent event, SubTransactionId subid,
 static OwnRowKey
 own_row_key(const EsHeads *heads, const text *stream)
 {
-	OwnRowKey	key;
+	OwnRowKey key;
 
 	key.heads = RelationGetRelid(heads->rel);
 	key.file = es_relation_file(heads->rel);
@@ -133,7 +132,7 @@ enter_own_row(const OwnRowKey *key)
 {
 	if (own_rows == NULL)
 	{
-		HASHCTL		ctl;
+		HASHCTL ctl;
 
 		ctl.hcxt = own_rows_context;
 		ctl.keysize = sizeof(OwnRowKey);
@@ -147,7 +146,7 @@ enter_own_row(const OwnRowKey *key)
 static void
 remember_own_row(const EsHeads *heads, const EsStreamHead *head)
 {
-	OwnRowKey	key = own_row_key(heads, head->stream);
+	OwnRowKey key = own_row_key(heads, head->stream);
 
 	if (own_rows_context == NULL)
 	{
@@ -172,8 +171,8 @@ remember_own_row(const EsHeads *heads, const EsStreamHead *head)
 static bool
 recall_own_row(const EsHeads *heads, const text *stream, ItemPointer tid)
 {
-	OwnRowKey	key;
-	OwnRow	   *row = NULL;
+	OwnRowKey key;
+	OwnRow	 *row = NULL;
 
 	if (!has_own_rows)
 		return false;
@@ -195,13 +194,13 @@ recall_own_row(const EsHeads *heads, const text *stream, ItemPointer tid)
 EsHeads *
 es_heads_begin(const EsCollection *coll)
 {
-	EsHeads    *heads = palloc(sizeof(EsHeads));
+	EsHeads *heads = palloc(sizeof(EsHeads));
 
 	heads->rel = table_open(coll->heads, RowExclusiveLock);
 	heads->index = es_layout_open_heads_index(heads->rel, RowExclusiveLock);
 	heads->slot = table_slot_create(heads->rel, NULL);
 	heads->new_slot = table_slot_create(heads->rel, NULL);
-	heads->estate = NULL;		/* only a row that moves or is new needs the executor */
+	heads->estate = NULL; /* only a row that moves or is new needs the executor */
 	heads->rri = NULL;
 	return heads;
 }
@@ -241,9 +240,9 @@ static bool
 find_row(Relation rel, Relation index, const text *stream, Snapshot snapshot,
 		 TupleTableSlot *slot)
 {
-	ScanKeyData key;
+	ScanKeyData	  key;
 	IndexScanDesc scan;
-	bool		found;
+	bool		  found;
 
 	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_TEXTEQ, PointerGetDatum(stream));
 	key.sk_collation = index->rd_indcollation[0];
@@ -270,10 +269,10 @@ bool
 es_heads_peek(const EsCollection *coll, const text *stream, Snapshot snapshot,
 			  EsStreamHead *head)
 {
-	Relation	rel = table_open(coll->heads, AccessShareLock);
-	Relation	index;
+	Relation		rel = table_open(coll->heads, AccessShareLock);
+	Relation		index;
 	TupleTableSlot *slot;
-	bool		found;
+	bool			found;
 
 	index = es_layout_open_heads_index(rel, AccessShareLock);
 	slot = table_slot_create(rel, NULL);
@@ -295,7 +294,7 @@ es_heads_walk(EsHeads *heads, Snapshot snapshot, int nstreams)
 bool
 es_heads_look(EsHeads *heads, EsKeyWalk *walk, text *stream, EsStreamHead *head)
 {
-	bool		found = es_key_walk_find(walk, stream, heads->slot);
+	bool found = es_key_walk_find(walk, stream, heads->slot);
 
 	if (found)
 		read_head(head, heads->slot);
@@ -306,7 +305,7 @@ es_heads_look(EsHeads *heads, EsKeyWalk *walk, text *stream, EsStreamHead *head)
 static bool
 find_committed(EsHeads *heads, const text *stream, Snapshot snapshot, ItemPointer tid)
 {
-	bool		found;
+	bool found;
 
 	if (recall_own_row(heads, stream, tid))
 		return true;
@@ -325,8 +324,8 @@ find_committed(EsHeads *heads, const text *stream, Snapshot snapshot, ItemPointe
 static bool
 is_row_of(TupleTableSlot *slot, const text *stream)
 {
-	bool		isnull;
-	text	   *stored = DatumGetTextPP(slot_getattr(slot, ES_HEADS_STREAM, &isnull));
+	bool  isnull;
+	text *stored = DatumGetTextPP(slot_getattr(slot, ES_HEADS_STREAM, &isnull));
 
 	return es_text_equal(stored, stream);
 }
@@ -339,7 +338,7 @@ static bool
 lock_row(EsHeads *heads, EsStreamHead *head, Snapshot snapshot, ItemPointer tid)
 {
 	TM_FailureData failure;
-	TM_Result	result;
+	TM_Result	   result;
 
 	result = table_tuple_lock(heads->rel, tid, snapshot, heads->slot,
 							  GetCurrentCommandId(false), LockTupleNoKeyExclusive,
@@ -368,7 +367,7 @@ lock_row(EsHeads *heads, EsStreamHead *head, Snapshot snapshot, ItemPointer tid)
 static void
 fill_slot(TupleTableSlot *slot, const EsStreamHead *head)
 {
-	int			natts = slot->tts_tupleDescriptor->natts;
+	int natts = slot->tts_tupleDescriptor->natts;
 
 	ExecClearTuple(slot);
 	memset(slot->tts_isnull, true, sizeof(bool) * natts);
@@ -389,7 +388,7 @@ fill_slot(TupleTableSlot *slot, const EsStreamHead *head)
 static bool
 insert_placeholder(EsHeads *heads, EsStreamHead *head)
 {
-	bool		inserted;
+	bool inserted;
 
 	open_indexes(heads);
 	head->version = 0;
@@ -413,7 +412,7 @@ static void
 await_inserter(EsHeads *heads, const text *stream)
 {
 	SnapshotData dirty;
-	bool		found;
+	bool		 found;
 
 	InitDirtySnapshot(dirty);
 	found = find_row(heads->rel, heads->index, stream, &dirty, heads->slot);
@@ -426,9 +425,9 @@ await_inserter(EsHeads *heads, const text *stream)
 static bool
 lock_committed(EsHeads *heads, EsStreamHead *head, bool *found)
 {
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	Snapshot		snapshot = RegisterSnapshot(GetLatestSnapshot());
 	ItemPointerData tid;
-	bool		locked;
+	bool			locked;
 
 	*found = find_committed(heads, head->stream, snapshot, &tid);
 	locked = *found && lock_row(heads, head, snapshot, &tid);
@@ -441,7 +440,7 @@ es_heads_lock(EsHeads *heads, EsStreamHead *head)
 {
 	for (;;)
 	{
-		bool		found;
+		bool found;
 
 		CHECK_FOR_INTERRUPTS();
 		if (lock_committed(heads, head, &found))
@@ -465,7 +464,7 @@ static bool
 lock_walked(EsHeads *heads, EsKeyWalk *walk, Snapshot snapshot, EsStreamHead *head)
 {
 	ItemPointerData tid;
-	bool		found = recall_own_row(heads, head->stream, &tid);
+	bool			found = recall_own_row(heads, head->stream, &tid);
 
 	CHECK_FOR_INTERRUPTS();
 	if (!found)
@@ -486,8 +485,8 @@ lock_walked(EsHeads *heads, EsKeyWalk *walk, Snapshot snapshot, EsStreamHead *he
 void
 es_heads_lock_all(EsHeads *heads, EsStreamHead *streams, int nstreams)
 {
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	EsKeyWalk  *walk = es_heads_walk(heads, snapshot, nstreams);
+	Snapshot   snapshot = RegisterSnapshot(GetLatestSnapshot());
+	EsKeyWalk *walk = es_heads_walk(heads, snapshot, nstreams);
 
 	for (int i = 0; i < nstreams; i++)
 		if (!lock_walked(heads, walk, snapshot, &streams[i]))
@@ -503,7 +502,7 @@ es_heads_lock_all(EsHeads *heads, EsStreamHead *streams, int nstreams)
 void
 es_heads_save(EsHeads *heads, EsStreamHead *head)
 {
-	bool		needs_indexes;
+	bool needs_indexes;
 
 	fill_slot(heads->new_slot, head);
 	needs_indexes = es_update_tuple(heads->rel, &head->tid, heads->new_slot);
@@ -511,8 +510,8 @@ es_heads_save(EsHeads *heads, EsStreamHead *head)
 	if (needs_indexes)
 	{
 		open_indexes(heads);
-		list_free(es_insert_index_tuples(heads->rri, heads->new_slot, heads->estate,
-										 NULL, NIL));
+		list_free(es_insert_index_tuples(heads->rri, heads->new_slot, heads->estate, NULL,
+										 NIL));
 		ResetPerTupleExprContext(heads->estate);
 	}
 	ExecClearTuple(heads->new_slot);

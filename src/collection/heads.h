@@ -14,13 +14,13 @@
 /* A stream as this transaction knows it, once locked. */
 typedef struct EsStreamHead
 {
-	text	   *stream;
-	int64		version;		/* the last one; 0 = no event yet */
-	EsPosition	first_position; /* of the stream's first event ever; 0 = none */
-	EsPosition	last_position;
-	TimestampTz first_at;
-	TimestampTz last_at;
-	ItemPointerData tid;		/* the row's newest version; of this transaction once saved */
+	text		   *stream;
+	int64			version;		/* the last one; 0 = no event yet */
+	EsPosition		first_position; /* of the stream's first event ever; 0 = none */
+	EsPosition		last_position;
+	TimestampTz		first_at;
+	TimestampTz		last_at;
+	ItemPointerData tid; /* the row's newest version; of this transaction once saved */
 } EsStreamHead;
 
 typedef struct EsHeads EsHeads; /* the table, opened for reading and writing */
@@ -41,7 +41,8 @@ extern void es_heads_lock_all(EsHeads *heads, EsStreamHead *streams, int nstream
 
 /* Looks at many without a lock, in bytewise order, as es_heads_peek does at one. */
 extern EsKeyWalk *es_heads_walk(EsHeads *heads, Snapshot snapshot, int nstreams);
-extern bool es_heads_look(EsHeads *heads, EsKeyWalk *walk, text *stream, EsStreamHead *head);
+extern bool		  es_heads_look(EsHeads *heads, EsKeyWalk *walk, text *stream,
+								EsStreamHead *head);
 
 /* Writes it back.  Between lock and save the command counter must have moved. */
 extern void es_heads_save(EsHeads *heads, EsStreamHead *head);
@@ -55,4 +56,4 @@ extern void es_heads_end(EsHeads *heads);
 extern bool es_heads_peek(const EsCollection *coll, const text *stream, Snapshot snapshot,
 						  EsStreamHead *head);
 
-#endif							/* ES_HEADS_H */
+#endif /* ES_HEADS_H */

@@ -75,29 +75,29 @@ PG_FUNCTION_INFO_V1(es_append_row);
 /* A position handed out to a row that has not come to the trigger yet. */
 typedef struct HandedOut
 {
-	Oid			collection;
-	EsPosition	position;
-	EsPosition	safe;
-	const EsEvent *event;		/* of an append function; NULL from the default */
-	SubTransactionId subid;		/* it goes when this one aborts, or one around it */
+	Oid				 collection;
+	EsPosition		 position;
+	EsPosition		 safe;
+	const EsEvent	*event; /* of an append function; NULL from the default */
+	SubTransactionId subid; /* it goes when this one aborts, or one around it */
 } HandedOut;
 
-static HandedOut *handed = NULL;	/* TopMemoryContext */
-static int	nhanded = 0;
-static int	handed_size = 0;
-static int	handed_next = 0;	/* where the next one is looked for first */
+static HandedOut *handed = NULL; /* TopMemoryContext */
+static int		  nhanded = 0;
+static int		  handed_size = 0;
+static int		  handed_next = 0; /* where the next one is looked for first */
 
 /* A collection that a statement of this transaction inserts into. */
 typedef struct Target
 {
-	Oid			collection;
-	bool		allowed;		/* the executor has checked the right to do so */
-	EsPosition	end;			/* of the segments when the newest one began */
+	Oid		   collection;
+	bool	   allowed; /* the executor has checked the right to do so */
+	EsPosition end;		/* of the segments when the newest one began */
 } Target;
 
-static List *targets = NIL;		/* of Target, TopTransactionContext */
+static List *targets = NIL; /* of Target, TopTransactionContext */
 
-static ExecutorStart_hook_type previous_executor_start = NULL;
+static ExecutorStart_hook_type	previous_executor_start = NULL;
 static ProcessUtility_hook_type previous_process_utility = NULL;
 
 /* ---------------------------------------------------------------------------
@@ -123,8 +123,8 @@ clear_at_end(XactEvent event, void *arg)
 }
 
 static void
-clear_at_subabort(SubXactEvent event, SubTransactionId subid,
-				  SubTransactionId parent, void *arg)
+clear_at_subabort(SubXactEvent event, SubTransactionId subid, SubTransactionId parent,
+				  void *arg)
 {
 	if (event != SUBXACT_EVENT_ABORT_SUB)
 		return;
@@ -139,7 +139,7 @@ hand_out(Oid collection, EsPosition position, EsPosition safe, const EsEvent *ev
 {
 	if (nhanded == handed_size)
 	{
-		int			size = handed_size == 0 ? 64 : handed_size * 2;
+		int size = handed_size == 0 ? 64 : handed_size * 2;
 
 		if (handed == NULL)
 			handed = MemoryContextAlloc(TopMemoryContext, sizeof(HandedOut) * size);
@@ -177,7 +177,7 @@ es_insert_forget_from(int mark)
 EsPosition
 es_insert_lowest_pending(const EsCollection *coll)
 {
-	EsPosition	lowest = PG_INT64_MAX;
+	EsPosition lowest = PG_INT64_MAX;
 
 	for (int i = 0; i < nhanded; i++)
 		if (handed[i].collection == coll->relid && handed[i].position > 0)
@@ -195,7 +195,7 @@ matches_handed(int i, Oid collection, EsPosition position)
 static bool
 take_handed(Oid collection, EsPosition position, HandedOut *taken)
 {
-	int			found = -1;
+	int found = -1;
 
 	if (handed_next < nhanded && matches_handed(handed_next, collection, position))
 		found = handed_next;
@@ -227,7 +227,7 @@ static void
 refuse_on_conflict(Plan *plan, PlannedStmt *stmt)
 {
 	ModifyTable *modify = (ModifyTable *) plan;
-	Oid			relid;
+	Oid			 relid;
 
 	if (plan == NULL || !IsA(plan, ModifyTable) ||
 		modify->onConflictAction != ONCONFLICT_NOTHING)
@@ -238,15 +238,16 @@ refuse_on_conflict(Plan *plan, PlannedStmt *stmt)
 	ereport(ERROR,
 			(errcode(ERRCODE_ES_APPEND_ONLY),
 			 errmsg("cannot use ON CONFLICT on collection \"%s\"", get_rel_name(relid)),
-			 errhint("Use append functions with ids and expected versions: they recognise a repetition.")));
+			 errhint("Use append functions with ids and expected versions: they "
+					 "recognise a repetition.")));
 }
 
 static Target *
 find_target(Oid collection)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
-	foreach(lc, targets)
+	foreach (lc, targets)
 		if (((Target *) lfirst(lc))->collection == collection)
 			return lfirst(lc);
 	return NULL;
@@ -261,7 +262,7 @@ find_target(Oid collection)
 static void
 begin_target(Oid collection)
 {
-	Target	   *target = find_target(collection);
+	Target *target = find_target(collection);
 
 	if (target == NULL)
 	{
@@ -280,7 +281,7 @@ begin_target(Oid collection)
 static void
 allow_target(Oid collection)
 {
-	Target	   *target = find_target(collection);
+	Target *target = find_target(collection);
 
 	if (target != NULL)
 		target->allowed = true;
@@ -288,11 +289,11 @@ allow_target(Oid collection)
 
 /* For each collection that the statement is to insert into. */
 static void
-for_targets(PlannedStmt *stmt, void (*what) (Oid collection))
+for_targets(PlannedStmt *stmt, void (*what)(Oid collection))
 {
-	ListCell   *lc;
+	ListCell *lc;
 
-	foreach(lc, stmt->resultRelations)
+	foreach (lc, stmt->resultRelations)
 	{
 		RangeTblEntry *rte = rt_fetch(lfirst_int(lc), stmt->rtable);
 
@@ -305,10 +306,10 @@ static void
 note_insert_targets(QueryDesc *query, int eflags)
 {
 	PlannedStmt *stmt = query->plannedstmt;
-	ListCell   *lc;
-	bool		inserts = stmt->resultRelations != NIL &&
-		(eflags & EXEC_FLAG_EXPLAIN_ONLY) == 0 &&
-		stmt->commandType != CMD_UPDATE && stmt->commandType != CMD_DELETE;
+	ListCell	*lc;
+	bool		 inserts = stmt->resultRelations != NIL &&
+				   (eflags & EXEC_FLAG_EXPLAIN_ONLY) == 0 &&
+				   stmt->commandType != CMD_UPDATE && stmt->commandType != CMD_DELETE;
 
 	if (inserts)
 		for_targets(stmt, begin_target);
@@ -322,7 +323,7 @@ note_insert_targets(QueryDesc *query, int eflags)
 	/* The executor has checked the rights by now. */
 	for_targets(stmt, allow_target);
 	refuse_on_conflict(stmt->planTree, stmt);
-	foreach(lc, stmt->subplans)
+	foreach (lc, stmt->subplans)
 		refuse_on_conflict((Plan *) lfirst(lc), stmt);
 }
 
@@ -330,7 +331,7 @@ note_insert_targets(QueryDesc *query, int eflags)
 static void
 begin_copy(CopyStmt *stmt)
 {
-	Oid			relid;
+	Oid relid;
 
 	if (!stmt->is_from || stmt->relation == NULL || RecoveryInProgress())
 		return;
@@ -368,8 +369,8 @@ check_may_insert(const EsCollection *coll)
 	const Target *target = find_target(coll->relid);
 
 	if (pg_class_aclcheck(coll->relid, GetUserId(), ACL_INSERT) == ACLCHECK_OK ||
-		pg_attribute_aclcheck_all(coll->relid, GetUserId(), ACL_INSERT,
-								  ACLMASK_ANY) == ACLCHECK_OK ||
+		pg_attribute_aclcheck_all(coll->relid, GetUserId(), ACL_INSERT, ACLMASK_ANY) ==
+			ACLCHECK_OK ||
 		(target != NULL && target->allowed))
 		return;
 	aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, get_rel_name(coll->relid));
@@ -382,8 +383,10 @@ report_segments_full(const EsCollection *coll)
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("the segments of collection \"%s\" that were ready are full",
 					get_rel_name(coll->relid)),
-			 errdetail("A statement can fill only the segments that were ready when it began."),
-			 errhint("Use append_batch(), smaller statements, a greater segment_size, or a greater eventstore.segments_ahead.")));
+			 errdetail(
+				 "A statement can fill only the segments that were ready when it began."),
+			 errhint("Use append_batch(), smaller statements, a greater segment_size, or "
+					 "a greater eventstore.segments_ahead.")));
 }
 
 /*
@@ -401,17 +404,17 @@ wake_in_time(const EsCollection *coll, int64 left)
 /* What the default remembers between the rows of one statement. */
 typedef struct StatementState
 {
-	Oid			collection;
-	EsPosition	end;			/* of the segments when the statement began */
+	Oid		   collection;
+	EsPosition end; /* of the segments when the statement began */
 } StatementState;
 
 static EsCollection *
 begin_statement(FunctionCallInfo fcinfo, Oid relid)
 {
 	StatementState *state;
-	EsCollection *coll;
-	const Target *target;
-	EsIntent	nothing = {0};
+	EsCollection   *coll;
+	const Target   *target;
+	EsIntent		nothing = {0};
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("append");
@@ -435,10 +438,10 @@ begin_statement(FunctionCallInfo fcinfo, Oid relid)
 Datum
 es_next_position(PG_FUNCTION_ARGS)
 {
-	Oid			relid = PG_GETARG_OID(0);
+	Oid				relid = PG_GETARG_OID(0);
 	StatementState *state = fcinfo->flinfo->fn_extra;
-	EsCollection *coll;
-	EsAllotment allotment;
+	EsCollection   *coll;
+	EsAllotment		allotment;
 
 	if (state == NULL || state->collection != relid)
 	{
@@ -465,11 +468,11 @@ es_next_position(PG_FUNCTION_ARGS)
 typedef struct InsertRow
 {
 	EsCollection *coll;
-	HandedOut	taken;
-	TupleDesc	desc;
-	Datum	   *values;
-	bool	   *nulls;
-	EsEvent		event;			/* made of the values */
+	HandedOut	  taken;
+	TupleDesc	  desc;
+	Datum		 *values;
+	bool		 *nulls;
+	EsEvent		  event; /* made of the values */
 } InsertRow;
 
 static void
@@ -480,32 +483,32 @@ check_trigger_call(FunctionCallInfo fcinfo)
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_BEFORE(trigdata->tg_event) ||
 		!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) ||
 		!TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"append_row\" must be called before insert for each row")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+			 errmsg(
+				 "function \"append_row\" must be called before insert for each row")));
 }
 
 static void
 report_own_value(const EsCollection *coll, const char *column, int64 value)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_ES_APPEND_ONLY),
-			 errmsg("cannot insert a %s into collection \"%s\"", column,
-					get_rel_name(coll->relid)),
-			 errdetail("The row has %s " INT64_FORMAT ".", column, value),
-			 errhint("Leave the column out: the collection gives it.")));
+	ereport(ERROR, (errcode(ERRCODE_ES_APPEND_ONLY),
+					errmsg("cannot insert a %s into collection \"%s\"", column,
+						   get_rel_name(coll->relid)),
+					errdetail("The row has %s " INT64_FORMAT ".", column, value),
+					errhint("Leave the column out: the collection gives it.")));
 }
 
 /* Only through the collection does a row get one. */
 static void
 report_no_position(const EsCollection *coll)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_ES_APPEND_ONLY),
-			 errmsg("cannot insert into a segment of collection \"%s\"",
-					get_rel_name(coll->relid)),
-			 errdetail("The row has no position."),
-			 errhint("Insert into the collection: it gives the position.")));
+	ereport(ERROR, (errcode(ERRCODE_ES_APPEND_ONLY),
+					errmsg("cannot insert into a segment of collection \"%s\"",
+						   get_rel_name(coll->relid)),
+					errdetail("The row has no position."),
+					errhint("Insert into the collection: it gives the position.")));
 }
 
 static void *
@@ -519,7 +522,7 @@ varlena_field(const InsertRow *row, int att)
 static void
 read_event(InsertRow *row)
 {
-	EsEvent    *event = &row->event;
+	EsEvent *event = &row->event;
 
 	memset(event, 0, sizeof(*event));
 	event->expected_version = ES_NO_VERSION;
@@ -542,11 +545,11 @@ read_event(InsertRow *row)
 static void
 register_row(InsertRow *row)
 {
-	EsIntent	intent = {0};
-	EsLabel		stream;
-	EsLabel    *labels = palloc(sizeof(EsLabel) *
-								(1 + ArrayGetNItems(ARR_NDIM(row->event.tags),
-													ARR_DIMS(row->event.tags))));
+	EsIntent intent = {0};
+	EsLabel	 stream;
+	EsLabel *labels =
+		palloc(sizeof(EsLabel) * (1 + ArrayGetNItems(ARR_NDIM(row->event.tags),
+													 ARR_DIMS(row->event.tags))));
 
 	intent.labels = labels;
 	intent.nlabels = es_event_labels(row->event.type, row->event.tags, labels);
@@ -564,7 +567,7 @@ register_row(InsertRow *row)
 static void
 renew_position(InsertRow *row, Oid segment_oid, EsPosition overtaken_by)
 {
-	EsAllotment allotment;
+	EsAllotment		 allotment;
 	const EsSegment *segment;
 
 	if (overtaken_by <= row->event.position)
@@ -573,13 +576,14 @@ renew_position(InsertRow *row, Oid segment_oid, EsPosition overtaken_by)
 	if (segment == NULL || segment->relid != segment_oid ||
 		!es_head_allot(&row->coll->head, 1, false, &allotment) ||
 		allotment.first >= segment->end)
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("could not serialize an insert at the end of a segment of collection \"%s\"",
-						get_rel_name(row->coll->relid)),
-				 errdetail("Position " INT64_FORMAT " was overtaken by position " INT64_FORMAT ".",
-						   row->event.position, overtaken_by),
-				 errhint("Try again, or use append_batch().")));
+		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+						errmsg("could not serialize an insert at the end of a segment of "
+							   "collection \"%s\"",
+							   get_rel_name(row->coll->relid)),
+						errdetail("Position " INT64_FORMAT
+								  " was overtaken by position " INT64_FORMAT ".",
+								  row->event.position, overtaken_by),
+						errhint("Try again, or use append_batch().")));
 	wake_in_time(row->coll, allotment.left);
 	row->event.position = allotment.first;
 	row->taken.safe = allotment.safe;
@@ -588,7 +592,7 @@ renew_position(InsertRow *row, Oid segment_oid, EsPosition overtaken_by)
 static void
 append_to_stream(InsertRow *row, Oid segment)
 {
-	EsHeads    *heads = NULL;
+	EsHeads		*heads = NULL;
 	EsStreamHead head = {row->event.stream};
 
 	if (row->event.stream != NULL)
@@ -598,8 +602,8 @@ append_to_stream(InsertRow *row, Oid segment)
 		CommandCounterIncrement();
 		row->event.version = head.version + 1;
 	}
-	renew_position(row, segment, Max(head.last_position,
-									 es_head_last_conditional(&row->coll->head)));
+	renew_position(row, segment,
+				   Max(head.last_position, es_head_last_conditional(&row->coll->head)));
 	if (row->event.stream == NULL)
 		return;
 
@@ -621,8 +625,8 @@ static void
 check_unchanged(InsertRow *row)
 {
 	const EsEvent *event = row->taken.event;
-	text	   *stream = row->event.stream;
-	bool		same = (stream == NULL) == (event->stream == NULL);
+	text		  *stream = row->event.stream;
+	bool		   same = (stream == NULL) == (event->stream == NULL);
 
 	if (same && stream != NULL)
 		same = es_text_equal(stream, event->stream);
@@ -638,8 +642,8 @@ check_unchanged(InsertRow *row)
 static HeapTuple
 complete_row(InsertRow *row)
 {
-	Datum	   *values = palloc(sizeof(Datum) * row->desc->natts);
-	bool	   *nulls = palloc(sizeof(bool) * row->desc->natts);
+	Datum *values = palloc(sizeof(Datum) * row->desc->natts);
+	bool  *nulls = palloc(sizeof(bool) * row->desc->natts);
 
 	es_event_values(&row->event, row->taken.safe, row->desc->natts, values, nulls);
 	for (int i = ES_COLLECTION_NATTS; i < row->desc->natts; i++)
@@ -653,15 +657,14 @@ complete_row(InsertRow *row)
 static void
 read_row(InsertRow *row, TriggerData *trigdata)
 {
-	Oid			segment = RelationGetRelid(trigdata->tg_relation);
-	Oid			relid = es_collection_of_segment(segment);
-	EsPosition	position;
+	Oid		   segment = RelationGetRelid(trigdata->tg_relation);
+	Oid		   relid = es_collection_of_segment(segment);
+	EsPosition position;
 
 	if (!OidIsValid(relid))
-		ereport(ERROR,
-				(errcode(ERRCODE_ES_NOT_A_COLLECTION),
-				 errmsg("relation \"%s\" is not a segment of a collection",
-						RelationGetRelationName(trigdata->tg_relation))));
+		ereport(ERROR, (errcode(ERRCODE_ES_NOT_A_COLLECTION),
+						errmsg("relation \"%s\" is not a segment of a collection",
+							   RelationGetRelationName(trigdata->tg_relation))));
 	row->coll = es_collection_open(relid, RowExclusiveLock);
 	es_layout_check(trigdata->tg_relation);
 	row->desc = RelationGetDescr(trigdata->tg_relation);
@@ -680,16 +683,15 @@ read_row(InsertRow *row, TriggerData *trigdata)
 		report_own_value(row->coll, "version",
 						 DatumGetInt64(row->values[ES_ATT_VERSION - 1]));
 	if (row->nulls[ES_ATT_TAGS - 1])
-		ereport(ERROR,
-				(errcode(ERRCODE_NOT_NULL_VIOLATION),
-				 errmsg("tags of an event must not be null")));
+		ereport(ERROR, (errcode(ERRCODE_NOT_NULL_VIOLATION),
+						errmsg("tags of an event must not be null")));
 }
 
 Datum
 es_append_row(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-	InsertRow	row;
+	InsertRow	 row;
 
 	check_trigger_call(fcinfo);
 	read_row(&row, trigdata);

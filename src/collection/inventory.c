@@ -41,7 +41,7 @@ es_may_see(Oid collection)
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(collection)))
 		return false;
 	return es_owns_relation(collection, GetUserId()) ||
-		pg_class_aclcheck(collection, GetUserId(), ACL_SELECT) == ACLCHECK_OK;
+		   pg_class_aclcheck(collection, GetUserId(), ACL_SELECT) == ACLCHECK_OK;
 }
 
 Datum
@@ -55,7 +55,7 @@ static EsPosition
 current_head(Oid collection)
 {
 	EsCollection *coll = es_collection_open(collection, AccessShareLock);
-	EsView		view;
+	EsView		  view;
 
 	if (!es_preloaded())
 		return es_collection_head_in(coll, GetActiveSnapshot());
@@ -69,8 +69,7 @@ static bool
 is_broken(int sqlstate)
 {
 	return sqlstate == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE ||
-		sqlstate == ERRCODE_ES_NOT_A_COLLECTION ||
-		sqlstate == ERRCODE_UNDEFINED_TABLE;
+		   sqlstate == ERRCODE_ES_NOT_A_COLLECTION || sqlstate == ERRCODE_UNDEFINED_TABLE;
 }
 
 bool
@@ -78,7 +77,7 @@ es_try_head(Oid collection, EsPosition *head)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
+	ErrorData *volatile error = NULL;
 
 	/* A subtransaction, so that the error leaves nothing behind. */
 	BeginInternalSubTransaction(NULL);
@@ -107,8 +106,8 @@ es_try_head(Oid collection, EsPosition *head)
 Datum
 es_collection_head(PG_FUNCTION_ARGS)
 {
-	Oid			collection = PG_GETARG_OID(0);
-	EsPosition	head;
+	Oid		   collection = PG_GETARG_OID(0);
+	EsPosition head;
 
 	if (!es_may_see(collection) || !es_try_head(collection, &head))
 		PG_RETURN_NULL();
@@ -119,11 +118,11 @@ es_collection_head(PG_FUNCTION_ARGS)
 Datum
 es_collection_events(PG_FUNCTION_ARGS)
 {
-	Oid			collection = PG_GETARG_OID(0);
-	Oid			types[] = {INT8OID, INT8OID};
-	Datum		values[] = {PG_GETARG_DATUM(1), PG_GETARG_DATUM(2)};
-	int64		events;
-	bool		isnull;
+	Oid	  collection = PG_GETARG_OID(0);
+	Oid	  types[] = {INT8OID, INT8OID};
+	Datum values[] = {PG_GETARG_DATUM(1), PG_GETARG_DATUM(2)};
+	int64 events;
+	bool  isnull;
 
 	if (get_rel_relkind(collection) == '\0' ||
 		pg_class_aclcheck(collection, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
@@ -137,8 +136,8 @@ es_collection_events(PG_FUNCTION_ARGS)
 							" AND \"position\" OPERATOR(pg_catalog.<) $2",
 							es_relation_name(collection)),
 				   2, types, values, NULL, true, SPI_OK_SELECT);
-	events = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-										 &isnull));
+	events = DatumGetInt64(
+		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	SPI_finish();
 	PG_RETURN_INT64(events);
 }
@@ -148,17 +147,18 @@ Datum
 es_collection_segments(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	EsSegment  *segments;
-	int			n = 0;
+	EsSegment	  *segments;
+	int			   n = 0;
 
 	InitMaterializedSRF(fcinfo, 0);
 	if (es_may_see(PG_GETARG_OID(0)))
 		n = es_segments_list(PG_GETARG_OID(0), &segments);
 	for (int i = 0; i < n; i++)
 	{
-		Datum		values[3] = {ObjectIdGetDatum(segments[i].relid),
-			Int64GetDatum(segments[i].first), Int64GetDatum(segments[i].end)};
-		bool		nulls[3] = {false, false, false};
+		Datum values[3] = {ObjectIdGetDatum(segments[i].relid),
+						   Int64GetDatum(segments[i].first),
+						   Int64GetDatum(segments[i].end)};
+		bool  nulls[3] = {false, false, false};
 
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}

@@ -15,4 +15,4 @@ extern bool es_may_see(Oid collection);
 /* The head as a reader gets it; false where the collection is broken. */
 extern bool es_try_head(Oid collection, EsPosition *head);
 
-#endif							/* ES_INVENTORY_H */
+#endif /* ES_INVENTORY_H */

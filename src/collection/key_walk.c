@@ -34,29 +34,29 @@
 #include "utils/rel.h"
 
 /* Keys for each page of the index from which on it pays to walk. */
-#define DENSE_KEYS_PER_PAGE		8
+#define DENSE_KEYS_PER_PAGE 8
 
 /* Entries that are passed over before the next descent, where keys are dense or not. */
-#define STRIDE_DENSE			64
-#define STRIDE_SPARSE			8
+#define STRIDE_DENSE  64
+#define STRIDE_SPARSE 8
 
 /* Keys that are searched for before it is tried to walk again. */
-#define REST_KEYS				16
+#define REST_KEYS 16
 
 struct EsKeyWalk
 {
-	Relation	index;
+	Relation	  index;
 	IndexScanDesc scan;
-	bool		dense;
-	int			rest;			/* keys that are searched for yet; 0 = walking */
-	bool		started;		/* walking: the scan stands on an entry, unless at its end */
-	bool		at_end;
+	bool		  dense;
+	int			  rest;	   /* keys that are searched for yet; 0 = walking */
+	bool		  started; /* walking: the scan stands on an entry, unless at its end */
+	bool		  at_end;
 };
 
 EsKeyWalk *
 es_key_walk_begin(Relation rel, Relation index, Snapshot snapshot, int nkeys)
 {
-	EsKeyWalk  *walk = palloc0(sizeof(EsKeyWalk));
+	EsKeyWalk *walk = palloc0(sizeof(EsKeyWalk));
 
 	walk->index = index;
 	walk->dense = nkeys / DENSE_KEYS_PER_PAGE >= RelationGetNumberOfBlocks(index);
@@ -75,8 +75,8 @@ es_key_walk_end(EsKeyWalk *walk)
 static void
 descend(EsKeyWalk *walk, struct varlena *key, StrategyNumber strategy)
 {
-	bool		is_bytes = TupleDescAttr(RelationGetDescr(walk->index), 0)->atttypid == BYTEAOID;
-	ScanKeyData scankey;
+	bool is_bytes = TupleDescAttr(RelationGetDescr(walk->index), 0)->atttypid == BYTEAOID;
+	ScanKeyData	 scankey;
 	RegProcedure function;
 
 	if (strategy == BTEqualStrategyNumber)
@@ -99,13 +99,13 @@ advance(EsKeyWalk *walk)
 static int
 compare_entry(EsKeyWalk *walk, const struct varlena *key)
 {
-	bool		isnull;
-	Datum		value = index_getattr(walk->scan->xs_itup, 1, walk->scan->xs_itupdesc, &isnull);
+	bool  isnull;
+	Datum value = index_getattr(walk->scan->xs_itup, 1, walk->scan->xs_itupdesc, &isnull);
 	struct varlena *entry;
-	int			order;
+	int				order;
 
 	if (isnull)
-		return 1;				/* nulls come last */
+		return 1; /* nulls come last */
 	entry = PG_DETOAST_DATUM_PACKED(value);
 	order = es_bytes_compare(entry, key);
 	if ((Pointer) entry != DatumGetPointer(value))
@@ -117,8 +117,8 @@ compare_entry(EsKeyWalk *walk, const struct varlena *key)
 static int
 walk_to(EsKeyWalk *walk, struct varlena *key)
 {
-	int			stride = walk->dense ? STRIDE_DENSE : STRIDE_SPARSE;
-	int			order = 1;
+	int stride = walk->dense ? STRIDE_DENSE : STRIDE_SPARSE;
+	int order = 1;
 
 	for (int passed = 0; walk->started && !walk->at_end && passed < stride; passed++)
 	{
@@ -140,7 +140,7 @@ walk_to(EsKeyWalk *walk, struct varlena *key)
 static bool
 search(EsKeyWalk *walk, struct varlena *key, TupleTableSlot *slot)
 {
-	bool		found;
+	bool found;
 
 	descend(walk, key, BTEqualStrategyNumber);
 	found = index_getnext_slot(walk->scan, ForwardScanDirection, slot);
@@ -153,7 +153,7 @@ search(EsKeyWalk *walk, struct varlena *key, TupleTableSlot *slot)
 bool
 es_key_walk_find(EsKeyWalk *walk, struct varlena *key, TupleTableSlot *slot)
 {
-	int			order;
+	int order;
 
 	if (walk->rest > 0)
 		return search(walk, key, slot);

@@ -18,11 +18,12 @@ typedef struct EsKeyWalk EsKeyWalk;
  * unique among the rows that a snapshot sees.  'nkeys' is how many are coming.
  * The snapshot must outlive the walk.
  */
-extern EsKeyWalk *es_key_walk_begin(Relation rel, Relation index, Snapshot snapshot, int nkeys);
+extern EsKeyWalk *es_key_walk_begin(Relation rel, Relation index, Snapshot snapshot,
+									int nkeys);
 
 /* The row of the key, in the slot; false where there is none.  Keys must ascend. */
 extern bool es_key_walk_find(EsKeyWalk *walk, struct varlena *key, TupleTableSlot *slot);
 
 extern void es_key_walk_end(EsKeyWalk *walk);
 
-#endif							/* ES_KEY_WALK_H */
+#endif /* ES_KEY_WALK_H */

@@ -11,13 +11,13 @@
 #include "position/head.h"
 
 /* The index's columns, as declared and as stored (label_index.sql). */
-#define ES_LABEL_ATT_TAGS		1	/* text[], stored: upper half of the label */
-#define ES_LABEL_ATT_TYPE		2	/* text, stored: lower half of the label */
-#define ES_LABEL_ATT_POSITION	3	/* bigint, stored as it is */
-#define ES_LABEL_NATTS			3
+#define ES_LABEL_ATT_TAGS	  1 /* text[], stored: upper half of the label */
+#define ES_LABEL_ATT_TYPE	  2 /* text, stored: lower half of the label */
+#define ES_LABEL_ATT_POSITION 3 /* bigint, stored as it is */
+#define ES_LABEL_NATTS		  3
 
 /* Nulls sort last, so this is how a null position reads. */
-#define ES_LABEL_NULL_POSITION	PG_INT64_MAX
+#define ES_LABEL_NULL_POSITION PG_INT64_MAX
 
 /*
  * The data of a stored tuple.  A null position (in a table that is no
@@ -25,9 +25,9 @@
  */
 typedef struct EsLabelEntry
 {
-	int32		high;
-	int32		low;
-	int64		position;
+	int32 high;
+	int32 low;
+	int64 position;
 } EsLabelEntry;
 
 /* B-tree order is by signed halves, so that is how they are compared everywhere. */
@@ -58,4 +58,4 @@ es_label_entry_position(const IndexTupleData *itup)
 	return es_label_entry(itup)->position;
 }
 
-#endif							/* ES_LABEL_ENTRY_H */
+#endif /* ES_LABEL_ENTRY_H */

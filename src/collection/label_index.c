@@ -83,27 +83,27 @@
  */
 #define TYPE_SEED	UINT64CONST(0x7479706500000001)
 #define TAG_SEED	UINT64CONST(0x7461670000000001)
-#define STREAM_SEED	UINT64CONST(0x7374726500000001)
+#define STREAM_SEED UINT64CONST(0x7374726500000001)
 
 /* Most events have few tags; beyond this the array is allocated. */
-#define FEW_LABELS	32
+#define FEW_LABELS 32
 
 /* What the planner is to think of the entries per row, having no statistics of it. */
-#define GUESSED_LABELS_PER_ROW	4
+#define GUESSED_LABELS_PER_ROW 4
 
 /* The distinct labels of one row, in no order. */
 typedef struct LabelSet
 {
-	int			n;
-	EsLabel    *labels;			/* 'few', or palloc'd */
-	EsLabel		few[FEW_LABELS];
+	int		 n;
+	EsLabel *labels; /* 'few', or palloc'd */
+	EsLabel	 few[FEW_LABELS];
 } LabelSet;
 
 /* A stored tuple as nbtree takes it. */
 typedef struct LabelTuple
 {
 	IndexTupleData header;
-	EsLabelEntry entry;
+	EsLabelEntry   entry;
 } LabelTuple;
 
 StaticAssertDecl(sizeof(LabelTuple) == MAXALIGN(sizeof(IndexTupleData)) + 16,
@@ -122,19 +122,19 @@ enum
 typedef struct BuildState
 {
 	Tuplesortstate *sort;
-	TupleTableSlot *in;			/* virtual; both have SORT_NATTS columns */
-	TupleTableSlot *out;		/* minimal */
-	MemoryContext row_context;	/* reset after each row */
-	double		entries;
+	TupleTableSlot *in;			 /* virtual; both have SORT_NATTS columns */
+	TupleTableSlot *out;		 /* minimal */
+	MemoryContext	row_context; /* reset after each row */
+	double			entries;
 } BuildState;
 
 /* What the planner's scan keys ask for. */
 typedef struct BitmapQuery
 {
-	bool		impossible;
-	LabelSet	labels;			/* none = all rows */
-	int64		low;			/* both inclusive */
-	int64		high;
+	bool	 impossible;
+	LabelSet labels; /* none = all rows */
+	int64	 low;	 /* both inclusive */
+	int64	 high;
 } BitmapQuery;
 
 PG_FUNCTION_INFO_V1(es_label_index_handler);
@@ -158,8 +158,8 @@ es_label_of_tag(const char *tag, int length)
 EsLabel
 es_label_of_stream(const text *stream)
 {
-	EsLabel		label = hash_bytes_extended((const unsigned char *) VARDATA_ANY(stream),
-											VARSIZE_ANY_EXHDR(stream), STREAM_SEED);
+	EsLabel label = hash_bytes_extended((const unsigned char *) VARDATA_ANY(stream),
+										VARSIZE_ANY_EXHDR(stream), STREAM_SEED);
 
 	return label != 0 ? label : 1;
 }
@@ -182,7 +182,7 @@ free_labels(LabelSet *set)
 static void
 grow_labels(LabelSet *set, int more)
 {
-	EsLabel    *labels;
+	EsLabel *labels;
 
 	if (set->n + more <= FEW_LABELS)
 		return;
@@ -195,8 +195,8 @@ grow_labels(LabelSet *set, int more)
 static int
 compare_labels(const void *a, const void *b)
 {
-	EsLabel		left = *(const EsLabel *) a;
-	EsLabel		right = *(const EsLabel *) b;
+	EsLabel left = *(const EsLabel *) a;
+	EsLabel right = *(const EsLabel *) b;
 
 	return (left > right) - (left < right);
 }
@@ -204,7 +204,7 @@ compare_labels(const void *a, const void *b)
 int
 es_labels_sort(EsLabel *labels, int n)
 {
-	int			kept = 0;
+	int kept = 0;
 
 	if (n < 2)
 		return n;
@@ -218,10 +218,11 @@ es_labels_sort(EsLabel *labels, int n)
 static void
 add_type(LabelSet *set, Datum type)
 {
-	text	   *value = DatumGetTextPP(type);
+	text *value = DatumGetTextPP(type);
 
 	grow_labels(set, 1);
-	set->labels[set->n++] = es_label_of_type(VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value));
+	set->labels[set->n++] =
+		es_label_of_type(VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value));
 	if ((Pointer) value != DatumGetPointer(type))
 		pfree(value);
 }
@@ -230,22 +231,23 @@ add_type(LabelSet *set, Datum type)
 static bool
 add_tags(LabelSet *set, Datum tags)
 {
-	ArrayType  *array = DatumGetArrayTypeP(tags);
-	Datum	   *elements;
-	bool	   *nulls;
-	int			n;
-	bool		has_null = false;
+	ArrayType *array = DatumGetArrayTypeP(tags);
+	Datum	  *elements;
+	bool	  *nulls;
+	int		   n;
+	bool	   has_null = false;
 
 	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elements, &nulls, &n);
 	grow_labels(set, n);
 	for (int i = 0; i < n; i++)
 	{
-		text	   *tag = (text *) DatumGetPointer(elements[i]);
+		text *tag = (text *) DatumGetPointer(elements[i]);
 
 		if (nulls[i])
 			has_null = true;
 		else
-			set->labels[set->n++] = es_label_of_tag(VARDATA_ANY(tag), VARSIZE_ANY_EXHDR(tag));
+			set->labels[set->n++] =
+				es_label_of_tag(VARDATA_ANY(tag), VARSIZE_ANY_EXHDR(tag));
 	}
 	pfree(elements);
 	pfree(nulls);
@@ -287,7 +289,7 @@ set_tuple(LabelTuple *tuple, const EsLabelEntry *entry, ItemPointer tid)
 static void
 insert_entry(Relation index, Relation heap, const EsLabelEntry *entry, ItemPointer tid)
 {
-	LabelTuple	tuple;
+	LabelTuple tuple;
 
 	set_tuple(&tuple, entry, tid);
 	es_tree_insert_one(index, heap, &tuple.header, false);
@@ -298,9 +300,9 @@ static void
 insert_entry_without_position(Relation index, Relation heap, const EsLabelEntry *entry,
 							  ItemPointer tid)
 {
-	Datum		values[ES_LABEL_NATTS];
-	bool		isnull[ES_LABEL_NATTS] = {false, false, true};
-	IndexTuple	itup;
+	Datum	   values[ES_LABEL_NATTS];
+	bool	   isnull[ES_LABEL_NATTS] = {false, false, true};
+	IndexTuple itup;
 
 	values[ES_LABEL_ATT_TAGS - 1] = Int32GetDatum(entry->high);
 	values[ES_LABEL_ATT_TYPE - 1] = Int32GetDatum(entry->low);
@@ -315,8 +317,8 @@ static bool
 insert_row(Relation index, Datum *values, bool *isnull, ItemPointer tid, Relation heap,
 		   IndexUniqueCheck check_unique, bool unchanged, IndexInfo *info)
 {
-	bool		no_position = isnull[ES_LABEL_ATT_POSITION - 1];
-	LabelSet	set;
+	bool	 no_position = isnull[ES_LABEL_ATT_POSITION - 1];
+	LabelSet set;
 
 	collect_labels(values, isnull, &set);
 	for (int i = 0; i < set.n; i++)
@@ -325,7 +327,8 @@ insert_row(Relation index, Datum *values, bool *isnull, ItemPointer tid, Relatio
 
 		entry.high = es_label_high(set.labels[i]);
 		entry.low = es_label_low(set.labels[i]);
-		entry.position = no_position ? 0 : DatumGetInt64(values[ES_LABEL_ATT_POSITION - 1]);
+		entry.position =
+			no_position ? 0 : DatumGetInt64(values[ES_LABEL_ATT_POSITION - 1]);
 		if (no_position)
 			insert_entry_without_position(index, heap, &entry, tid);
 		else
@@ -352,19 +355,19 @@ compare_tuples(const void *a, const void *b)
 static int
 make_tuples(const EsEvent *events, TupleTableSlot **slots, int n, LabelTuple **tuples)
 {
-	EsLabel    *labels = palloc(sizeof(EsLabel) * es_events_count_labels(events, n));
-	int			ntuples = 0;
+	EsLabel *labels = palloc(sizeof(EsLabel) * es_events_count_labels(events, n));
+	int		 ntuples = 0;
 
 	*tuples = palloc(sizeof(LabelTuple) * es_events_count_labels(events, n));
 	for (int i = 0; i < n; i++)
 	{
-		int			nlabels = es_event_labels(events[i].type, events[i].tags, labels);
+		int nlabels = es_event_labels(events[i].type, events[i].tags, labels);
 
 		nlabels = es_labels_sort(labels, nlabels);
 		for (int k = 0; k < nlabels; k++)
 		{
 			EsLabelEntry entry = {es_label_high(labels[k]), es_label_low(labels[k]),
-				events[i].position};
+								  events[i].position};
 
 			set_tuple(&(*tuples)[ntuples++], &entry, &slots[i]->tts_tid);
 		}
@@ -405,8 +408,8 @@ static void
 check_columns(Relation index)
 {
 	static const Oid expected[ES_LABEL_NATTS] = {TEXTARRAYOID, TEXTOID, INT8OID};
-	bool		fits = index->rd_index->indnatts == ES_LABEL_NATTS &&
-		index->rd_index->indnkeyatts == ES_LABEL_NATTS;
+	bool			 fits = index->rd_index->indnatts == ES_LABEL_NATTS &&
+				index->rd_index->indnkeyatts == ES_LABEL_NATTS;
 
 	for (int i = 0; fits && i < ES_LABEL_NATTS; i++)
 		fits = index->rd_opcintype[i] == expected[i];
@@ -415,20 +418,21 @@ check_columns(Relation index)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("index \"%s\" does not have the columns of an index of labels",
 						RelationGetRelationName(index)),
-				 errdetail("Access method eventstore_labels indexes (tags text[], type text, position bigint), in this order.")));
+				 errdetail("Access method eventstore_labels indexes (tags text[], type "
+						   "text, position bigint), in this order.")));
 	for (int i = 0; i < ES_LABEL_NATTS; i++)
 		if (OidIsValid(index->rd_indcollation[i]) &&
 			!get_collation_isdeterministic(index->rd_indcollation[i]))
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("index \"%s\" of access method eventstore_labels cannot use a nondeterministic collation",
-							RelationGetRelationName(index))));
+			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+							errmsg("index \"%s\" of access method eventstore_labels "
+								   "cannot use a nondeterministic collation",
+								   RelationGetRelationName(index))));
 }
 
 static void
 write_metapage(Relation index)
 {
-	Buffer		buffer = ReadBuffer(index, P_NEW);
+	Buffer buffer = ReadBuffer(index, P_NEW);
 
 	Assert(BufferGetBlockNumber(buffer) == BTREE_METAPAGE);
 	LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
@@ -444,7 +448,7 @@ write_metapage(Relation index)
 static TupleDesc
 make_sort_descriptor(void)
 {
-	TupleDesc	desc = CreateTemplateTupleDesc(SORT_NATTS);
+	TupleDesc desc = CreateTemplateTupleDesc(SORT_NATTS);
 
 	TupleDescInitEntry(desc, SORT_HIGH, "high", INT4OID, -1, 0);
 	TupleDescInitEntry(desc, SORT_LOW, "low", INT4OID, -1, 0);
@@ -456,18 +460,18 @@ make_sort_descriptor(void)
 static void
 begin_sort(BuildState *state)
 {
-	AttrNumber	columns[SORT_NATTS] = {SORT_HIGH, SORT_LOW, SORT_POSITION, SORT_TID};
-	Oid			operators[SORT_NATTS] = {Int4LessOperator, Int4LessOperator,
-		Int8LessOperator, TIDLessOperator};
-	Oid			collations[SORT_NATTS] = {InvalidOid};
-	bool		nulls_first[SORT_NATTS] = {false};
-	TupleDesc	desc = make_sort_descriptor();
+	AttrNumber columns[SORT_NATTS] = {SORT_HIGH, SORT_LOW, SORT_POSITION, SORT_TID};
+	Oid	 operators[SORT_NATTS] = {Int4LessOperator, Int4LessOperator, Int8LessOperator,
+								  TIDLessOperator};
+	Oid	 collations[SORT_NATTS] = {InvalidOid};
+	bool nulls_first[SORT_NATTS] = {false};
+	TupleDesc desc = make_sort_descriptor();
 
 	state->in = MakeSingleTupleTableSlot(desc, &TTSOpsVirtual);
 	state->out = MakeSingleTupleTableSlot(desc, &TTSOpsMinimalTuple);
-	state->sort = tuplesort_begin_heap(desc, SORT_NATTS, columns, operators, collations,
-									   nulls_first, maintenance_work_mem, NULL,
-									   TUPLESORT_NONE);
+	state->sort =
+		tuplesort_begin_heap(desc, SORT_NATTS, columns, operators, collations,
+							 nulls_first, maintenance_work_mem, NULL, TUPLESORT_NONE);
 }
 
 /* Called for each row of the table that some transaction may see. */
@@ -475,10 +479,10 @@ static void
 sort_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, bool alive,
 		 void *arg)
 {
-	BuildState *state = arg;
+	BuildState	   *state = arg;
 	TupleTableSlot *slot = state->in;
-	MemoryContext old = MemoryContextSwitchTo(state->row_context);
-	LabelSet	set;
+	MemoryContext	old = MemoryContextSwitchTo(state->row_context);
+	LabelSet		set;
 
 	collect_labels(values, isnull, &set);
 	for (int i = 0; i < set.n; i++)
@@ -507,7 +511,7 @@ load_sorted(Relation index, Relation heap, BuildState *state)
 	while (tuplesort_gettupleslot(state->sort, true, false, slot, NULL))
 	{
 		EsLabelEntry entry;
-		ItemPointer tid;
+		ItemPointer	 tid;
 
 		CHECK_FOR_INTERRUPTS();
 		slot_getallattrs(slot);
@@ -528,7 +532,7 @@ static IndexBuildResult *
 build_index(Relation heap, Relation index, IndexInfo *info)
 {
 	IndexBuildResult *result = palloc(sizeof(IndexBuildResult));
-	BuildState	state = {0};
+	BuildState		  state = {0};
 
 	check_columns(index);
 	if (RelationGetNumberOfBlocks(index) != 0)
@@ -538,8 +542,8 @@ build_index(Relation heap, Relation index, IndexInfo *info)
 	state.row_context = AllocSetContextCreate(CurrentMemoryContext, "labels of a row",
 											  ALLOCSET_SMALL_SIZES);
 	begin_sort(&state);
-	result->heap_tuples = table_index_build_scan(heap, index, info, true, true, sort_row,
-												 &state, NULL);
+	result->heap_tuples =
+		table_index_build_scan(heap, index, info, true, true, sort_row, &state, NULL);
 	tuplesort_performsort(state.sort);
 	load_sorted(index, heap, &state);
 	tuplesort_end(state.sort);
@@ -585,8 +589,8 @@ end_scan(IndexScanDesc scan)
 static void
 narrow_positions(BitmapQuery *query, const ScanKeyData *key)
 {
-	int64		bound = key->sk_subtype == INT4OID ?
-		(int64) DatumGetInt32(key->sk_argument) : DatumGetInt64(key->sk_argument);
+	int64 bound = key->sk_subtype == INT4OID ? (int64) DatumGetInt32(key->sk_argument)
+											 : DatumGetInt64(key->sk_argument);
 	StrategyNumber strategy = key->sk_strategy;
 
 	if ((strategy == BTLessStrategyNumber && bound == PG_INT64_MIN) ||
@@ -637,13 +641,14 @@ read_keys(IndexScanDesc scan, BitmapQuery *query)
 
 /* Adds the rows that have one label to the bitmap. */
 static int64
-add_entries(IndexScanDesc outer, const BitmapQuery *query, EsLabel label, TIDBitmap *bitmap)
+add_entries(IndexScanDesc outer, const BitmapQuery *query, EsLabel label,
+			TIDBitmap *bitmap)
 {
-	EsLabelScan *scan = es_label_scan_begin(NULL, outer->indexRelation, label, query->low,
-											query->high, ForwardScanDirection,
-											outer->xs_snapshot);
-	EsPosition	position;
-	int64		found = 0;
+	EsLabelScan *scan =
+		es_label_scan_begin(NULL, outer->indexRelation, label, query->low, query->high,
+							ForwardScanDirection, outer->xs_snapshot);
+	EsPosition position;
+	int64	   found = 0;
 
 	while (es_label_scan_next(scan, &position))
 	{
@@ -676,13 +681,13 @@ add_all_rows(IndexScanDesc scan, TIDBitmap *bitmap)
 static int64
 intersect_labels(IndexScanDesc scan, const BitmapQuery *query, TIDBitmap *bitmap)
 {
-	TIDBitmap  *common = NULL;
-	int64		found = 0;
+	TIDBitmap *common = NULL;
+	int64	   found = 0;
 
 	for (int i = 0; i < query->labels.n; i++)
 	{
-		TIDBitmap  *one = tbm_create(work_mem * 1024L, NULL);
-		int64		n = add_entries(scan, query, query->labels.labels[i], one);
+		TIDBitmap *one = tbm_create(work_mem * 1024L, NULL);
+		int64	   n = add_entries(scan, query, query->labels.labels[i], one);
 
 		found = i == 0 ? n : Min(found, n);
 		if (common == NULL)
@@ -727,7 +732,7 @@ get_bitmap(IndexScanDesc scan, TIDBitmap *bitmap)
 static int
 count_labels(const OpExpr *clause, AttrNumber column)
 {
-	const Node *argument = lsecond(clause->args);
+	const Node	*argument = lsecond(clause->args);
 	const Const *constant = (const Const *) argument;
 
 	if (column != ES_LABEL_ATT_TAGS || !IsA(argument, Const) || constant->constisnull)
@@ -745,17 +750,17 @@ static double
 estimate_entries(PlannerInfo *root, IndexPath *path, int *nlabels)
 {
 	IndexOptInfo *index = path->indexinfo;
-	double		entries = 0;
-	ListCell   *cell;
+	double		  entries = 0;
+	ListCell	 *cell;
 
 	*nlabels = 0;
-	foreach(cell, path->indexclauses)
+	foreach (cell, path->indexclauses)
 	{
 		IndexClause *iclause = lfirst_node(IndexClause, cell);
-		Node	   *clause = (Node *) iclause->rinfo->clause;
-		AttrNumber	column = iclause->indexcol + 1;
-		double		selectivity;
-		int			n = 1;
+		Node		*clause = (Node *) iclause->rinfo->clause;
+		AttrNumber	 column = iclause->indexcol + 1;
+		double		 selectivity;
+		int			 n = 1;
 
 		if (column == ES_LABEL_ATT_POSITION)
 			continue;
@@ -763,7 +768,8 @@ estimate_entries(PlannerInfo *root, IndexPath *path, int *nlabels)
 			n = count_labels((OpExpr *) clause, column);
 		if (n == 0)
 			continue;
-		selectivity = clause_selectivity(root, clause, index->rel->relid, JOIN_INNER, NULL);
+		selectivity =
+			clause_selectivity(root, clause, index->rel->relid, JOIN_INNER, NULL);
 		entries += n * pow(selectivity, 1.0 / n) * index->rel->tuples;
 		*nlabels += n;
 	}
@@ -777,16 +783,16 @@ estimate_cost(PlannerInfo *root, IndexPath *path, double loop_count, Cost *start
 			  Cost *total, Selectivity *selectivity, double *correlation, double *pages)
 {
 	IndexOptInfo *index = path->indexinfo;
-	GenericCosts costs = {0};
-	int			nlabels;
-	Cost		descent;
+	GenericCosts  costs = {0};
+	int			  nlabels;
+	Cost		  descent;
 
 	costs.numIndexTuples = Max(estimate_entries(root, path, &nlabels), 1.0);
 	genericcostestimate(root, path, loop_count, &costs);
 
 	/* One descent per label: about log2(entries) comparisons. */
 	descent = cpu_operator_cost * ceil(log(Max(index->tuples, 2.0)) / log(2.0)) *
-		Max(nlabels, 1);
+			  Max(nlabels, 1);
 	*startup = costs.indexStartupCost + descent;
 	*total = costs.indexTotalCost + descent;
 	*selectivity = costs.indexSelectivity;
@@ -850,8 +856,8 @@ es_index_is_complete(Relation index)
 
 	/* As the planner does: versions of rows older than the index may be missing in it. */
 	return !form->indcheckxmin ||
-		TransactionIdPrecedes(HeapTupleHeaderGetXmin(index->rd_indextuple->t_data),
-							  TransactionXmin);
+		   TransactionIdPrecedes(HeapTupleHeaderGetXmin(index->rd_indextuple->t_data),
+								 TransactionXmin);
 }
 
 static bool
@@ -860,22 +866,22 @@ has_event_columns(Relation index)
 	Form_pg_index form = index->rd_index;
 
 	return form->indnatts == ES_LABEL_NATTS &&
-		form->indkey.values[ES_LABEL_ATT_TAGS - 1] == ES_ATT_TAGS &&
-		form->indkey.values[ES_LABEL_ATT_TYPE - 1] == ES_ATT_TYPE &&
-		form->indkey.values[ES_LABEL_ATT_POSITION - 1] == ES_ATT_POSITION;
+		   form->indkey.values[ES_LABEL_ATT_TAGS - 1] == ES_ATT_TAGS &&
+		   form->indkey.values[ES_LABEL_ATT_TYPE - 1] == ES_ATT_TYPE &&
+		   form->indkey.values[ES_LABEL_ATT_POSITION - 1] == ES_ATT_POSITION;
 }
 
 Oid
 es_label_index_of(Relation segment)
 {
-	Oid			am = get_index_am_oid("eventstore_labels", true);
-	List	   *indexes = RelationGetIndexList(segment);
-	Oid			found = InvalidOid;
-	ListCell   *cell;
+	Oid		  am = get_index_am_oid("eventstore_labels", true);
+	List	 *indexes = RelationGetIndexList(segment);
+	Oid		  found = InvalidOid;
+	ListCell *cell;
 
-	foreach(cell, indexes)
+	foreach (cell, indexes)
 	{
-		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
+		Relation index = index_open(lfirst_oid(cell), AccessShareLock);
 
 		if (index->rd_rel->relam == am && has_event_columns(index) &&
 			es_index_is_complete(index))

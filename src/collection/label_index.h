@@ -30,10 +30,10 @@ extern EsLabel es_label_of_tag(const char *tag, int length);
 extern EsLabel es_label_of_stream(const text *stream);
 
 /* Sorts them, and drops those that are there already; returns how many are left. */
-extern int	es_labels_sort(EsLabel *labels, int n);
+extern int es_labels_sort(EsLabel *labels, int n);
 
 /* The OID of a segment's label index, usable and valid; InvalidOid. */
-extern Oid	es_label_index_of(Relation segment);
+extern Oid es_label_index_of(Relation segment);
 
 /* The entries of many events, whose rows are written. */
 extern void es_label_index_insert(Relation index, Relation heap, const EsEvent *events,
@@ -71,4 +71,4 @@ extern bool es_label_scan_fetch(EsLabelScan *scan, TupleTableSlot *slot);
 
 extern void es_label_scan_end(EsLabelScan *scan);
 
-#endif							/* ES_LABEL_INDEX_H */
+#endif /* ES_LABEL_INDEX_H */

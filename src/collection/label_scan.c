@@ -48,33 +48,33 @@
 
 typedef struct ScanEntry
 {
-	EsPosition	position;
+	EsPosition		position;
 	ItemPointerData tid;
 } ScanEntry;
 
 /* A place between entries: before all entries at or after (position, tid). */
 typedef struct Boundary
 {
-	EsPosition	position;
-	ItemPointerData tid;		/* invalid = before all rows */
+	EsPosition		position;
+	ItemPointerData tid; /* invalid = before all rows */
 } Boundary;
 
 struct EsLabelScan
 {
-	Relation	segment;
-	Relation	index;
+	Relation			 segment;
+	Relation			 index;
 	IndexFetchTableData *fetch; /* made by the first fetch */
-	Snapshot	snapshot;
-	bool		forward;
-	int32		high;			/* the label */
-	int32		low;
-	EsPosition	start;			/* bounds in the direction of the walk, inclusive */
-	EsPosition	stop;
-	bool		exhausted;		/* nothing of use lies beyond the batch */
-	int			n;				/* the batch, in the direction of the walk */
-	int			current;		/* n = none */
-	ScanEntry	batch[MaxIndexTuplesPerPage];
-	BTScanInsertData key;
+	Snapshot			 snapshot;
+	bool				 forward;
+	int32				 high; /* the label */
+	int32				 low;
+	EsPosition			 start; /* bounds in the direction of the walk, inclusive */
+	EsPosition			 stop;
+	bool				 exhausted; /* nothing of use lies beyond the batch */
+	int					 n;			/* the batch, in the direction of the walk */
+	int					 current;	/* n = none */
+	ScanEntry			 batch[MaxIndexTuplesPerPage];
+	BTScanInsertData	 key;
 };
 
 /* ---------------------------------------------------------------------------
@@ -107,7 +107,7 @@ static bool
 lies_before(const EsLabelScan *scan, IndexTuple itup, const Boundary *boundary)
 {
 	const EsLabelEntry *entry = es_label_entry(itup);
-	EsPosition	position;
+	EsPosition			position;
 
 	if (entry->high != scan->high)
 		return entry->high < scan->high;
@@ -117,7 +117,7 @@ lies_before(const EsLabelScan *scan, IndexTuple itup, const Boundary *boundary)
 	if (position != boundary->position)
 		return position < boundary->position;
 	return ItemPointerIsValid(&boundary->tid) &&
-		ItemPointerCompare(&itup->t_tid, (ItemPointer) &boundary->tid) < 0;
+		   ItemPointerCompare(&itup->t_tid, (ItemPointer) &boundary->tid) < 0;
 }
 
 /* The first item of a leaf that is not before the boundary; may be max + 1. */
@@ -148,13 +148,13 @@ static Buffer
 descend(EsLabelScan *scan, const Boundary *boundary)
 {
 	BTScanInsert key = &scan->key;
-	ScanKey		position = &key->scankeys[ES_LABEL_ATT_POSITION - 1];
-	Buffer		buffer;
+	ScanKey		 position = &key->scankeys[ES_LABEL_ATT_POSITION - 1];
+	Buffer		 buffer;
 
 	position->sk_argument = Int64GetDatum(boundary->position);
 	position->sk_flags = boundary->position == ES_LABEL_NULL_POSITION ? SK_ISNULL : 0;
-	key->scantid = ItemPointerIsValid(&boundary->tid) ?
-		(ItemPointer) &boundary->tid : NULL;
+	key->scantid =
+		ItemPointerIsValid(&boundary->tid) ? (ItemPointer) &boundary->tid : NULL;
 	_bt_freestack(es_bt_search(scan->index, key, &buffer, scan->snapshot));
 	if (!BufferIsValid(buffer) && IsolationIsSerializable())
 	{
@@ -183,8 +183,8 @@ change_leaf(EsLabelScan *scan, Buffer buffer, BlockNumber next)
 static inline bool
 take_item(EsLabelScan *scan, Page page, OffsetNumber offset)
 {
-	IndexTuple	itup = tuple_at(page, offset);
-	ScanEntry  *entry = &scan->batch[scan->n];
+	IndexTuple itup = tuple_at(page, offset);
+	ScanEntry *entry = &scan->batch[scan->n];
 
 	Assert(!BTreeTupleIsPivot(itup) && !BTreeTupleIsPosting(itup));
 	if (!has_label(scan, itup))
@@ -202,7 +202,7 @@ take_item(EsLabelScan *scan, Page page, OffsetNumber offset)
 static void
 read_leaf(EsLabelScan *scan, Buffer buffer, const Boundary *boundary)
 {
-	Page		page = BufferGetPage(buffer);
+	Page		 page = BufferGetPage(buffer);
 	BTPageOpaque opaque = BTPageGetOpaque(page);
 	OffsetNumber first = P_FIRSTDATAKEY(opaque);
 	OffsetNumber last = PageGetMaxOffsetNumber(page);
@@ -237,7 +237,7 @@ read_leaf(EsLabelScan *scan, Buffer buffer, const Boundary *boundary)
 static Buffer
 step_left(EsLabelScan *scan, Buffer buffer)
 {
-	BlockNumber from = BufferGetBlockNumber(buffer);
+	BlockNumber	 from = BufferGetBlockNumber(buffer);
 	BTPageOpaque opaque = BTPageGetOpaque(BufferGetPage(buffer));
 
 	buffer = change_leaf(scan, buffer, opaque->btpo_prev);
@@ -252,7 +252,7 @@ step_left(EsLabelScan *scan, Buffer buffer)
 static void
 load_batch(EsLabelScan *scan, const Boundary *boundary)
 {
-	Buffer		buffer = descend(scan, boundary);
+	Buffer buffer = descend(scan, boundary);
 
 	scan->n = 0;
 	scan->current = 0;
@@ -282,7 +282,7 @@ load_batch(EsLabelScan *scan, const Boundary *boundary)
 static void
 load_from_position(EsLabelScan *scan, EsPosition at)
 {
-	Boundary	boundary;
+	Boundary boundary;
 
 	/* Walking backward the boundary lies after the entries at that position. */
 	boundary.position = scan->forward ? at : at + 1;
@@ -295,7 +295,7 @@ static void
 load_following(EsLabelScan *scan)
 {
 	const ScanEntry *last = &scan->batch[scan->n - 1];
-	Boundary	boundary;
+	Boundary		 boundary;
 
 	boundary.position = last->position;
 	boundary.tid = last->tid;
@@ -313,7 +313,7 @@ es_label_scan_begin(Relation segment, Relation index, EsLabel label, EsPosition 
 					EsPosition last, ScanDirection direction, Snapshot snapshot)
 {
 	EsLabelScan *scan = palloc(sizeof(EsLabelScan));
-	Datum		arguments[ES_LABEL_NATTS] = {0};
+	Datum		 arguments[ES_LABEL_NATTS] = {0};
 
 	Assert(IsMVCCSnapshot(snapshot));
 	Assert(!ScanDirectionIsBackward(direction) || last < ES_LABEL_NULL_POSITION);
@@ -336,10 +336,9 @@ es_label_scan_begin(Relation segment, Relation index, EsLabel label, EsPosition 
 	arguments[ES_LABEL_ATT_TAGS - 1] = Int32GetDatum(scan->high);
 	arguments[ES_LABEL_ATT_TYPE - 1] = Int32GetDatum(scan->low);
 	for (int i = 0; i < ES_LABEL_NATTS; i++)
-		ScanKeyEntryInitializeWithInfo(&scan->key.scankeys[i], 0, i + 1, InvalidStrategy,
-									   InvalidOid, InvalidOid,
-									   index_getprocinfo(index, i + 1, BTORDER_PROC),
-									   arguments[i]);
+		ScanKeyEntryInitializeWithInfo(
+			&scan->key.scankeys[i], 0, i + 1, InvalidStrategy, InvalidOid, InvalidOid,
+			index_getprocinfo(index, i + 1, BTORDER_PROC), arguments[i]);
 	pgstat_count_index_scan(index);
 	return scan;
 }
@@ -357,12 +356,12 @@ report_current(EsLabelScan *scan, EsPosition *found)
 static void
 leap_in_batch(EsLabelScan *scan, EsPosition at)
 {
-	int			low = scan->current;
-	int			high = scan->n - 1;
+	int low = scan->current;
+	int high = scan->n - 1;
 
 	while (low < high)
 	{
-		int			middle = (low + high) / 2;
+		int middle = (low + high) / 2;
 
 		if (comes_before(scan, scan->batch[middle].position, at))
 			low = middle + 1;
@@ -419,7 +418,7 @@ bool
 es_label_scan_fetch(EsLabelScan *scan, TupleTableSlot *slot)
 {
 	ItemPointerData tid;
-	bool		again = false;
+	bool			again = false;
 
 	if (scan->fetch == NULL)
 		scan->fetch = table_index_fetch_begin(scan->segment);

@@ -53,34 +53,35 @@ static const struct
 	const char *name;
 	Oid			type;
 	const char *declaration;
-}			columns[ES_COLLECTION_NATTS] = {
+} columns[ES_COLLECTION_NATTS] = {
 	{"position", INT8OID, "pg_catalog.int8 NOT NULL"},
 	{"stream", TEXTOID, "pg_catalog.text COLLATE pg_catalog.\"C\""},
 	{"version", INT8OID, "pg_catalog.int8"},
 	{"id", UUIDOID, "pg_catalog.uuid NOT NULL DEFAULT eventstore.uuid_v7()"},
 	{"type", TEXTOID, "pg_catalog.text COLLATE pg_catalog.\"C\" NOT NULL"},
-	{"tags", TEXTARRAYOID, "pg_catalog.text[] COLLATE pg_catalog.\"C\" NOT NULL DEFAULT '{}'"},
+	{"tags", TEXTARRAYOID,
+	 "pg_catalog.text[] COLLATE pg_catalog.\"C\" NOT NULL DEFAULT '{}'"},
 	{"data", JSONBOID, "pg_catalog.jsonb"},
 	{"body", BYTEAOID, "pg_catalog.bytea"},
 	{"metadata", JSONBOID, "pg_catalog.jsonb"},
-	{"created_at", TIMESTAMPTZOID, "pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()"},
+	{"created_at", TIMESTAMPTZOID,
+	 "pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()"},
 	{"checksum", INT4OID, "pg_catalog.int4"},
 	{"safe_head", INT8OID, "pg_catalog.int8"},
 };
 
-static void
-run_ddl(const char *format,...) pg_attribute_printf(1, 2);
+static void run_ddl(const char *format, ...) pg_attribute_printf(1, 2);
 
 static void
-run_ddl(const char *format,...)
+run_ddl(const char *format, ...)
 {
 	StringInfoData sql;
 
 	initStringInfo(&sql);
 	for (;;)
 	{
-		va_list		args;
-		int			needed;
+		va_list args;
+		int		needed;
 
 		va_start(args, format);
 		needed = appendStringInfoVA(&sql, format, args);
@@ -119,11 +120,11 @@ has_columns_of_heads(Relation rel)
 	{
 		const char *name;
 		Oid			type;
-	}			heads_columns[ES_HEADS_NATTS] = {
-		{"stream", TEXTOID}, {"version", INT8OID}, {"first_position", INT8OID},
-		{"last_position", INT8OID}, {"first_at", TIMESTAMPTZOID}, {"last_at", TIMESTAMPTZOID}
-	};
-	TupleDesc	desc = RelationGetDescr(rel);
+	} heads_columns[ES_HEADS_NATTS] = {
+		{"stream", TEXTOID},		  {"version", INT8OID},
+		{"first_position", INT8OID},  {"last_position", INT8OID},
+		{"first_at", TIMESTAMPTZOID}, {"last_at", TIMESTAMPTZOID}};
+	TupleDesc desc = RelationGetDescr(rel);
 
 	if (desc->natts < ES_HEADS_NATTS)
 		return false;
@@ -142,16 +143,16 @@ static bool
 is_index_of_heads(Relation index)
 {
 	return index->rd_rel->relam == BTREE_AM_OID && index->rd_index->indnkeyatts == 1 &&
-		index->rd_index->indkey.values[0] == ES_HEADS_STREAM &&
-		index->rd_indcollation[0] == C_COLLATION_OID;
+		   index->rd_index->indkey.values[0] == ES_HEADS_STREAM &&
+		   index->rd_indcollation[0] == C_COLLATION_OID;
 }
 
 /* The primary key of a heads table, opened; NULL where the table is not one. */
 static Relation
 try_open_heads_index(Relation rel, LOCKMODE mode)
 {
-	Oid			pk = es_primary_key(rel);
-	Relation	index;
+	Oid		 pk = es_primary_key(rel);
+	Relation index;
 
 	if (!OidIsValid(pk) || !has_columns_of_heads(rel))
 		return NULL;
@@ -165,7 +166,7 @@ try_open_heads_index(Relation rel, LOCKMODE mode)
 static bool
 has_shape_of_heads(Relation rel)
 {
-	Relation	index = try_open_heads_index(rel, AccessShareLock);
+	Relation index = try_open_heads_index(rel, AccessShareLock);
 
 	if (index != NULL)
 		index_close(index, AccessShareLock);
@@ -175,14 +176,17 @@ has_shape_of_heads(Relation rel)
 Relation
 es_layout_open_heads_index(Relation rel, LOCKMODE mode)
 {
-	Relation	index = try_open_heads_index(rel, mode);
+	Relation index = try_open_heads_index(rel, mode);
 
 	if (index == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"%s\" no longer has the columns and the primary key of a heads table",
-						RelationGetRelationName(rel)),
-				 errhint("Give them back, or drop it and call eventstore.repair_collection() as the owner of the collection.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("table \"%s\" no longer has the columns and the primary key of a "
+					"heads table",
+					RelationGetRelationName(rel)),
+			 errhint("Give them back, or drop it and call eventstore.repair_collection() "
+					 "as the owner of the collection.")));
 	return index;
 }
 
@@ -196,13 +200,13 @@ bool
 es_layout_matches(Relation rel)
 {
 	return rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE &&
-		first_mismatch(RelationGetDescr(rel)) == 0;
+		   first_mismatch(RelationGetDescr(rel)) == 0;
 }
 
 void
 es_layout_check(Relation rel)
 {
-	int			att = first_mismatch(RelationGetDescr(rel));
+	int att = first_mismatch(RelationGetDescr(rel));
 
 	if (att == 0)
 		return;
@@ -223,7 +227,8 @@ es_layout_create_table(Oid schema, const char *name)
 	initStringInfo(&list);
 	for (int i = 0; i < ES_COLLECTION_NATTS; i++)
 		appendStringInfo(&list, "\"%s\" %s, ", columns[i].name, columns[i].declaration);
-	run_ddl("CREATE TABLE %s (%sPRIMARY KEY (\"position\")) PARTITION BY RANGE (\"position\")",
+	run_ddl("CREATE TABLE %s (%sPRIMARY KEY (\"position\")) PARTITION BY RANGE "
+			"(\"position\")",
 			quote_qualified_identifier(get_namespace_name(schema), name), list.data);
 	return get_relname_relid(name, schema);
 }
@@ -234,12 +239,12 @@ es_layout_create_table(Oid schema, const char *name)
 static Oid
 find_counter(Oid collection)
 {
-	ListCell   *cell;
+	ListCell *cell;
 
-	foreach(cell, getOwnedSequences(collection))
+	foreach (cell, getOwnedSequences(collection))
 	{
-		Oid			table;
-		int32		column;
+		Oid	  table;
+		int32 column;
 
 		if (sequenceIsOwned(lfirst_oid(cell), DEPENDENCY_AUTO, &table, &column) &&
 			column == ES_ATT_POSITION)
@@ -252,12 +257,13 @@ find_counter(Oid collection)
 static Oid
 make_counter(Oid collection)
 {
-	Oid			schema = get_rel_namespace(collection);
-	char	   *name = ChooseRelationName(get_rel_name(collection), NULL, "position",
-										  schema, false);
-	Oid			counter;
+	Oid	  schema = get_rel_namespace(collection);
+	char *name =
+		ChooseRelationName(get_rel_name(collection), NULL, "position", schema, false);
+	Oid counter;
 
-	run_ddl("CREATE SEQUENCE %s AS pg_catalog.int8 MINVALUE 0 START 0 OWNED BY %s.\"position\"",
+	run_ddl("CREATE SEQUENCE %s AS pg_catalog.int8 MINVALUE 0 START 0 OWNED BY "
+			"%s.\"position\"",
 			quote_qualified_identifier(get_namespace_name(schema), name),
 			es_relation_name(collection));
 	counter = get_relname_relid(name, schema);
@@ -268,8 +274,8 @@ make_counter(Oid collection)
 static bool
 has_default(Oid collection, AttrNumber attnum)
 {
-	Relation	rel = relation_open(collection, NoLock);
-	bool		result = TupleDescAttr(RelationGetDescr(rel), attnum - 1)->atthasdef;
+	Relation rel = relation_open(collection, NoLock);
+	bool	 result = TupleDescAttr(RelationGetDescr(rel), attnum - 1)->atthasdef;
 
 	relation_close(rel, NoLock);
 	return result;
@@ -279,10 +285,11 @@ has_default(Oid collection, AttrNumber attnum)
 static void
 complete_defaults(Oid collection)
 {
-	char	   *name = es_relation_name(collection);
+	char *name = es_relation_name(collection);
 
 	if (!has_default(collection, ES_ATT_POSITION))
-		run_ddl("ALTER TABLE %s ALTER COLUMN \"position\" SET DEFAULT eventstore.next_position(%s::pg_catalog.regclass)",
+		run_ddl("ALTER TABLE %s ALTER COLUMN \"position\" SET DEFAULT "
+				"eventstore.next_position(%s::pg_catalog.regclass)",
 				name, quote_literal_cstr(name));
 	if (!has_default(collection, ES_ATT_ID))
 		run_ddl("ALTER TABLE %s ALTER COLUMN id SET DEFAULT eventstore.uuid_v7()", name);
@@ -294,15 +301,15 @@ complete_defaults(Oid collection)
 static bool
 has_index(Oid collection, const char *method, AttrNumber first_column)
 {
-	Relation	rel = relation_open(collection, NoLock);
-	Oid			am = get_index_am_oid(method, false);
-	List	   *indexes = RelationGetIndexList(rel);
-	bool		found = false;
-	ListCell   *cell;
+	Relation  rel = relation_open(collection, NoLock);
+	Oid		  am = get_index_am_oid(method, false);
+	List	 *indexes = RelationGetIndexList(rel);
+	bool	  found = false;
+	ListCell *cell;
 
-	foreach(cell, indexes)
+	foreach (cell, indexes)
 	{
-		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
+		Relation index = index_open(lfirst_oid(cell), AccessShareLock);
 
 		found = found || (index->rd_rel->relam == am &&
 						  index->rd_index->indkey.values[0] == first_column);
@@ -316,16 +323,18 @@ has_index(Oid collection, const char *method, AttrNumber first_column)
 static void
 complete_indexes(Oid collection)
 {
-	char	   *name = es_relation_name(collection);
+	char *name = es_relation_name(collection);
 
 	if (!has_index(collection, "btree", ES_ATT_POSITION))
 		run_ddl("ALTER TABLE %s ADD PRIMARY KEY (\"position\")", name);
 	if (!has_index(collection, "btree", ES_ATT_STREAM))
 		run_ddl("CREATE INDEX ON %s (stream, version) WHERE stream IS NOT NULL", name);
 	if (!has_index(collection, "eventstore_labels", ES_ATT_TAGS))
-		run_ddl("CREATE INDEX ON %s USING eventstore_labels (tags eventstore.label_tags_ops,"
-				" type eventstore.label_type_ops, \"position\" eventstore.label_position_ops)",
-				name);
+		run_ddl(
+			"CREATE INDEX ON %s USING eventstore_labels (tags eventstore.label_tags_ops,"
+			" type eventstore.label_type_ops, \"position\" "
+			"eventstore.label_position_ops)",
+			name);
 }
 
 /* --- heads --- */
@@ -333,14 +342,15 @@ complete_indexes(Oid collection)
 static bool
 is_heads_table(Oid relid)
 {
-	Relation	rel;
-	bool		matches;
+	Relation rel;
+	bool	 matches;
 
 	if (get_rel_relkind(relid) != RELKIND_RELATION)
 		return false;
 	rel = relation_open(relid, AccessShareLock);
 	matches = has_shape_of_heads(rel) && !rel->rd_rel->relispartition &&
-		!rel->rd_rel->relrowsecurity && rel->trigdesc == NULL && rel->rd_rules == NULL;
+			  !rel->rd_rel->relrowsecurity && rel->trigdesc == NULL &&
+			  rel->rd_rules == NULL;
 	relation_close(rel, AccessShareLock);
 	return matches;
 }
@@ -349,13 +359,15 @@ is_heads_table(Oid relid)
 static Oid
 find_heads(Oid collection)
 {
-	char	   *name = makeObjectName(get_rel_name(collection), NULL, "heads");
-	Oid			relid = get_relname_relid(name, get_rel_namespace(collection));
+	char *name = makeObjectName(get_rel_name(collection), NULL, "heads");
+	Oid	  relid = get_relname_relid(name, get_rel_namespace(collection));
 
 	/* Another role's table of that name is not ours to write, nor to trust. */
 	return OidIsValid(relid) &&
-		es_relation_owner(relid) == es_relation_owner(collection) &&
-		is_heads_table(relid) ? relid : InvalidOid;
+				   es_relation_owner(relid) == es_relation_owner(collection) &&
+				   is_heads_table(relid)
+			   ? relid
+			   : InvalidOid;
 }
 
 /*
@@ -365,17 +377,21 @@ find_heads(Oid collection)
 static Oid
 make_heads(Oid collection)
 {
-	Oid			schema = get_rel_namespace(collection);
-	char	   *name = ChooseRelationName(get_rel_name(collection), NULL, "heads", schema, false);
-	char	   *qualified = quote_qualified_identifier(get_namespace_name(schema), name);
+	Oid	  schema = get_rel_namespace(collection);
+	char *name =
+		ChooseRelationName(get_rel_name(collection), NULL, "heads", schema, false);
+	char *qualified = quote_qualified_identifier(get_namespace_name(schema), name);
 
-	run_ddl("CREATE TABLE %s (stream pg_catalog.text COLLATE pg_catalog.\"C\" PRIMARY KEY,"
-			" version pg_catalog.int8 NOT NULL,"
-			" first_position pg_catalog.int8 NOT NULL, last_position pg_catalog.int8 NOT NULL,"
-			" first_at pg_catalog.timestamptz NOT NULL, last_at pg_catalog.timestamptz NOT NULL)"
-			" WITH (fillfactor = 70, autovacuum_vacuum_threshold = 1000,"
-			" autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.2)",
-			qualified);
+	run_ddl(
+		"CREATE TABLE %s (stream pg_catalog.text COLLATE pg_catalog.\"C\" PRIMARY KEY,"
+		" version pg_catalog.int8 NOT NULL,"
+		" first_position pg_catalog.int8 NOT NULL, last_position pg_catalog.int8 NOT "
+		"NULL,"
+		" first_at pg_catalog.timestamptz NOT NULL, last_at pg_catalog.timestamptz NOT "
+		"NULL)"
+		" WITH (fillfactor = 70, autovacuum_vacuum_threshold = 1000,"
+		" autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.2)",
+		qualified);
 	run_ddl("REVOKE ALL ON TABLE %s FROM PUBLIC", qualified);
 	return get_relname_relid(name, schema);
 }
@@ -385,8 +401,8 @@ make_heads(Oid collection)
 static void
 complete_triggers(Oid collection)
 {
-	EsSegment  *segments;
-	int			n;
+	EsSegment *segments;
+	int		   n;
 
 	if (!OidIsValid(get_trigger_oid(collection, ES_APPEND_TRIGGER, true)))
 		run_ddl("CREATE TRIGGER \"" ES_APPEND_TRIGGER "\" BEFORE INSERT ON %s"
@@ -423,10 +439,10 @@ es_layout_complete(Oid collection, EsLayout *layout)
 char *
 es_layout_default_channel(Oid collection)
 {
-	char	   *name = psprintf("%s.%s", get_namespace_name(get_rel_namespace(collection)),
-								get_rel_name(collection));
-	int			length = strlen(name);
-	uint32		hash;
+	char  *name = psprintf("%s.%s", get_namespace_name(get_rel_namespace(collection)),
+						   get_rel_name(collection));
+	int	   length = strlen(name);
+	uint32 hash;
 
 	if (length <= ES_CHANNEL_MAX_BYTES)
 		return name;
@@ -438,21 +454,22 @@ es_layout_default_channel(Oid collection)
 bool
 es_layout_read(Oid collection, EsLayout *layout, EsPosition *first_position)
 {
-	Oid			types[] = {REGCLASSOID};
-	Datum		values[] = {ObjectIdGetDatum(collection)};
+	Oid			 types[] = {REGCLASSOID};
+	Datum		 values[] = {ObjectIdGetDatum(collection)};
 	EsRoleSwitch saved;
-	bool		found;
-	bool		isnull;
+	bool		 found;
+	bool		 isnull;
 
 	es_role_assume(es_extension_owner(), &saved);
-	es_spi_execute("SELECT c.heads::pg_catalog.oid, c.counter::pg_catalog.oid, c.first_position"
-				   " FROM eventstore.collection_catalog c WHERE c.collection = $1",
-				   1, types, values, NULL, false, SPI_OK_SELECT);
+	es_spi_execute(
+		"SELECT c.heads::pg_catalog.oid, c.counter::pg_catalog.oid, c.first_position"
+		" FROM eventstore.collection_catalog c WHERE c.collection = $1",
+		1, types, values, NULL, false, SPI_OK_SELECT);
 	found = SPI_processed == 1;
 	if (found)
 	{
-		HeapTuple	row = SPI_tuptable->vals[0];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
+		HeapTuple row = SPI_tuptable->vals[0];
+		TupleDesc desc = SPI_tuptable->tupdesc;
 
 		layout->heads = DatumGetObjectId(SPI_getbinval(row, desc, 1, &isnull));
 		layout->counter = DatumGetObjectId(SPI_getbinval(row, desc, 2, &isnull));
@@ -466,14 +483,15 @@ void
 es_layout_register(Oid collection, const EsLayout *layout, const EsOptions *options,
 				   EsPosition first_position)
 {
-	Oid			types[] = {REGCLASSOID, REGCLASSOID, REGCLASSOID, INT8OID, INT8OID, INT8OID,
-	INTERVALOID, INT8OID, TEXTOID, TEXTOID};
-	Datum		values[] = {ObjectIdGetDatum(collection), ObjectIdGetDatum(layout->heads),
-		ObjectIdGetDatum(layout->counter), Int64GetDatum(first_position),
-		Int64GetDatum(options->segment_size), Int64GetDatum(options->retain_events),
+	Oid	  types[] = {REGCLASSOID, REGCLASSOID, REGCLASSOID, INT8OID, INT8OID,
+					 INT8OID,	  INTERVALOID, INT8OID,		TEXTOID, TEXTOID};
+	Datum values[] = {
+		ObjectIdGetDatum(collection),			ObjectIdGetDatum(layout->heads),
+		ObjectIdGetDatum(layout->counter),		Int64GetDatum(first_position),
+		Int64GetDatum(options->segment_size),	Int64GetDatum(options->retain_events),
 		IntervalPGetDatum(options->retain_for), Int64GetDatum(options->retain_bytes),
-	CStringGetTextDatum(options->notify), CStringGetTextDatum(options->channel)};
-	char		nulls[] = "          ";
+		CStringGetTextDatum(options->notify),	CStringGetTextDatum(options->channel)};
+	char		 nulls[] = "          ";
 	EsRoleSwitch saved;
 
 	nulls[5] = options->retain_events > 0 ? ' ' : 'n';
@@ -481,12 +499,13 @@ es_layout_register(Oid collection, const EsLayout *layout, const EsOptions *opti
 	nulls[7] = options->retain_bytes > 0 ? ' ' : 'n';
 
 	es_role_assume(es_extension_owner(), &saved);
-	es_spi_execute("INSERT INTO eventstore.collection_catalog (collection, heads, counter,"
-				   " incarnation, first_position, segment_size, retain_events, retain_for,"
-				   " retain_bytes, notify, channel)"
-				   " VALUES ($1, $2, $3, pg_catalog.nextval('eventstore.incarnation_seq'),"
-				   " $4, $5, $6, $7, $8, $9, $10)",
-				   lengthof(types), types, values, nulls, false, SPI_OK_INSERT);
+	es_spi_execute(
+		"INSERT INTO eventstore.collection_catalog (collection, heads, counter,"
+		" incarnation, first_position, segment_size, retain_events, retain_for,"
+		" retain_bytes, notify, channel)"
+		" VALUES ($1, $2, $3, pg_catalog.nextval('eventstore.incarnation_seq'),"
+		" $4, $5, $6, $7, $8, $9, $10)",
+		lengthof(types), types, values, nulls, false, SPI_OK_INSERT);
 	es_role_restore(&saved);
 	CacheInvalidateRelcacheByRelid(collection);
 }

@@ -11,18 +11,18 @@
 #include "datatype/timestamp.h"
 #include "utils/relcache.h"
 
-#define ES_SEGMENT_SIZE_DEFAULT		INT64CONST(1000000)
+#define ES_SEGMENT_SIZE_DEFAULT INT64CONST(1000000)
 /* So that sums of a few hundred of them with a position stay far from overflow. */
-#define ES_SEGMENT_SIZE_MAX			(INT64CONST(1) << 48)
+#define ES_SEGMENT_SIZE_MAX (INT64CONST(1) << 48)
 /* A channel is an identifier to LISTEN. */
-#define ES_CHANNEL_MAX_BYTES		(NAMEDATALEN - 1)
-#define ES_NOTIFY_DEFAULT			"head"
+#define ES_CHANNEL_MAX_BYTES (NAMEDATALEN - 1)
+#define ES_NOTIFY_DEFAULT	 "head"
 
 /* The companions of a collection. */
 typedef struct EsLayout
 {
-	Oid			heads;
-	Oid			counter;
+	Oid heads;
+	Oid counter;
 } EsLayout;
 
 /* The options with which a collection is registered; 0, NULL = none. */
@@ -42,7 +42,7 @@ typedef struct EsOptions
  */
 
 /* Creates the bare table.  42P07 where the name is taken. */
-extern Oid	es_layout_create_table(Oid schema, const char *name);
+extern Oid es_layout_create_table(Oid schema, const char *name);
 
 /*
  * Makes what the table lacks of a collection: counter, defaults, indexes, heads
@@ -73,4 +73,4 @@ extern void es_layout_check_heads(Relation rel);
 /* The same check; its primary key, opened. */
 extern Relation es_layout_open_heads_index(Relation rel, LOCKMODE mode);
 
-#endif							/* ES_LAYOUT_H */
+#endif /* ES_LAYOUT_H */

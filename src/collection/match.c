@@ -54,47 +54,47 @@
 /* One item of the query in the open segment. */
 typedef struct ItemWalk
 {
-	int			nlabels;		/* scans that must all agree: the tags, or a single type */
+	int			  nlabels; /* scans that must all agree: the tags, or a single type */
 	EsLabelScan **labels;
-	int			ntypes;			/* scans of which one must: the types, where several */
+	int			  ntypes; /* scans of which one must: the types, where several */
 	EsLabelScan **types;
-	EsLabelScan *type_found;	/* the type scan that stands at 'at' */
-	EsPosition	at;				/* where all agree */
-	bool		done;			/* no more in this segment */
+	EsLabelScan	 *type_found; /* the type scan that stands at 'at' */
+	EsPosition	  at;		  /* where all agree */
+	bool		  done;		  /* no more in this segment */
 } ItemWalk;
 
 /* The open segment: either 'scan' or 'items' is set. */
 typedef struct SegmentWalk
 {
-	Relation	rel;
-	Relation	index;
+	Relation		rel;
+	Relation		index;
 	TupleTableSlot *slot;
-	EsPosition	low;			/* the range within it, inclusive */
-	EsPosition	high;
-	IndexScanDesc scan;
-	EsPageFetch *fetch;			/* of 'scan' */
-	bool		compare;		/* the scan's rows with the query */
-	int			nitems;
-	ItemWalk   *items;
-	bool		started;
-	EsPosition	last;			/* where the last row was found */
+	EsPosition		low; /* the range within it, inclusive */
+	EsPosition		high;
+	IndexScanDesc	scan;
+	EsPageFetch	   *fetch;	 /* of 'scan' */
+	bool			compare; /* the scan's rows with the query */
+	int				nitems;
+	ItemWalk	   *items;
+	bool			started;
+	EsPosition		last; /* where the last row was found */
 } SegmentWalk;
 
 struct EsMatch
 {
-	Oid			collection;
-	const EsQuery *query;		/* NULL = everything */
-	bool		forward;
-	Snapshot	snapshot;
-	EsPosition	low;			/* inclusive */
-	EsPosition	high;
-	int			nsegments;		/* those that the range touches */
-	EsSegment  *segments;		/* in the order of the walk */
-	int			next_segment;
-	SegmentWalk *open;			/* NULL = none */
-	MemoryContext context;
-	MemoryContext segment_context;
-	MemoryContext row_context;
+	Oid			   collection;
+	const EsQuery *query; /* NULL = everything */
+	bool		   forward;
+	Snapshot	   snapshot;
+	EsPosition	   low; /* inclusive */
+	EsPosition	   high;
+	int			   nsegments; /* those that the range touches */
+	EsSegment	  *segments;  /* in the order of the walk */
+	int			   next_segment;
+	SegmentWalk	  *open; /* NULL = none */
+	MemoryContext  context;
+	MemoryContext  segment_context;
+	MemoryContext  row_context;
 };
 
 static inline bool
@@ -122,19 +122,21 @@ scan_direction(const EsMatch *match)
 static void
 report_missing(Oid collection, EsPosition first, EsPosition last)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("a segment of collection \"%s\" is missing", get_rel_name(collection)),
-			 errdetail("No segment holds positions " INT64_FORMAT " to " INT64_FORMAT ".",
-					   first, last),
-			 errhint("Attach it again with ALTER TABLE ... ATTACH PARTITION, or give up what it held with eventstore.truncate_before().")));
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		 errmsg("a segment of collection \"%s\" is missing", get_rel_name(collection)),
+		 errdetail("No segment holds positions " INT64_FORMAT " to " INT64_FORMAT ".",
+				   first, last),
+		 errhint("Attach it again with ALTER TABLE ... ATTACH PARTITION, or give up what "
+				 "it held with eventstore.truncate_before().")));
 }
 
 /* Copies the segments of the range; what lies beyond the last one is not there yet. */
 static void
 copy_segments(EsMatch *match, const EsCollection *coll)
 {
-	EsPosition	expected = match->low;
+	EsPosition expected = match->low;
 
 	match->segments = palloc(sizeof(EsSegment) * Max(coll->nsegments, 1));
 	match->nsegments = 0;
@@ -147,7 +149,8 @@ copy_segments(EsMatch *match, const EsCollection *coll)
 		if (expected > match->high)
 			break;
 		if (segment->first > expected)
-			report_missing(match->collection, expected, Min(segment->first - 1, match->high));
+			report_missing(match->collection, expected,
+						   Min(segment->first - 1, match->high));
 		match->segments[match->nsegments++] = *segment;
 		expected = segment->end;
 	}
@@ -158,7 +161,7 @@ reverse_segments(EsMatch *match)
 {
 	for (int i = 0, j = match->nsegments - 1; i < j; i++, j--)
 	{
-		EsSegment	segment = match->segments[i];
+		EsSegment segment = match->segments[i];
 
 		match->segments[i] = match->segments[j];
 		match->segments[j] = segment;
@@ -169,20 +172,20 @@ EsMatch *
 es_match_begin(EsCollection *coll, const EsQuery *query, EsPosition after,
 			   EsPosition before, ScanDirection direction, Snapshot snapshot)
 {
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "walk over events",
-												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext context = AllocSetContextCreate(
+		CurrentMemoryContext, "walk over events", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
-	EsMatch    *match = palloc0(sizeof(EsMatch));
+	EsMatch		 *match = palloc0(sizeof(EsMatch));
 
 	match->collection = coll->relid;
 	match->query = query != NULL && query->everything ? NULL : query;
 	match->forward = !ScanDirectionIsBackward(direction);
 	match->snapshot = snapshot;
 	match->context = context;
-	match->segment_context = AllocSetContextCreate(context, "segment of a walk",
-												   ALLOCSET_DEFAULT_SIZES);
-	match->row_context = AllocSetContextCreate(context, "row of a walk",
-											   ALLOCSET_SMALL_SIZES);
+	match->segment_context =
+		AllocSetContextCreate(context, "segment of a walk", ALLOCSET_DEFAULT_SIZES);
+	match->row_context =
+		AllocSetContextCreate(context, "row of a walk", ALLOCSET_SMALL_SIZES);
 
 	/* A position one beyond the range has to be representable in both directions. */
 	match->low = Max(Max(after, coll->first_position - 1), 0) + 1;
@@ -211,7 +214,7 @@ es_match_begin(EsCollection *coll, const EsQuery *query, EsPosition after,
 static Relation
 open_segment(const EsMatch *match, const EsSegment *segment)
 {
-	Relation	rel = try_table_open(segment->relid, AccessShareLock);
+	Relation	  rel = try_table_open(segment->relid, AccessShareLock);
 	EsCollection *coll;
 
 	if (rel != NULL)
@@ -239,19 +242,19 @@ orders_by_position(Relation index)
 	Form_pg_index form = index->rd_index;
 
 	return index->rd_rel->relam == BTREE_AM_OID &&
-		form->indkey.values[0] == ES_ATT_POSITION &&
-		(index->rd_indoption[0] & INDOPTION_DESC) == 0 && es_index_is_complete(index);
+		   form->indkey.values[0] == ES_ATT_POSITION &&
+		   (index->rd_indoption[0] & INDOPTION_DESC) == 0 && es_index_is_complete(index);
 }
 
 static Relation
 open_position_index(Relation segment)
 {
-	List	   *indexes = RelationGetIndexList(segment);
-	ListCell   *cell;
+	List	 *indexes = RelationGetIndexList(segment);
+	ListCell *cell;
 
-	foreach(cell, indexes)
+	foreach (cell, indexes)
 	{
-		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
+		Relation index = index_open(lfirst_oid(cell), AccessShareLock);
 
 		if (orders_by_position(index))
 		{
@@ -260,11 +263,12 @@ open_position_index(Relation segment)
 		}
 		index_close(index, AccessShareLock);
 	}
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("segment \"%s\" has no valid index of positions",
-					RelationGetRelationName(segment)),
-			 errhint("REINDEX its primary key, or create a B-tree index on (position).")));
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+		 errmsg("segment \"%s\" has no valid index of positions",
+				RelationGetRelationName(segment)),
+		 errhint("REINDEX its primary key, or create a B-tree index on (position).")));
 	return NULL;
 }
 
@@ -295,9 +299,9 @@ begin_labels(EsMatch *match, SegmentWalk *walk, const EsLabel *labels, int n, in
 	EsLabelScan **scans = palloc(sizeof(EsLabelScan *) * Max(n + room, 1));
 
 	for (int i = 0; i < n; i++)
-		scans[i] = es_label_scan_begin(walk->rel, walk->index, labels[i], walk->low,
-									   walk->high, scan_direction(match),
-									   match->snapshot);
+		scans[i] =
+			es_label_scan_begin(walk->rel, walk->index, labels[i], walk->low, walk->high,
+								scan_direction(match), match->snapshot);
 	return scans;
 }
 
@@ -312,7 +316,7 @@ begin_items(EsMatch *match, SegmentWalk *walk, Oid index)
 	for (int i = 0; i < query->nitems; i++)
 	{
 		const EsQueryItem *wanted = &query->items[i];
-		ItemWalk   *item = &walk->items[i];
+		ItemWalk		  *item = &walk->items[i];
 
 		item->nlabels = wanted->ntags;
 		item->labels = begin_labels(match, walk, wanted->tag_labels, wanted->ntags, 1);
@@ -332,8 +336,8 @@ static void
 open_walk(EsMatch *match, const EsSegment *segment)
 {
 	MemoryContext old = MemoryContextSwitchTo(match->segment_context);
-	SegmentWalk *walk = palloc0(sizeof(SegmentWalk));
-	Oid			label_index = InvalidOid;
+	SegmentWalk	 *walk = palloc0(sizeof(SegmentWalk));
+	Oid			  label_index = InvalidOid;
 
 	walk->rel = open_segment(match, segment);
 	walk->low = Max(match->low, segment->first);
@@ -363,7 +367,7 @@ close_walk(EsMatch *match)
 	}
 	for (int i = 0; i < walk->nitems; i++)
 	{
-		ItemWalk   *item = &walk->items[i];
+		ItemWalk *item = &walk->items[i];
 
 		for (int j = 0; j < item->nlabels; j++)
 			es_label_scan_end(item->labels[j]);
@@ -383,7 +387,7 @@ close_walk(EsMatch *match)
 static bool
 seek_types(EsMatch *match, ItemWalk *item, EsPosition at, EsPosition *nearest)
 {
-	EsPosition	found;
+	EsPosition found;
 
 	item->type_found = NULL;
 	for (int i = 0; i < item->ntypes;)
@@ -409,16 +413,16 @@ seek_types(EsMatch *match, ItemWalk *item, EsPosition at, EsPosition *nearest)
 static void
 seek_item(EsMatch *match, ItemWalk *item, EsPosition at)
 {
-	int			nparts = item->nlabels + (item->ntypes > 0 ? 1 : 0);
-	int			agreed = 0;		/* how many parts in a row stand at 'at' */
-	int			part = 0;
+	int nparts = item->nlabels + (item->ntypes > 0 ? 1 : 0);
+	int agreed = 0; /* how many parts in a row stand at 'at' */
+	int part = 0;
 
 	while (agreed < nparts)
 	{
-		EsPosition	found;
-		bool		any = part < item->nlabels ?
-			es_label_scan_seek(item->labels[part], at, &found) :
-			seek_types(match, item, at, &found);
+		EsPosition found;
+		bool	   any = part < item->nlabels
+							 ? es_label_scan_seek(item->labels[part], at, &found)
+							 : seek_types(match, item, at, &found);
 
 		if (!any)
 		{
@@ -442,7 +446,7 @@ static bool
 fetch_row(ItemWalk *item, TupleTableSlot *slot)
 {
 	EsLabelScan *scan = item->nlabels > 0 ? item->labels[0] : item->type_found;
-	EsPosition	found = item->at;
+	EsPosition	 found = item->at;
 
 	/* One position can have several entries where a row was changed by force. */
 	do
@@ -462,11 +466,12 @@ static bool
 row_matches(EsMatch *match, TupleTableSlot *slot)
 {
 	MemoryContext old = MemoryContextSwitchTo(match->row_context);
-	bool		no_type;
-	bool		no_tags;
-	Datum		type = slot_getattr(slot, ES_ATT_TYPE, &no_type);
-	Datum		tags = slot_getattr(slot, ES_ATT_TAGS, &no_tags);
-	bool		matches = !no_type && !no_tags &&
+	bool		  no_type;
+	bool		  no_tags;
+	Datum		  type = slot_getattr(slot, ES_ATT_TYPE, &no_type);
+	Datum		  tags = slot_getattr(slot, ES_ATT_TAGS, &no_tags);
+	bool		  matches =
+		!no_type && !no_tags &&
 		es_query_matches(match->query, DatumGetTextPP(type), DatumGetArrayTypeP(tags));
 
 	MemoryContextSwitchTo(old);
@@ -496,7 +501,7 @@ leave_position(EsMatch *match, EsPosition at)
 
 	for (int i = 0; i < walk->nitems; i++)
 	{
-		ItemWalk   *item = &walk->items[i];
+		ItemWalk *item = &walk->items[i];
 
 		if (!item->done && !comes_before(match, at, item->at))
 			seek_item(match, item, just_beyond(match, at));
@@ -517,11 +522,11 @@ static ItemWalk *
 nearest_item(EsMatch *match)
 {
 	SegmentWalk *walk = match->open;
-	ItemWalk   *nearest = NULL;
+	ItemWalk	*nearest = NULL;
 
 	for (int i = 0; i < walk->nitems; i++)
 	{
-		ItemWalk   *item = &walk->items[i];
+		ItemWalk *item = &walk->items[i];
 
 		if (!item->done &&
 			(nearest == NULL || comes_before(match, item->at, nearest->at)))
@@ -537,7 +542,7 @@ next_by_labels(EsMatch *match)
 
 	for (;;)
 	{
-		ItemWalk   *item;
+		ItemWalk *item;
 
 		/* Moving on comes first, not last: the caller may want one row only. */
 		if (walk->started)
@@ -558,7 +563,7 @@ TupleTableSlot *
 es_match_next(EsMatch *match)
 {
 	MemoryContext old = MemoryContextSwitchTo(match->context);
-	bool		found = false;
+	bool		  found = false;
 
 	for (;;)
 	{

@@ -22,9 +22,9 @@ typedef struct EsMatch EsMatch;
  * current memory context, which must live as long as the walk.
  * Errors: 55000 where a segment in the range is missing.
  */
-extern EsMatch *es_match_begin(EsCollection *coll, const EsQuery *query,
-							   EsPosition after, EsPosition before,
-							   ScanDirection direction, Snapshot snapshot);
+extern EsMatch *es_match_begin(EsCollection *coll, const EsQuery *query, EsPosition after,
+							   EsPosition before, ScanDirection direction,
+							   Snapshot snapshot);
 
 /*
  * The next event, or NULL at the end.  The slot belongs to the walk and holds
@@ -34,4 +34,4 @@ extern TupleTableSlot *es_match_next(EsMatch *match);
 
 extern void es_match_end(EsMatch *match);
 
-#endif							/* ES_MATCH_H */
+#endif /* ES_MATCH_H */

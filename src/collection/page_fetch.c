@@ -32,23 +32,23 @@
 #include "utils/snapmgr.h"
 
 /* More than events of some data are on a page; few enough for a small chunk. */
-#define PLACES_MAX		64
+#define PLACES_MAX 64
 
 struct EsPageFetch
 {
-	IndexScanDesc scan;
-	ScanDirection direction;
-	bool		is_heap;
-	bool		at_end;			/* of the index */
-	bool		has_next;
-	ItemPointerData next;		/* the first place of the next page */
-	int			limit;			/* places looked at together */
-	int			ntids;
-	Buffer		buffer;			/* pinned; holds the tuples */
-	int			ntuples;
-	int			given;			/* out of them */
+	IndexScanDesc	scan;
+	ScanDirection	direction;
+	bool			is_heap;
+	bool			at_end; /* of the index */
+	bool			has_next;
+	ItemPointerData next;  /* the first place of the next page */
+	int				limit; /* places looked at together */
+	int				ntids;
+	Buffer			buffer; /* pinned; holds the tuples */
+	int				ntuples;
+	int				given; /* out of them */
 	ItemPointerData tids[PLACES_MAX];
-	HeapTupleData tuples[PLACES_MAX];
+	HeapTupleData	tuples[PLACES_MAX];
 };
 
 EsPageFetch *
@@ -115,11 +115,11 @@ collect_places(EsPageFetch *fetch)
 static void
 look_at_page(EsPageFetch *fetch)
 {
-	Relation	rel = fetch->scan->heapRelation;
-	Buffer		previous = fetch->buffer;
+	Relation rel = fetch->scan->heapRelation;
+	Buffer	 previous = fetch->buffer;
 
-	fetch->buffer = ReleaseAndReadBuffer(previous, rel,
-										 ItemPointerGetBlockNumber(&fetch->tids[0]));
+	fetch->buffer =
+		ReleaseAndReadBuffer(previous, rel, ItemPointerGetBlockNumber(&fetch->tids[0]));
 	if (fetch->buffer != previous)
 		heap_page_prune_opt(rel, fetch->buffer);
 	LockBuffer(fetch->buffer, BUFFER_LOCK_SHARE);

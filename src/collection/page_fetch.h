@@ -28,4 +28,4 @@ extern bool es_page_fetch_next(EsPageFetch *fetch, TupleTableSlot *slot);
 /* Before the scan is ended. */
 extern void es_page_fetch_end(EsPageFetch *fetch);
 
-#endif							/* ES_PAGE_FETCH_H */
+#endif /* ES_PAGE_FETCH_H */

@@ -21,16 +21,16 @@ report_bad_query(const char *what, const char *detail)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("\"%s\" is not a query", what),
-			 errdetail("%s", detail),
-			 errhint("A query is an array of items such as [{\"types\": [\"paid\"], \"tags\": [\"order:1\"]}]; [{}] matches every event.")));
+			 errmsg("\"%s\" is not a query", what), errdetail("%s", detail),
+			 errhint("A query is an array of items such as [{\"types\": [\"paid\"], "
+					 "\"tags\": [\"order:1\"]}]; [{}] matches every event.")));
 }
 
 static text **
 parse_list(JsonbValue *list, const char *what, int *n)
 {
 	JsonbContainer *array;
-	text	  **texts;
+	text		  **texts;
 
 	*n = 0;
 	if (list->type == jbvNull)
@@ -45,9 +45,11 @@ parse_list(JsonbValue *list, const char *what, int *n)
 		JsonbValue *elem = getIthJsonbValueFromContainer(array, i);
 
 		if (elem->type != jbvString)
-			report_bad_query(what, "\"types\" and \"tags\" have to be arrays of strings, without nulls.");
-		texts[(*n)++] = cstring_to_text_with_len(elem->val.string.val,
-												 elem->val.string.len);
+			report_bad_query(
+				what,
+				"\"types\" and \"tags\" have to be arrays of strings, without nulls.");
+		texts[(*n)++] =
+			cstring_to_text_with_len(elem->val.string.val, elem->val.string.len);
 	}
 	return texts;
 }
@@ -62,24 +64,24 @@ complete_item(EsQueryItem *item)
 												VARSIZE_ANY_EXHDR(item->types[i]));
 	item->tag_labels = palloc(sizeof(EsLabel) * (item->ntags + 1));
 	for (int i = 0; i < item->ntags; i++)
-		item->tag_labels[i] = es_label_of_tag(VARDATA_ANY(item->tags[i]),
-											  VARSIZE_ANY_EXHDR(item->tags[i]));
+		item->tag_labels[i] =
+			es_label_of_tag(VARDATA_ANY(item->tags[i]), VARSIZE_ANY_EXHDR(item->tags[i]));
 }
 
 static bool
 key_is(const JsonbValue *key, const char *name)
 {
 	return key->val.string.len == (int) strlen(name) &&
-		memcmp(key->val.string.val, name, key->val.string.len) == 0;
+		   memcmp(key->val.string.val, name, key->val.string.len) == 0;
 }
 
 static void
 parse_item(EsQueryItem *item, JsonbValue *value, const char *what)
 {
-	JsonbIterator *it;
+	JsonbIterator	  *it;
 	JsonbIteratorToken token;
-	JsonbValue	part;
-	int			field = 0;
+	JsonbValue		   part;
+	int				   field = 0;
 
 	if (value->type != jbvBinary || !JsonContainerIsObject(value->val.binary.data))
 		report_bad_query(what, "Its items have to be objects.");
@@ -91,9 +93,9 @@ parse_item(EsQueryItem *item, JsonbValue *value, const char *what)
 		{
 			field = key_is(&part, "types") ? 1 : key_is(&part, "tags") ? 2 : 0;
 			if (field == 0)
-				report_bad_query(what,
-								 psprintf("An item has the unknown key \"%s\".",
-										  pnstrdup(part.val.string.val, part.val.string.len)));
+				report_bad_query(
+					what, psprintf("An item has the unknown key \"%s\".",
+								   pnstrdup(part.val.string.val, part.val.string.len)));
 		}
 		else if (token == WJB_VALUE && field == 1)
 			item->types = parse_list(&part, what, &item->ntypes);
@@ -115,7 +117,7 @@ complete_query(EsQuery *query)
 EsQuery *
 es_query_from_jsonb(Jsonb *jsonb, const char *what)
 {
-	EsQuery    *query = palloc0(sizeof(EsQuery));
+	EsQuery *query = palloc0(sizeof(EsQuery));
 
 	if (!JB_ROOT_IS_ARRAY(jsonb) || JB_ROOT_IS_SCALAR(jsonb))
 		report_bad_query(what, "It has to be an array of items.");
@@ -124,7 +126,8 @@ es_query_from_jsonb(Jsonb *jsonb, const char *what)
 	query->nitems = JB_ROOT_COUNT(jsonb);
 	query->items = palloc(sizeof(EsQueryItem) * query->nitems);
 	for (int i = 0; i < query->nitems; i++)
-		parse_item(&query->items[i], getIthJsonbValueFromContainer(&jsonb->root, i), what);
+		parse_item(&query->items[i], getIthJsonbValueFromContainer(&jsonb->root, i),
+				   what);
 	complete_query(query);
 	return query;
 }
@@ -132,22 +135,20 @@ es_query_from_jsonb(Jsonb *jsonb, const char *what)
 static text **
 list_from_array(ArrayType *array, const char *what, int *n)
 {
-	Datum	   *elems;
-	bool	   *nulls;
-	text	  **texts;
+	Datum *elems;
+	bool  *nulls;
+	text **texts;
 
 	if (ARR_NDIM(array) > 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"%s\" must be a one-dimensional array", what)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("\"%s\" must be a one-dimensional array", what)));
 	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elems, &nulls, n);
 	texts = palloc(sizeof(text *) * (*n + 1));
 	for (int i = 0; i < *n; i++)
 	{
 		if (nulls[i])
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("\"%s\" must not contain nulls", what)));
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("\"%s\" must not contain nulls", what)));
 		texts[i] = DatumGetTextPP(elems[i]);
 	}
 	return texts;
@@ -156,16 +157,17 @@ list_from_array(ArrayType *array, const char *what, int *n)
 EsQuery *
 es_query_from_args(ArrayType *types, ArrayType *tags, Jsonb *jsonb)
 {
-	EsQuery    *query;
+	EsQuery		*query;
 	EsQueryItem *item;
 
 	if (jsonb != NULL)
 	{
 		if (types != NULL || tags != NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("\"query\" cannot be given together with \"types\" or \"tags\""),
-					 errhint("Put them into an item of the query.")));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"query\" cannot be given together with \"types\" or \"tags\""),
+				 errhint("Put them into an item of the query.")));
 		return es_query_from_jsonb(jsonb, "query");
 	}
 	if (types == NULL && tags == NULL)
@@ -206,7 +208,7 @@ has_tag(ArrayType *tags, const text *wanted)
 static bool
 item_matches(const EsQueryItem *item, const text *type, ArrayType *tags)
 {
-	bool		match = (item->ntypes == 0);
+	bool match = (item->ntypes == 0);
 
 	for (int i = 0; i < item->ntypes && !match; i++)
 		match = es_text_equal(item->types[i], type);
@@ -272,7 +274,7 @@ es_query_to_sql(const EsQuery *query)
 void
 es_query_to_condition(const EsQuery *query, EsCondition *condition)
 {
-	EsLabel    *word;
+	EsLabel *word;
 
 	condition->everything = query->everything;
 	condition->nitems = query->nitems;

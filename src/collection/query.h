@@ -17,19 +17,19 @@
 
 typedef struct EsQueryItem
 {
-	int			ntypes;
-	text	  **types;
-	EsLabel    *type_labels;
-	int			ntags;
-	text	  **tags;
-	EsLabel    *tag_labels;
+	int		 ntypes;
+	text   **types;
+	EsLabel *type_labels;
+	int		 ntags;
+	text   **tags;
+	EsLabel *tag_labels;
 } EsQueryItem;
 
 typedef struct EsQuery
 {
-	int			nitems;			/* at least one */
+	int			 nitems; /* at least one */
 	EsQueryItem *items;
-	bool		everything;		/* some item has neither types nor tags */
+	bool		 everything; /* some item has neither types nor tags */
 } EsQuery;
 
 /* 22023 with the offending part in the DETAIL; 'what' names the argument. */
@@ -50,4 +50,4 @@ extern char *es_query_to_sql(const EsQuery *query);
 /* As the registry of intents compares it; palloc'd. */
 extern void es_query_to_condition(const EsQuery *query, EsCondition *condition);
 
-#endif							/* ES_QUERY_H */
+#endif /* ES_QUERY_H */

@@ -55,8 +55,8 @@ PG_FUNCTION_INFO_V1(es_repair_collection);
 static int64
 query_number(const char *sql)
 {
-	bool		isnull = true;
-	Datum		value = (Datum) 0;
+	bool  isnull = true;
+	Datum value = (Datum) 0;
 
 	es_spi_execute(sql, 0, NULL, NULL, NULL, false, SPI_OK_SELECT);
 	if (SPI_processed > 0)
@@ -67,9 +67,9 @@ query_number(const char *sql)
 static void
 update_row(Oid collection, const EsLayout *layout)
 {
-	Oid			types[] = {REGCLASSOID, REGCLASSOID, REGCLASSOID};
-	Datum		values[] = {ObjectIdGetDatum(collection), ObjectIdGetDatum(layout->heads),
-	ObjectIdGetDatum(layout->counter)};
+	Oid	  types[] = {REGCLASSOID, REGCLASSOID, REGCLASSOID};
+	Datum values[] = {ObjectIdGetDatum(collection), ObjectIdGetDatum(layout->heads),
+					  ObjectIdGetDatum(layout->counter)};
 	EsRoleSwitch saved;
 
 	es_role_assume(es_extension_owner(), &saved);
@@ -85,15 +85,15 @@ update_row(Oid collection, const EsLayout *layout)
 static EsPosition
 adopt(Oid collection, const EsLayout *layout)
 {
-	EsOptions	options = {0};
-	EsSegment  *segments;
-	int			n = es_segments_list(collection, &segments);
-	EsPosition	first = n > 0 ? Max(segments[0].first, 1) : 1;
+	EsOptions  options = {0};
+	EsSegment *segments;
+	int		   n = es_segments_list(collection, &segments);
+	EsPosition first = n > 0 ? Max(segments[0].first, 1) : 1;
 
 	options.segment_size = ES_SEGMENT_SIZE_DEFAULT;
 	if (n > 0)
-		options.segment_size = Min(segments[n - 1].end - segments[n - 1].first,
-								   ES_SEGMENT_SIZE_MAX);
+		options.segment_size =
+			Min(segments[n - 1].end - segments[n - 1].first, ES_SEGMENT_SIZE_MAX);
 	options.notify = ES_NOTIFY_DEFAULT;
 	options.channel = es_layout_default_channel(collection);
 	es_layout_register(collection, layout, &options, first);
@@ -104,14 +104,14 @@ adopt(Oid collection, const EsLayout *layout)
 static void
 raise_counter(Oid collection, const EsLayout *layout)
 {
-	char	   *name = es_relation_name(collection);
-	char	   *heads = es_relation_name(layout->heads);
-	EsPosition	highest;
+	char	  *name = es_relation_name(collection);
+	char	  *heads = es_relation_name(layout->heads);
+	EsPosition highest;
 
 	highest = query_number(psprintf("SELECT pg_catalog.max(\"position\") FROM %s", name));
 	/* A truncated stream's last position was handed out, too. */
-	highest = Max(highest, query_number(psprintf("SELECT pg_catalog.max(last_position) FROM %s",
-												 heads)));
+	highest = Max(highest, query_number(psprintf(
+							   "SELECT pg_catalog.max(last_position) FROM %s", heads)));
 	/* And a head that was noted has been shown to readers. */
 	highest = Max(highest, es_collection_tick(collection, GetActiveSnapshot()));
 	if (highest > es_reservation_read(layout->counter).reserved)
@@ -122,46 +122,48 @@ raise_counter(Oid collection, const EsLayout *layout)
 static void
 rebuild_heads(Oid collection, const EsLayout *layout, EsPosition first)
 {
-	char	   *events = es_relation_name(collection);
-	char	   *heads = es_relation_name(layout->heads);
+	char *events = es_relation_name(collection);
+	char *heads = es_relation_name(layout->heads);
 
-	es_spi_execute(psprintf("DELETE FROM %s h WHERE h.last_position >= " INT64_FORMAT
-							" AND NOT EXISTS (SELECT FROM %s e WHERE e.stream = h.stream)",
-							heads, first, events),
-				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
-	es_spi_execute(psprintf("INSERT INTO %s AS h"
-							" (stream, version, first_position, last_position, first_at, last_at)"
-							" SELECT s.stream, s.version,"
-							/* Where it began was truncated: all that is known is "before". */
-							" CASE WHEN s.from_version > 1 AND %d > 0 THEN " INT64_FORMAT
-							" ELSE s.first END, s.last, f.created_at, l.created_at"
-							" FROM (SELECT stream, pg_catalog.max(version) AS version,"
-							" pg_catalog.min(version) AS from_version,"
-							" pg_catalog.min(\"position\") AS first, pg_catalog.max(\"position\") AS last"
-							" FROM %s WHERE stream IS NOT NULL GROUP BY stream) s"
-							" JOIN %s f ON f.\"position\" = s.first"
-							" JOIN %s l ON l.\"position\" = s.last"
-							" ON CONFLICT (stream) DO UPDATE SET version = excluded.version,"
-							" last_position = excluded.last_position, last_at = excluded.last_at,"
-							/* One that is known to have begun before keeps that. */
-							" first_position = CASE WHEN h.first_position < " INT64_FORMAT
-							" THEN h.first_position ELSE excluded.first_position END,"
-							" first_at = CASE WHEN h.first_position < " INT64_FORMAT
-							" THEN h.first_at ELSE excluded.first_at END",
-							heads, first > 1, first - 1, events, events, events, first, first),
-				   0, NULL, NULL, NULL, false, SPI_OK_INSERT);
+	es_spi_execute(
+		psprintf("DELETE FROM %s h WHERE h.last_position >= " INT64_FORMAT
+				 " AND NOT EXISTS (SELECT FROM %s e WHERE e.stream = h.stream)",
+				 heads, first, events),
+		0, NULL, NULL, NULL, false, SPI_OK_DELETE);
+	es_spi_execute(
+		psprintf(
+			"INSERT INTO %s AS h"
+			" (stream, version, first_position, last_position, first_at, last_at)"
+			" SELECT s.stream, s.version,"
+			/* Where it began was truncated: all that is known is "before". */
+			" CASE WHEN s.from_version > 1 AND %d > 0 THEN " INT64_FORMAT
+			" ELSE s.first END, s.last, f.created_at, l.created_at"
+			" FROM (SELECT stream, pg_catalog.max(version) AS version,"
+			" pg_catalog.min(version) AS from_version,"
+			" pg_catalog.min(\"position\") AS first, pg_catalog.max(\"position\") AS last"
+			" FROM %s WHERE stream IS NOT NULL GROUP BY stream) s"
+			" JOIN %s f ON f.\"position\" = s.first"
+			" JOIN %s l ON l.\"position\" = s.last"
+			" ON CONFLICT (stream) DO UPDATE SET version = excluded.version,"
+			" last_position = excluded.last_position, last_at = excluded.last_at,"
+			/* One that is known to have begun before keeps that. */
+			" first_position = CASE WHEN h.first_position < " INT64_FORMAT
+			" THEN h.first_position ELSE excluded.first_position END,"
+			" first_at = CASE WHEN h.first_position < " INT64_FORMAT
+			" THEN h.first_at ELSE excluded.first_at END",
+			heads, first > 1, first - 1, events, events, events, first, first),
+		0, NULL, NULL, NULL, false, SPI_OK_INSERT);
 }
 
 static void
 check_repairable(Oid collection)
 {
-	Relation	rel = try_relation_open(collection, NoLock);
-	bool		matches;
+	Relation rel = try_relation_open(collection, NoLock);
+	bool	 matches;
 
 	if (rel == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation with OID %u does not exist", collection)));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+						errmsg("relation with OID %u does not exist", collection)));
 	matches = es_layout_matches(rel);
 	relation_close(rel, NoLock);
 	if (!matches)
@@ -170,10 +172,11 @@ check_repairable(Oid collection)
 				 errmsg("relation \"%s\" is not a collection", get_rel_name(collection)),
 				 errdetail("It does not have the columns of a collection.")));
 	if (IsolationUsesXactSnapshot())
-		ereport(ERROR,
-				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("repair_collection() must run at isolation level READ COMMITTED"),
-				 errdetail("It has to see every event that was committed before its lock.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+			 errmsg("repair_collection() must run at isolation level READ COMMITTED"),
+			 errdetail("It has to see every event that was committed before its lock.")));
 }
 
 /* The incarnation that the catalog has, -1 for none; in SPI, as the extension's owner. */
@@ -181,13 +184,14 @@ static int64
 noted_incarnation(Oid collection)
 {
 	EsRoleSwitch saved;
-	int64		incarnation;
+	int64		 incarnation;
 
 	es_role_assume(es_extension_owner(), &saved);
-	incarnation = query_number(psprintf("SELECT coalesce((SELECT incarnation"
-										" FROM eventstore.collection_catalog"
-										" WHERE collection = '%u'::pg_catalog.regclass), -1)",
-										collection));
+	incarnation =
+		query_number(psprintf("SELECT coalesce((SELECT incarnation"
+							  " FROM eventstore.collection_catalog"
+							  " WHERE collection = '%u'::pg_catalog.regclass), -1)",
+							  collection));
 	es_role_restore(&saved);
 	return incarnation;
 }
@@ -199,10 +203,10 @@ noted_incarnation(Oid collection)
 static void
 keep_subscriptions(Oid collection, const EsLayout *layout, int64 before)
 {
-	Oid			types[] = {REGCLASSOID, INT8OID, INT8OID};
-	Datum		values[] = {ObjectIdGetDatum(collection),
-		Int64GetDatum(es_reservation_read(layout->counter).reserved),
-	Int64GetDatum(before)};
+	Oid			 types[] = {REGCLASSOID, INT8OID, INT8OID};
+	Datum		 values[] = {ObjectIdGetDatum(collection),
+							 Int64GetDatum(es_reservation_read(layout->counter).reserved),
+							 Int64GetDatum(before)};
 	EsRoleSwitch saved;
 
 	es_role_assume(es_extension_owner(), &saved);
@@ -220,8 +224,8 @@ keep_subscriptions(Oid collection, const EsLayout *layout, int64 before)
 static void
 repair(Oid collection, EsLayout *layout)
 {
-	int64		before = noted_incarnation(collection);
-	EsPosition	first;
+	int64	   before = noted_incarnation(collection);
+	EsPosition first;
 
 	if (es_layout_read(collection, layout, &first))
 	{
@@ -243,7 +247,7 @@ static void
 make_ready(Oid collection, const EsLayout *layout)
 {
 	EsCollection *coll;
-	EsPosition	end;
+	EsPosition	  end;
 
 	es_segments_keep_ahead(collection);
 	/* The shared entry, obsolete now, may know of a lower position. */
@@ -259,8 +263,8 @@ make_ready(Oid collection, const EsLayout *layout)
 Datum
 es_repair_collection(PG_FUNCTION_ARGS)
 {
-	Oid			collection;
-	EsLayout	layout = {InvalidOid, InvalidOid};
+	Oid			 collection;
+	EsLayout	 layout = {InvalidOid, InvalidOid};
 	EsRoleSwitch saved;
 
 	es_require_preloaded();
@@ -271,10 +275,10 @@ es_repair_collection(PG_FUNCTION_ARGS)
 	LockRelationOid(collection, AccessExclusiveLock);
 	check_repairable(collection);
 	if (es_head_joined(collection))
-		ereport(ERROR,
-				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("cannot repair collection \"%s\" in a transaction that has appended to it",
-						get_rel_name(collection))));
+		ereport(ERROR, (errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+						errmsg("cannot repair collection \"%s\" in a transaction that "
+							   "has appended to it",
+							   get_rel_name(collection))));
 	/* It may have changed hands while we waited for the lock. */
 	es_collection_check_owner(collection);
 

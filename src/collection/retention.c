@@ -67,9 +67,9 @@
 /* What a segment has that will not change any more. */
 typedef struct CountEntry
 {
-	Oid			segment;		/* hash key */
+	Oid			segment; /* hash key */
 	int64		events;
-	TimestampTz newest;			/* the latest finite created_at, in whatever position */
+	TimestampTz newest; /* the latest finite created_at, in whatever position */
 } CountEntry;
 
 /* In the worker's memory; a segment's OID is not soon used again. */
@@ -78,9 +78,9 @@ static HTAB *counts = NULL;
 /* The segments up to the one that takes the next position, which is the last. */
 typedef struct Candidates
 {
-	EsSegment  *segments;
-	int			nsegments;		/* all, of which the last is never dropped */
-	EsPosition	next;
+	EsSegment *segments;
+	int		   nsegments; /* all, of which the last is never dropped */
+	EsPosition next;
 } Candidates;
 
 /* ---------------------------------------------------------------------------
@@ -90,10 +90,10 @@ typedef struct Candidates
 EsPosition
 es_retention_boundary(EsCollection *coll, EsPosition before)
 {
-	EsPosition	next = es_segments_next_position(coll);
-	EsPosition	boundary = coll->first_position;
-	EsSegment  *segments;
-	int			n = es_segments_list(coll->relid, &segments);
+	EsPosition next = es_segments_next_position(coll);
+	EsPosition boundary = coll->first_position;
+	EsSegment *segments;
+	int		   n = es_segments_list(coll->relid, &segments);
 
 	for (int i = 1; i < n; i++)
 		if (segments[i].first <= before && segments[i].first <= next)
@@ -106,9 +106,9 @@ es_retention_boundary(EsCollection *coll, EsPosition before)
 static int64
 query_segment(Oid segment, const char *format, int64 otherwise)
 {
-	char	   *sql = psprintf(format, es_relation_name(segment));
-	bool		isnull;
-	Datum		value;
+	char *sql = psprintf(format, es_relation_name(segment));
+	bool  isnull;
+	Datum value;
 
 	es_spi_execute(sql, 0, NULL, NULL, NULL, true, SPI_OK_SELECT);
 	if (SPI_processed == 0)
@@ -131,7 +131,7 @@ settled(Oid segment)
 
 	if (counts == NULL)
 	{
-		HASHCTL		ctl;
+		HASHCTL ctl;
 
 		ctl.keysize = sizeof(Oid);
 		ctl.entrysize = sizeof(CountEntry);
@@ -143,10 +143,11 @@ settled(Oid segment)
 	if (entry == NULL)
 	{
 		int64		events = count_events(segment);
-		TimestampTz newest = query_segment(segment,
-										   "SELECT pg_catalog.max(created_at)"
-										   " FILTER (WHERE pg_catalog.isfinite(created_at)) FROM %s",
-										   DT_NOBEGIN);
+		TimestampTz newest =
+			query_segment(segment,
+						  "SELECT pg_catalog.max(created_at)"
+						  " FILTER (WHERE pg_catalog.isfinite(created_at)) FROM %s",
+						  DT_NOBEGIN);
 
 		entry = hash_search(counts, &segment, HASH_ENTER, NULL);
 		entry->events = events;
@@ -162,7 +163,7 @@ settled(Oid segment)
 static int
 excess_by_events(const Candidates *cand, int64 retain, int64 newest)
 {
-	int64		kept = newest;
+	int64 kept = newest;
 
 	for (int i = cand->nsegments - 2; i >= 0; i--)
 	{
@@ -176,9 +177,9 @@ excess_by_events(const Candidates *cand, int64 retain, int64 newest)
 static int
 limit_by_events(const Candidates *cand, int64 retain)
 {
-	EsSegment  *last = &cand->segments[cand->nsegments - 1];
-	int64		most = Max(cand->next - last->first, 0);
-	int			low;
+	EsSegment *last = &cand->segments[cand->nsegments - 1];
+	int64	   most = Max(cand->next - last->first, 0);
+	int		   low;
 
 	/* Positions without an event are rare: often they tell already. */
 	if (cand->next - cand->segments[0].end < retain)
@@ -195,9 +196,9 @@ limit_by_age(const Candidates *cand, Interval *age)
 	TimestampTz limit;
 	int			n = 0;
 
-	limit = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_mi_interval,
-													TimestampTzGetDatum(GetCurrentTimestamp()),
-													IntervalPGetDatum(age)));
+	limit = DatumGetTimestampTz(DirectFunctionCall2(
+		timestamptz_mi_interval, TimestampTzGetDatum(GetCurrentTimestamp()),
+		IntervalPGetDatum(age)));
 	while (n < cand->nsegments - 1)
 	{
 		/*
@@ -214,14 +215,14 @@ limit_by_age(const Candidates *cand, Interval *age)
 static int64
 segment_bytes(Oid segment)
 {
-	return DatumGetInt64(DirectFunctionCall1(pg_total_relation_size,
-											 ObjectIdGetDatum(segment)));
+	return DatumGetInt64(
+		DirectFunctionCall1(pg_total_relation_size, ObjectIdGetDatum(segment)));
 }
 
 static int
 limit_by_bytes(const Candidates *cand, int64 retain)
 {
-	int64		kept = segment_bytes(cand->segments[cand->nsegments - 1].relid);
+	int64 kept = segment_bytes(cand->segments[cand->nsegments - 1].relid);
 
 	for (int i = cand->nsegments - 2; i >= 0; i--)
 	{
@@ -236,11 +237,11 @@ limit_by_bytes(const Candidates *cand, int64 retain)
 static void
 find_candidates(EsCollection *coll, Candidates *cand)
 {
-	EsHeadRef	ref = coll->head;
-	EsPosition	head;
-	EsSegment  *segments;
-	int			n = es_segments_list(coll->relid, &segments);
-	int			skip = 0;
+	EsHeadRef  ref = coll->head;
+	EsPosition head;
+	EsSegment *segments;
+	int		   n = es_segments_list(coll->relid, &segments);
+	int		   skip = 0;
 
 	cand->next = es_segments_next_position(coll);
 	head = es_head_find(&ref) ? es_head_read(&ref, true) : cand->next - 1;
@@ -256,7 +257,7 @@ find_candidates(EsCollection *coll, Candidates *cand)
 static EsPosition
 first_to_keep(const Candidates *cand, const EsRetention *retention)
 {
-	int			excess = 0;
+	int excess = 0;
 
 	if (retention->events > 0)
 		excess = Max(excess, limit_by_events(cand, retention->events));
@@ -274,24 +275,25 @@ first_to_keep(const Candidates *cand, const EsRetention *retention)
 static EsPosition
 lowest_cursor(Oid collection)
 {
-	Oid			types[] = {REGCLASSOID, INT8OID};
-	Datum		values[] = {ObjectIdGetDatum(collection),
-	Int64GetDatum(es_subscription_hold_ms)};
-	bool		isnull;
-	Datum		value;
+	Oid	  types[] = {REGCLASSOID, INT8OID};
+	Datum values[] = {ObjectIdGetDatum(collection),
+					  Int64GetDatum(es_subscription_hold_ms)};
+	bool  isnull;
+	Datum value;
 
-	es_spi_execute("SELECT pg_catalog.min(l.position) FROM"
-				   " (SELECT pg_catalog.min(position) AS position,"
-				   " pg_catalog.max(updated_at) AS updated_at"
-				   " FROM eventstore.subscription_lane WHERE subscription IN"
-				   " (SELECT name FROM eventstore.subscription WHERE collection = $1)"
-				   " GROUP BY subscription"
-				   " UNION ALL SELECT p.position, p.updated_at"
-				   " FROM eventstore.sink s JOIN eventstore.sink_position p ON p.sink = s.id"
-				   " WHERE s.collection = $1) l"
-				   " WHERE $2 < 0 OR l.updated_at > pg_catalog.clock_timestamp()"
-				   " - pg_catalog.make_interval(secs => $2 / 1000.0)",
-				   2, types, values, NULL, true, SPI_OK_SELECT);
+	es_spi_execute(
+		"SELECT pg_catalog.min(l.position) FROM"
+		" (SELECT pg_catalog.min(position) AS position,"
+		" pg_catalog.max(updated_at) AS updated_at"
+		" FROM eventstore.subscription_lane WHERE subscription IN"
+		" (SELECT name FROM eventstore.subscription WHERE collection = $1)"
+		" GROUP BY subscription"
+		" UNION ALL SELECT p.position, p.updated_at"
+		" FROM eventstore.sink s JOIN eventstore.sink_position p ON p.sink = s.id"
+		" WHERE s.collection = $1) l"
+		" WHERE $2 < 0 OR l.updated_at > pg_catalog.clock_timestamp()"
+		" - pg_catalog.make_interval(secs => $2 / 1000.0)",
+		2, types, values, NULL, true, SPI_OK_SELECT);
 	value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 	return isnull ? PG_INT64_MAX - 1 : DatumGetInt64(value);
 }
@@ -300,13 +302,14 @@ lowest_cursor(Oid collection)
 static EsPosition
 wait_for_subscriptions(Oid collection, const Candidates *cand, EsPosition first)
 {
-	EsPosition	cursor;
-	int			n = cand->nsegments - 1;
+	EsPosition cursor;
+	int		   n = cand->nsegments - 1;
 
 	if (es_subscription_hold_ms == 0)
 		return first;
 	cursor = lowest_cursor(collection);
-	while (n > 0 && (cand->segments[n].first > first || cand->segments[n].first > cursor + 1))
+	while (n > 0 &&
+		   (cand->segments[n].first > first || cand->segments[n].first > cursor + 1))
 		n--;
 	return cand->segments[n].first;
 }
@@ -314,8 +317,8 @@ wait_for_subscriptions(Oid collection, const Candidates *cand, EsPosition first)
 void
 es_retention_set_first(Oid collection, EsPosition first)
 {
-	Oid			types[] = {REGCLASSOID, INT8OID};
-	Datum		values[] = {ObjectIdGetDatum(collection), Int64GetDatum(first)};
+	Oid	  types[] = {REGCLASSOID, INT8OID};
+	Datum values[] = {ObjectIdGetDatum(collection), Int64GetDatum(first)};
 
 	es_spi_execute("UPDATE eventstore.collection_catalog SET first_position = $2"
 				   " WHERE collection = $1 AND first_position < $2",
@@ -327,9 +330,9 @@ void
 es_retention_apply(Oid collection, const EsRetention *retention)
 {
 	EsCollection *coll;
-	Candidates	cand;
-	EsRoleSwitch saved;
-	EsPosition	first;
+	Candidates	  cand;
+	EsRoleSwitch  saved;
+	EsPosition	  first;
 
 	LockRelationOid(collection, AccessShareLock);
 	if (!es_collection_exists(collection))
@@ -368,8 +371,8 @@ void
 es_retention_condemn(Oid collection)
 {
 	EsCollection *coll;
-	EsSegment  *segments;
-	int			n;
+	EsSegment	 *segments;
+	int			  n;
 
 	LockRelationOid(collection, AccessShareLock);
 	if (!es_collection_exists(collection))
@@ -380,9 +383,9 @@ es_retention_condemn(Oid collection)
 	SPI_connect();
 	for (int i = 0; i < n - 1 && segments[i].end <= coll->first_position; i++)
 	{
-		Oid			types[] = {REGCLASSOID, REGCLASSOID};
-		Datum		values[] = {ObjectIdGetDatum(segments[i].relid),
-		ObjectIdGetDatum(collection)};
+		Oid	  types[] = {REGCLASSOID, REGCLASSOID};
+		Datum values[] = {ObjectIdGetDatum(segments[i].relid),
+						  ObjectIdGetDatum(collection)};
 
 		es_spi_execute("INSERT INTO eventstore.segment_disposal (segment, collection)"
 					   " VALUES ($1, $2) ON CONFLICT DO NOTHING",
@@ -395,7 +398,7 @@ int
 es_retention_list(EsDisposal **disposals)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	int			n;
+	int			  n;
 
 	SPI_connect();
 	es_spi_execute("SELECT d.segment::pg_catalog.oid, d.collection::pg_catalog.oid"
@@ -405,12 +408,13 @@ es_retention_list(EsDisposal **disposals)
 	*disposals = MemoryContextAlloc(caller, sizeof(EsDisposal) * (n + 1));
 	for (int i = 0; i < n; i++)
 	{
-		HeapTuple	row = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		bool		isnull;
+		HeapTuple row = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+		bool	  isnull;
 
 		(*disposals)[i].segment = DatumGetObjectId(SPI_getbinval(row, desc, 1, &isnull));
-		(*disposals)[i].collection = DatumGetObjectId(SPI_getbinval(row, desc, 2, &isnull));
+		(*disposals)[i].collection =
+			DatumGetObjectId(SPI_getbinval(row, desc, 2, &isnull));
 	}
 	SPI_finish();
 	return n;
@@ -419,12 +423,12 @@ es_retention_list(EsDisposal **disposals)
 static void
 strike_off(Oid segment)
 {
-	Oid			types[] = {REGCLASSOID};
-	Datum		values[] = {ObjectIdGetDatum(segment)};
+	Oid	  types[] = {REGCLASSOID};
+	Datum values[] = {ObjectIdGetDatum(segment)};
 
 	SPI_connect();
-	es_spi_execute("DELETE FROM eventstore.segment_disposal WHERE segment = $1",
-				   1, types, values, NULL, false, SPI_OK_DELETE);
+	es_spi_execute("DELETE FROM eventstore.segment_disposal WHERE segment = $1", 1, types,
+				   values, NULL, false, SPI_OK_DELETE);
 	SPI_finish();
 	if (counts != NULL)
 		hash_search(counts, &segment, HASH_REMOVE, NULL);
@@ -459,7 +463,7 @@ end_step(void)
 static void
 run_at_top_level(const char *sql)
 {
-	RawStmt    *raw = linitial_node(RawStmt, pg_parse_query(sql));
+	RawStmt		*raw = linitial_node(RawStmt, pg_parse_query(sql));
 	PlannedStmt *statement = makeNode(PlannedStmt);
 
 	statement->commandType = CMD_UTILITY;
@@ -476,7 +480,7 @@ static bool
 is_detach_pending(Oid segment)
 {
 	return OidIsValid(get_partition_parent(segment, true)) &&
-		PartitionHasPendingDetach(segment);
+		   PartitionHasPendingDetach(segment);
 }
 
 /*
@@ -487,15 +491,15 @@ static bool
 is_due(const EsDisposal *disposal)
 {
 	EsCollection *coll;
-	EsPosition	first;
-	EsPosition	end;
+	EsPosition	  first;
+	EsPosition	  end;
 
 	if (get_partition_parent(disposal->segment, true) != disposal->collection ||
 		!es_collection_exists(disposal->collection))
 		return false;
 	coll = es_collection_get(disposal->collection);
 	return es_segment_bounds(disposal->segment, &first, &end) &&
-		end <= coll->first_position;
+		   end <= coll->first_position;
 }
 
 /* True when it need not be dropped: it is gone, or not to go, or not now. */
@@ -519,11 +523,10 @@ detach(const EsDisposal *disposal)
 	if (get_rel_relispartition(disposal->segment))
 	{
 		MemoryContextSwitchTo(PortalContext);
-		run_at_top_level(psprintf("ALTER TABLE %s DETACH PARTITION %s %s",
-								  es_relation_name(disposal->collection),
-								  es_relation_name(disposal->segment),
-								  is_detach_pending(disposal->segment) ?
-								  "FINALIZE" : "CONCURRENTLY"));
+		run_at_top_level(psprintf(
+			"ALTER TABLE %s DETACH PARTITION %s %s",
+			es_relation_name(disposal->collection), es_relation_name(disposal->segment),
+			is_detach_pending(disposal->segment) ? "FINALIZE" : "CONCURRENTLY"));
 	}
 	end_step();
 	return false;
@@ -533,7 +536,7 @@ static void
 drop(const EsDisposal *disposal)
 {
 	EsRoleSwitch saved;
-	char	   *sql;
+	char		*sql;
 
 	begin_step();
 	if (!es_extension_pin())
@@ -561,8 +564,8 @@ bool
 es_retention_dispose(const EsDisposal *disposal)
 {
 	static MemoryContext portal_context = NULL;
-	MemoryContext caller = CurrentMemoryContext;
-	bool		gone;
+	MemoryContext		 caller = CurrentMemoryContext;
+	bool				 gone;
 
 	/* Until the next time, so that an error's clean-up still finds it. */
 	if (portal_context == NULL)

@@ -12,16 +12,16 @@
 /* A segment that is on its way out, from eventstore.segment_disposal. */
 typedef struct EsDisposal
 {
-	Oid			segment;
-	Oid			collection;
+	Oid segment;
+	Oid collection;
 } EsDisposal;
 
 /* What retention goes by, from the catalog; 0 or NULL = no such limit. */
 typedef struct EsRetention
 {
-	int64		events;
-	Interval   *age;
-	int64		bytes;
+	int64	  events;
+	Interval *age;
+	int64	  bytes;
 } EsRetention;
 
 /*
@@ -37,7 +37,7 @@ extern void es_retention_apply(Oid collection, const EsRetention *retention);
 extern void es_retention_condemn(Oid collection);
 
 /* The list; palloc'd.  In a transaction, with a snapshot, outside of SPI. */
-extern int	es_retention_list(EsDisposal **disposals);
+extern int es_retention_list(EsDisposal **disposals);
 
 /*
  * Detaches and drops one, or takes up where an earlier attempt has stopped.
@@ -56,4 +56,4 @@ extern EsPosition es_retention_boundary(EsCollection *coll, EsPosition before);
 /* Moves the first kept position; in SPI, as the extension's owner. */
 extern void es_retention_set_first(Oid collection, EsPosition first);
 
-#endif							/* ES_RETENTION_H */
+#endif /* ES_RETENTION_H */

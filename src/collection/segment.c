@@ -82,26 +82,26 @@
 #include "worker/wake.h"
 
 /* The segments lock: an object lock beside the relation's own. */
-#define SEGMENTS_LOCK_SUBID		1
+#define SEGMENTS_LOCK_SUBID 1
 
 /*
  * No transaction makes more than about so many, since each takes a dozen
  * entries of the lock table: where an append wants more, they are wider.
  * Not less than segments_ahead + 1 may ask for.
  */
-#define SEGMENTS_AT_ONCE		128
+#define SEGMENTS_AT_ONCE 128
 
 /* Polling for the worker: the shared end has no condition variable. */
-#define AWAIT_STEP_MS			5
+#define AWAIT_STEP_MS 5
 /* ... and asking again, should the worker have been restarted meanwhile. */
-#define AWAIT_ASK_AGAIN_MS		1000
+#define AWAIT_ASK_AGAIN_MS 1000
 
 /*
  * An INSERT or COPY waits for a segment where it finds less room than this, or less
  * than a segment's size: enough for statements one behind the other, and little
  * enough that it does not matter where segments are great.
  */
-#define PREPARED_ROOM			1000
+#define PREPARED_ROOM 1000
 
 /* ---------------------------------------------------------------------------
  * The list
@@ -122,10 +122,10 @@ bound_value(List *datums, EsPosition *value)
 bool
 es_segment_bounds(Oid segment, EsPosition *first, EsPosition *end)
 {
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(segment));
-	bool		isnull = true;
-	bool		found = false;
-	Datum		value = (Datum) 0;
+	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(segment));
+	bool	  isnull = true;
+	bool	  found = false;
+	Datum	  value = (Datum) 0;
 
 	if (!HeapTupleIsValid(tuple))
 		return false;
@@ -136,7 +136,8 @@ es_segment_bounds(Oid segment, EsPosition *first, EsPosition *end)
 
 		spec = castNode(PartitionBoundSpec, stringToNode(TextDatumGetCString(value)));
 		found = spec->strategy == PARTITION_STRATEGY_RANGE && !spec->is_default &&
-			bound_value(spec->lowerdatums, first) && bound_value(spec->upperdatums, end);
+				bound_value(spec->lowerdatums, first) &&
+				bound_value(spec->upperdatums, end);
 	}
 	ReleaseSysCache(tuple);
 	return found;
@@ -145,8 +146,8 @@ es_segment_bounds(Oid segment, EsPosition *first, EsPosition *end)
 static int
 compare_segments(const void *a, const void *b)
 {
-	EsPosition	left = ((const EsSegment *) a)->first;
-	EsPosition	right = ((const EsSegment *) b)->first;
+	EsPosition left = ((const EsSegment *) a)->first;
+	EsPosition right = ((const EsSegment *) b)->first;
 
 	return left < right ? -1 : left > right;
 }
@@ -154,14 +155,14 @@ compare_segments(const void *a, const void *b)
 int
 es_segments_list(Oid collection, EsSegment **segments)
 {
-	List	   *children = find_inheritance_children(collection, NoLock);
-	ListCell   *cell;
-	int			n = 0;
+	List	 *children = find_inheritance_children(collection, NoLock);
+	ListCell *cell;
+	int		  n = 0;
 
 	*segments = palloc(sizeof(EsSegment) * (list_length(children) + 1));
-	foreach(cell, children)
+	foreach (cell, children)
 	{
-		EsSegment  *segment = &(*segments)[n];
+		EsSegment *segment = &(*segments)[n];
 
 		segment->relid = lfirst_oid(cell);
 		segment->plain = -1;
@@ -195,9 +196,9 @@ is_attached_here(Oid segment)
 EsPosition
 es_segments_committed_end(const EsCollection *coll)
 {
-	int			n = coll->nsegments;
-	EsSegment  *segments = palloc(sizeof(EsSegment) * (n + 1));
-	EsPosition	end = 1;
+	int		   n = coll->nsegments;
+	EsSegment *segments = palloc(sizeof(EsSegment) * (n + 1));
+	EsPosition end = 1;
 
 	if (n > 0)
 		memcpy(segments, coll->segments, sizeof(EsSegment) * n);
@@ -229,7 +230,7 @@ es_segments_unlock(Oid collection, LOCKMODE mode)
 EsPosition
 es_segments_next_position(EsCollection *coll)
 {
-	EsHeadRef	ref = coll->head;
+	EsHeadRef	  ref = coll->head;
 	EsReservation res;
 
 	if (es_head_find(&ref) && es_head_in_use(&ref))
@@ -248,8 +249,8 @@ es_segments_next_position(EsCollection *coll)
 static char *
 choose_segment_name(Oid collection, Oid schema, EsPosition first)
 {
-	char		label[64];
-	char	   *name;
+	char  label[64];
+	char *name;
 
 	snprintf(label, sizeof(label), INT64_FORMAT, first);
 	for (int attempt = 1;; attempt++)
@@ -265,13 +266,15 @@ choose_segment_name(Oid collection, Oid schema, EsPosition first)
 static void
 append_storage(StringInfo sql, Oid collection)
 {
-	Relation	rel = relation_open(collection, NoLock);
+	Relation rel = relation_open(collection, NoLock);
 
 	if (OidIsValid(rel->rd_rel->relam))
-		appendStringInfo(sql, " USING %s", quote_identifier(get_am_name(rel->rd_rel->relam)));
+		appendStringInfo(sql, " USING %s",
+						 quote_identifier(get_am_name(rel->rd_rel->relam)));
 	if (OidIsValid(rel->rd_rel->reltablespace))
-		appendStringInfo(sql, " TABLESPACE %s",
-						 quote_identifier(get_tablespace_name(rel->rd_rel->reltablespace)));
+		appendStringInfo(
+			sql, " TABLESPACE %s",
+			quote_identifier(get_tablespace_name(rel->rd_rel->reltablespace)));
 	relation_close(rel, NoLock);
 }
 
@@ -281,7 +284,8 @@ es_segment_guard(Oid relid)
 	StringInfoData sql;
 
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "CREATE TRIGGER " ES_GUARD_TRIGGER
+	appendStringInfo(&sql,
+					 "CREATE TRIGGER " ES_GUARD_TRIGGER
 					 " BEFORE UPDATE OR DELETE OR TRUNCATE ON %s"
 					 " FOR EACH STATEMENT EXECUTE FUNCTION eventstore.append_only()",
 					 es_relation_name(relid));
@@ -293,10 +297,10 @@ es_segment_guard(Oid relid)
 static void
 make_segment(Oid collection, EsPosition first, EsPosition end)
 {
-	Oid			schema = get_rel_namespace(collection);
-	char	   *name = choose_segment_name(collection, schema, first);
-	char	   *parent = es_relation_name(collection);
-	char	   *qualified = quote_qualified_identifier(get_namespace_name(schema), name);
+	Oid	  schema = get_rel_namespace(collection);
+	char *name = choose_segment_name(collection, schema, first);
+	char *parent = es_relation_name(collection);
+	char *qualified = quote_qualified_identifier(get_namespace_name(schema), name);
 	StringInfoData sql;
 
 	initStringInfo(&sql);
@@ -306,14 +310,16 @@ make_segment(Oid collection, EsPosition first, EsPosition end)
 
 	/* It names the collection, which could not be dropped while a detached segment did so. */
 	resetStringInfo(&sql);
-	appendStringInfo(&sql, "ALTER TABLE %s ALTER COLUMN \"position\" DROP DEFAULT", qualified);
+	appendStringInfo(&sql, "ALTER TABLE %s ALTER COLUMN \"position\" DROP DEFAULT",
+					 qualified);
 	es_spi_execute(sql.data, 0, NULL, NULL, NULL, false, SPI_OK_UTILITY);
 
 	es_segment_guard(get_relname_relid(name, schema));
 
 	resetStringInfo(&sql);
-	appendStringInfo(&sql, "ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM ("
-					 INT64_FORMAT ") TO (" INT64_FORMAT ")",
+	appendStringInfo(&sql,
+					 "ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (" INT64_FORMAT
+					 ") TO (" INT64_FORMAT ")",
 					 parent, qualified, first, end);
 	es_spi_execute(sql.data, 0, NULL, NULL, NULL, false, SPI_OK_UTILITY);
 	es_worker_count(ES_WORKER_SEGMENTS_MADE, 1);
@@ -324,7 +330,7 @@ make_segment(Oid collection, EsPosition first, EsPosition end)
 static EsPosition
 end_beyond(EsPosition next, int64 size)
 {
-	int64		whole = (next - 1 + size + size - 1) / size;
+	int64 whole = (next - 1 + size + size - 1) / size;
 
 	return whole * size + 1;
 }
@@ -340,13 +346,13 @@ EsPosition
 es_segments_make(Oid collection, EsPosition wanted_end)
 {
 	EsCollection *coll;
-	EsSegment  *segments;
-	EsRoleSwitch saved;
-	EsPosition	end;
-	EsPosition	next;
-	int64		size;
-	int64		width;
-	int			n;
+	EsSegment	 *segments;
+	EsRoleSwitch  saved;
+	EsPosition	  end;
+	EsPosition	  next;
+	int64		  size;
+	int64		  width;
+	int			  n;
 
 	LockRelationOid(collection, ShareUpdateExclusiveLock);
 	es_segments_lock(collection, ExclusiveLock);
@@ -362,7 +368,7 @@ es_segments_make(Oid collection, EsPosition wanted_end)
 	SPI_connect();
 	if (next > end)
 	{
-		EsPosition	first = end;
+		EsPosition first = end;
 
 		end = end_beyond(next, size);
 		make_segment(collection, first, end);
@@ -388,12 +394,12 @@ es_segments_make(Oid collection, EsPosition wanted_end)
 static bool
 is_whole(Oid collection)
 {
-	Relation	rel = relation_open(collection, NoLock);
-	List	   *indexes = RelationGetIndexList(rel);
-	bool		whole = OidIsValid(get_trigger_oid(collection, ES_APPEND_TRIGGER, true));
-	ListCell   *cell;
+	Relation  rel = relation_open(collection, NoLock);
+	List	 *indexes = RelationGetIndexList(rel);
+	bool	  whole = OidIsValid(get_trigger_oid(collection, ES_APPEND_TRIGGER, true));
+	ListCell *cell;
 
-	foreach(cell, indexes)
+	foreach (cell, indexes)
 		whole = whole && get_index_isvalid(lfirst_oid(cell));
 	list_free(indexes);
 	relation_close(rel, NoLock);
@@ -404,7 +410,7 @@ is_whole(Oid collection)
 static EsPosition
 target_end(const EsSegment *segments, int n, EsPosition end, EsPosition next, int64 size)
 {
-	int			beyond = 0;
+	int beyond = 0;
 
 	if (next > end)
 		return end_beyond(next, size) + size * es_segments_ahead;
@@ -428,11 +434,11 @@ EsPosition
 es_segments_keep_ahead(Oid collection)
 {
 	EsCollection *coll;
-	EsHeadRef	ref;
-	EsSegment  *segments;
-	EsPosition	end;
-	EsPosition	target;
-	int			n;
+	EsHeadRef	  ref;
+	EsSegment	 *segments;
+	EsPosition	  end;
+	EsPosition	  target;
+	int			  n;
 
 	LockRelationOid(collection, AccessShareLock);
 	if (!es_collection_exists(collection) || !is_whole(collection))
@@ -444,12 +450,12 @@ es_segments_keep_ahead(Oid collection)
 	coll = es_collection_get(collection);
 	n = es_segments_list(collection, &segments);
 	end = segments_end(coll, segments, n);
-	target = target_end(segments, n, end, es_segments_next_position(coll),
-						coll->segment_size);
+	target =
+		target_end(segments, n, end, es_segments_next_position(coll), coll->segment_size);
 	ref = coll->head;
 	if (es_head_find(&ref) && es_head_wanted_end(&ref) != 0)
-		target = Max(target, wanted_target(end, es_head_wanted_end(&ref),
-										   coll->segment_size));
+		target =
+			Max(target, wanted_target(end, es_head_wanted_end(&ref), coll->segment_size));
 	return es_segments_make(collection, target);
 }
 
@@ -460,23 +466,23 @@ es_segments_keep_ahead(Oid collection)
 /* What a subtransaction has published at once, and the end before that. */
 typedef struct Published
 {
-	EsHeadRef	head;
-	EsPosition	before;
+	EsHeadRef		 head;
+	EsPosition		 before;
 	SubTransactionId subid;
 } Published;
 
-static List *published = NIL;	/* of Published, in TopTransactionContext */
+static List *published = NIL; /* of Published, in TopTransactionContext */
 
 static void
 settle_published(SubXactEvent event, SubTransactionId subid, SubTransactionId parent,
 				 void *arg)
 {
-	ListCell   *cell;
+	ListCell *cell;
 
 	/* The newest come first, so the oldest end has the last word. */
-	foreach(cell, published)
+	foreach (cell, published)
 	{
-		Published  *entry = lfirst(cell);
+		Published *entry = lfirst(cell);
 
 		if (entry->subid != subid)
 			continue;
@@ -502,9 +508,9 @@ forget_published(XactEvent event, void *arg)
 static void
 remember_published(const EsHeadRef *head, EsPosition before)
 {
-	static bool registered = false;
+	static bool	  registered = false;
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
-	Published  *entry = palloc(sizeof(Published));
+	Published	 *entry = palloc(sizeof(Published));
 
 	if (!registered)
 	{
@@ -523,7 +529,7 @@ remember_published(const EsHeadRef *head, EsPosition before)
 static void
 make_and_publish(EsCollection *coll, EsPosition wanted_end)
 {
-	EsPosition	end;
+	EsPosition end;
 
 	remember_published(&coll->head, es_head_ready_end(&coll->head));
 	end = es_segments_make(coll->relid, wanted_end);
@@ -535,7 +541,7 @@ make_and_publish(EsCollection *coll, EsPosition wanted_end)
 static void
 examine_relation(Oid relid, bool *created_here, bool *locked_here)
 {
-	Relation	rel = relation_open(relid, NoLock);
+	Relation rel = relation_open(relid, NoLock);
 
 	*created_here = rel->rd_createSubid != InvalidSubTransactionId;
 	*locked_here = CheckRelationLockedByMe(rel, ShareUpdateExclusiveLock, true);
@@ -545,24 +551,23 @@ examine_relation(Oid relid, bool *created_here, bool *locked_here)
 static void
 report_no_segment(const EsCollection *coll, const char *detail, const char *hint)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("no segment of collection \"%s\" is ready to append to",
-					get_rel_name(coll->relid)),
-			 errdetail_internal("%s", detail),
-			 errhint("%s", hint)));
+	ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					errmsg("no segment of collection \"%s\" is ready to append to",
+						   get_rel_name(coll->relid)),
+					errdetail_internal("%s", detail), errhint("%s", hint)));
 }
 
 static void
 report_await_timeout(const EsCollection *coll)
 {
-	char	   *detail = psprintf("Waited %d ms for the worker to make one.",
-								  es_segment_timeout_ms);
+	char *detail =
+		psprintf("Waited %d ms for the worker to make one.", es_segment_timeout_ms);
 
 	report_no_segment(coll, detail,
-					  es_wake_slots_exhausted() ?
-					  "The worker finds no free process slot: you might need to increase max_worker_processes." :
-					  "See what is wrong with SELECT * FROM eventstore.doctor().");
+					  es_wake_slots_exhausted()
+						  ? "The worker finds no free process slot: you might need to "
+							"increase max_worker_processes."
+						  : "See what is wrong with SELECT * FROM eventstore.doctor().");
 }
 
 static void
@@ -603,8 +608,8 @@ await_worker(EsHeadRef *head, EsPosition wanted_end)
 void
 es_segments_await(EsCollection *coll, EsPosition wanted_end)
 {
-	bool		created_here;
-	bool		locked_here;
+	bool created_here;
+	bool locked_here;
 
 	examine_relation(coll->relid, &created_here, &locked_here);
 	es_head_count(&coll->head, ES_STAT_SEGMENT_WAITS, 1);
@@ -613,7 +618,9 @@ es_segments_await(EsCollection *coll, EsPosition wanted_end)
 	else
 	{
 		if (locked_here)
-			report_no_segment(coll, "This transaction has itself locked the collection, so that the worker cannot make one.",
+			report_no_segment(coll,
+							  "This transaction has itself locked the collection, so "
+							  "that the worker cannot make one.",
 							  "Append in a transaction of its own.");
 		if (!await_worker(&coll->head, wanted_end))
 			report_await_timeout(coll);
@@ -626,11 +633,11 @@ EsPosition
 es_segments_prepare(Oid collection, bool wait)
 {
 	EsCollection *coll = es_collection_get(collection);
-	EsHeadRef  *head = &coll->head;
-	int64		room = Min(coll->segment_size, PREPARED_ROOM);
-	EsPosition	end;
-	bool		created_here;
-	bool		locked_here;
+	EsHeadRef	 *head = &coll->head;
+	int64		  room = Min(coll->segment_size, PREPARED_ROOM);
+	EsPosition	  end;
+	bool		  created_here;
+	bool		  locked_here;
 
 	/* After a restart positions may go on beyond all segments. */
 	es_collection_load_head(coll);

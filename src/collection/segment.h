@@ -34,7 +34,7 @@ extern EsPosition es_segments_next_position(EsCollection *coll);
  * The collection's segments, ascending, from the catalogs; palloc'd.  Those
  * that are being detached are left out.
  */
-extern int	es_segments_list(Oid collection, EsSegment **segments);
+extern int es_segments_list(Oid collection, EsSegment **segments);
 
 /*
  * The end (exclusive) of the last one in the cache that this transaction did
@@ -50,8 +50,8 @@ extern bool es_segment_bounds(Oid segment, EsPosition *first, EsPosition *end);
  * es_segment_guard (between SPI_connect and SPI_finish), since PostgreSQL does
  * not clone statement triggers; the second is cloned.  Its name sorts last.
  */
-#define ES_GUARD_TRIGGER	"eventstore_append_only"
-#define ES_APPEND_TRIGGER	"~eventstore_append"
+#define ES_GUARD_TRIGGER  "eventstore_append_only"
+#define ES_APPEND_TRIGGER "~eventstore_append"
 extern void es_segment_guard(Oid relid);
 
 /*
@@ -77,4 +77,4 @@ extern void es_segments_await(EsCollection *coll, EsPosition wanted_end);
  */
 extern EsPosition es_segments_prepare(Oid collection, bool wait);
 
-#endif							/* ES_SEGMENT_H */
+#endif /* ES_SEGMENT_H */

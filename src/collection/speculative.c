@@ -22,10 +22,10 @@ bool
 es_insert_speculatively(ResultRelInfo *rri, EState *estate, TupleTableSlot *slot,
 						Oid arbiter)
 {
-	Relation	rel = rri->ri_RelationDesc;
-	List       *arbiters = list_make1_oid(arbiter);
-	bool		conflict = false;
-	uint32		token;
+	Relation rel = rri->ri_RelationDesc;
+	List	*arbiters = list_make1_oid(arbiter);
+	bool	 conflict = false;
+	uint32	 token;
 
 	token = SpeculativeInsertionLockAcquire(GetCurrentTransactionId());
 	table_tuple_insert_speculative(rel, slot, GetCurrentCommandId(true), 0, NULL, token);

@@ -23,4 +23,4 @@ extern bool es_insert_speculatively(ResultRelInfo *rri, EState *estate,
  */
 extern void es_await_dirty(const SnapshotData *dirty);
 
-#endif							/* ES_SPECULATIVE_H */
+#endif /* ES_SPECULATIVE_H */

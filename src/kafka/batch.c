@@ -67,8 +67,8 @@ set_headers(EsSourceRun *run, EsRecord *record, const rd_kafka_message_t *messag
 	rd_kafka_resp_err_t error = rd_kafka_message_headers(message, &headers);
 	size_t				count;
 
-	record->headers_lost = error != RD_KAFKA_RESP_ERR_NO_ERROR &&
-						   error != RD_KAFKA_RESP_ERR__NOENT;
+	record->headers_lost =
+		error != RD_KAFKA_RESP_ERR_NO_ERROR && error != RD_KAFKA_RESP_ERR__NOENT;
 	if (error != RD_KAFKA_RESP_ERR_NO_ERROR)
 		return;
 	count = rd_kafka_header_cnt(headers);

@@ -29,9 +29,9 @@
 static Datum
 text_from_utf8(PG_FUNCTION_ARGS)
 {
-	char	   *bytes = (char *) PG_GETARG_POINTER(0);
-	int			length = PG_GETARG_INT32(1);
-	char	   *converted = pg_any_to_server(bytes, length, PG_UTF8);
+	char *bytes = (char *) PG_GETARG_POINTER(0);
+	int	  length = PG_GETARG_INT32(1);
+	char *converted = pg_any_to_server(bytes, length, PG_UTF8);
 
 	if (converted == bytes)
 		PG_RETURN_TEXT_P(cstring_to_text_with_len(bytes, length));
@@ -52,7 +52,8 @@ decode_text(const char *bytes, size_t length, Datum *value, EsProblem *problem)
 	if (memchr(bytes, '\0', length) != NULL)
 		return set_problem(problem, ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
 						   "it has a byte 0, which text cannot have");
-	if (!es_convert(text_from_utf8, PointerGetDatum(bytes), Int32GetDatum((int32) length), 0, value))
+	if (!es_convert(text_from_utf8, PointerGetDatum(bytes), Int32GetDatum((int32) length),
+					0, value))
 		return set_problem(problem, ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
 						   "it is not UTF-8, or not in the database's encoding");
 	return true;
@@ -61,14 +62,13 @@ decode_text(const char *bytes, size_t length, Datum *value, EsProblem *problem)
 static bool
 decode_json(const char *bytes, size_t length, Datum *value, EsProblem *problem)
 {
-	Datum		as_text;
-	int			sqlstate;
+	Datum as_text;
+	int	  sqlstate;
 
 	if (!decode_text(bytes, length, &as_text, problem))
 		return false;
-	sqlstate = es_convert_noting(jsonb_in,
-								 CStringGetDatum(text_to_cstring(DatumGetTextPP(as_text))), 0, 0,
-								 value);
+	sqlstate = es_convert_noting(
+		jsonb_in, CStringGetDatum(text_to_cstring(DatumGetTextPP(as_text))), 0, 0, value);
 	if (sqlstate == 0)
 		return true;
 	if (ERRCODE_TO_CATEGORY(sqlstate) != ERRCODE_DATA_EXCEPTION)
@@ -83,7 +83,8 @@ es_codec_decode(EsStoreFormat format, const char *bytes, size_t length, Datum *v
 				EsProblem *problem)
 {
 	if (length > MaxAllocSize - VARHDRSZ - 1)
-		return set_problem(problem, ERRCODE_PROGRAM_LIMIT_EXCEEDED, "it is longer than 1 GB");
+		return set_problem(problem, ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+						   "it is longer than 1 GB");
 	switch (format)
 	{
 		case ES_STORE_JSON:
@@ -101,8 +102,8 @@ const char *
 es_codec_bytes(EsStoreFormat format, Datum value, size_t *length)
 {
 	struct varlena *packed = PG_DETOAST_DATUM_PACKED(value);
-	char	   *bytes = VARDATA_ANY(packed);
-	char	   *converted = bytes;
+	char		   *bytes = VARDATA_ANY(packed);
+	char		   *converted = bytes;
 
 	*length = VARSIZE_ANY_EXHDR(packed);
 	if (format == ES_STORE_TEXT)
@@ -119,7 +120,7 @@ es_codec_bytes(EsStoreFormat format, Datum value, size_t *length)
 static JsonbValue
 json_string(const char *string, size_t length)
 {
-	JsonbValue	value;
+	JsonbValue value;
 
 	value.type = jbvString;
 	value.val.string.val = (char *) string;
@@ -130,7 +131,7 @@ json_string(const char *string, size_t length)
 static JsonbValue
 json_int(int64 number)
 {
-	JsonbValue	value;
+	JsonbValue value;
 
 	value.type = jbvNumeric;
 	value.val.numeric = int64_to_numeric(number);
@@ -140,16 +141,17 @@ json_int(int64 number)
 static JsonbValue
 base64_of(const char *bytes, size_t length)
 {
-	int			room = pg_b64_enc_len((int) length);
-	char	   *encoded = palloc(room);
+	int	  room = pg_b64_enc_len((int) length);
+	char *encoded = palloc(room);
 
-	return json_string(encoded, pg_b64_encode((const void *) bytes, (int) length, encoded, room));
+	return json_string(encoded,
+					   pg_b64_encode((const void *) bytes, (int) length, encoded, room));
 }
 
 static void
 push_key(JsonbParseState **state, const char *key)
 {
-	JsonbValue	value = json_string(key, strlen(key));
+	JsonbValue value = json_string(key, strlen(key));
 
 	pushJsonbValue(state, WJB_KEY, &value);
 }
@@ -158,9 +160,9 @@ push_key(JsonbParseState **state, const char *key)
 static void
 push_bytes(JsonbParseState **state, const char *bytes, size_t length)
 {
-	EsProblem	problem;
-	JsonbValue	value;
-	Datum		as_text;
+	EsProblem  problem;
+	JsonbValue value;
+	Datum	   as_text;
 
 	if (bytes == NULL)
 	{
@@ -202,7 +204,7 @@ push_headers(JsonbParseState **state, const EsRecord *record)
  * Times: Kafka's are milliseconds since 1970
  * ------------------------------------------------------------------------- */
 
-#define EPOCH_DIFFERENCE_MS \
+#define EPOCH_DIFFERENCE_MS                                                              \
 	((POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * (int64) (SECS_PER_DAY * 1000))
 
 int64
@@ -214,7 +216,7 @@ es_codec_kafka_time(TimestampTz time)
 bool
 es_codec_time(int64 kafka_time, TimestampTz *time)
 {
-	int64		us;
+	int64 us;
 
 	if (kafka_time < 0 ||
 		pg_mul_s64_overflow(kafka_time - EPOCH_DIFFERENCE_MS, 1000, &us) ||
@@ -228,12 +230,12 @@ es_codec_time(int64 kafka_time, TimestampTz *time)
  * A quarter of what jsonb can hold in one array, 256 MB, for memory has to be
  * bounded; librdkafka takes no more than 100,000 headers.
  */
-#define HEADERS_MAX_BYTES	(64 * 1024 * 1024)
+#define HEADERS_MAX_BYTES (64 * 1024 * 1024)
 
 bool
 es_codec_headers_fit(const EsRecord *record)
 {
-	size_t		bytes = 0;
+	size_t bytes = 0;
 
 	for (int i = 0; i < record->nheaders; i++)
 	{
@@ -257,32 +259,35 @@ es_codec_headers(const EsRecord *record)
 static const char *
 bytes_of(JsonbValue *value, size_t *length)
 {
-	JsonbValue	encoded;
-	char	   *bytes;
+	JsonbValue encoded;
+	char	  *bytes;
 
 	*length = 0;
 	if (value == NULL || value->type == jbvNull)
 		return NULL;
 	if (value->type == jbvString)
 	{
-		text	   *string = cstring_to_text_with_len(value->val.string.val, value->val.string.len);
+		text *string =
+			cstring_to_text_with_len(value->val.string.val, value->val.string.len);
 
 		return es_codec_bytes(ES_STORE_TEXT, PointerGetDatum(string), length);
 	}
 	if (value->type != jbvBinary || !JsonContainerIsObject(value->val.binary.data) ||
-		getKeyJsonValueFromContainer(value->val.binary.data, "base64", 6, &encoded) == NULL ||
+		getKeyJsonValueFromContainer(value->val.binary.data, "base64", 6, &encoded) ==
+			NULL ||
 		encoded.type != jbvString)
 		return NULL;
 	bytes = palloc(pg_b64_dec_len(encoded.val.string.len) + 1);
-	*length = Max(pg_b64_decode(encoded.val.string.val, encoded.val.string.len, (void *) bytes,
-								pg_b64_dec_len(encoded.val.string.len)), 0);
+	*length = Max(pg_b64_decode(encoded.val.string.val, encoded.val.string.len,
+								(void *) bytes, pg_b64_dec_len(encoded.val.string.len)),
+				  0);
 	return bytes;
 }
 
 void
 es_codec_read_headers(Jsonb *headers, EsRecord *record)
 {
-	int			n = JB_ROOT_IS_ARRAY(headers) ? JB_ROOT_COUNT(headers) : 0;
+	int n = JB_ROOT_IS_ARRAY(headers) ? JB_ROOT_COUNT(headers) : 0;
 
 	record->headers = palloc(sizeof(EsHeader) * Max(n, 1));
 	for (int i = 0; i < n; i++)

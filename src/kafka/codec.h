@@ -13,15 +13,15 @@
 
 /* Headers of a changelog topic's record: which record of the source it came from. */
 #define ES_HEADER_TOPIC		"es-topic"
-#define ES_HEADER_PARTITION	"es-partition"
+#define ES_HEADER_PARTITION "es-partition"
 #define ES_HEADER_OFFSET	"es-offset"
 /* ... and where the transaction began that wrote it, in that partition; it may not be there as a whole. */
-#define ES_HEADER_SINCE		"es-since"
+#define ES_HEADER_SINCE "es-since"
 
 typedef struct EsHeader
 {
 	const char *name;
-	const char *value;			/* NULL: none */
+	const char *value; /* NULL: none */
 	size_t		length;
 } EsHeader;
 
@@ -32,21 +32,21 @@ typedef struct EsRecord
 	bool		from_changelog; /* the topic is the source's changelog topic */
 	int32		partition;
 	int64		offset;
-	const char *key;			/* NULL: none */
+	const char *key; /* NULL: none */
 	size_t		key_length;
-	const char *value;			/* NULL: none, which deletes the key */
+	const char *value; /* NULL: none, which deletes the key */
 	size_t		value_length;
 	bool		has_time;
 	TimestampTz time;
 	int			nheaders;
 	EsHeader   *headers;
-	bool		headers_lost;	/* librdkafka cannot read them */
+	bool		headers_lost; /* librdkafka cannot read them */
 	bool		has_since;
-	int64		since;			/* the first record of its partition that is written with it */
+	int64		since; /* the first record of its partition that is written with it */
 } EsRecord;
 
 /* The problem of a record that need not be taken any more. */
-#define ES_PROBLEM_OUT_OF_DATE	ERRCODE_NO_DATA
+#define ES_PROBLEM_OUT_OF_DATE ERRCODE_NO_DATA
 
 /* Why a record cannot be taken; sqlstate 0: it can. */
 typedef struct EsProblem
@@ -81,12 +81,12 @@ extern Jsonb *es_codec_metadata(const EsRecord *record);
  * The offset in an event's metadata, in SQL, as numeric; null where it is none.
  * Metadata may be whatever its writer has made of them.
  */
-#define ES_METADATA_OFFSET \
-	"CASE WHEN jsonb_typeof(e.metadata->'offset') = 'number'" \
+#define ES_METADATA_OFFSET                                                               \
+	"CASE WHEN jsonb_typeof(e.metadata->'offset') = 'number'"                            \
 	" THEN (e.metadata->'offset')::numeric END"
 
 /* Milliseconds since 1970; false for one that PostgreSQL cannot hold. */
 extern int64 es_codec_kafka_time(TimestampTz time);
-extern bool es_codec_time(int64 kafka_time, TimestampTz *time);
+extern bool	 es_codec_time(int64 kafka_time, TimestampTz *time);
 
-#endif							/* ES_KAFKA_CODEC_H */
+#endif /* ES_KAFKA_CODEC_H */

@@ -40,8 +40,8 @@ PG_FUNCTION_INFO_V1(es_retry_dead_letters);
 
 typedef struct DeadLetter
 {
-	pg_uuid_t	id;
-	EsRecord	record;
+	pg_uuid_t id;
+	EsRecord  record;
 } DeadLetter;
 
 /* ---------------------------------------------------------------------------
@@ -49,15 +49,15 @@ typedef struct DeadLetter
  * ------------------------------------------------------------------------- */
 
 /* So many rows at once: their values are fetched one by one. */
-#define FETCH_ROWS	100
+#define FETCH_ROWS 100
 
 /* In the current context. */
 static const char *
 bytes_column(HeapTuple row, TupleDesc desc, int column, size_t *length)
 {
-	bool		isnull;
-	Datum		value = SPI_getbinval(row, desc, column, &isnull);
-	bytea	   *bytes;
+	bool   isnull;
+	Datum  value = SPI_getbinval(row, desc, column, &isnull);
+	bytea *bytes;
 
 	if (isnull)
 		return NULL;
@@ -69,15 +69,15 @@ bytes_column(HeapTuple row, TupleDesc desc, int column, size_t *length)
 static void
 read_letter(const EsSource *source, DeadLetter *letter, HeapTuple row, TupleDesc desc)
 {
-	EsRecord   *record = &letter->record;
-	Datum		headers;
-	bool		isnull;
+	EsRecord *record = &letter->record;
+	Datum	  headers;
+	bool	  isnull;
 
 	memset(letter, 0, sizeof(*letter));
 	letter->id = *DatumGetUUIDP(SPI_getbinval(row, desc, 1, &isnull));
 	record->topic = TextDatumGetCString(SPI_getbinval(row, desc, 2, &isnull));
 	record->from_changelog = source->changelog_topic != NULL &&
-		strcmp(record->topic, source->changelog_topic) == 0;
+							 strcmp(record->topic, source->changelog_topic) == 0;
 	record->partition = DatumGetInt32(SPI_getbinval(row, desc, 3, &isnull));
 	record->offset = DatumGetInt64(SPI_getbinval(row, desc, 4, &isnull));
 	record->time = DatumGetTimestampTz(SPI_getbinval(row, desc, 5, &isnull));
@@ -93,20 +93,20 @@ read_letter(const EsSource *source, DeadLetter *letter, HeapTuple row, TupleDesc
 static Portal
 open_letters(const EsSource *source, const NullableDatum *ids)
 {
-	Oid			types[2] = {INT4OID, UUIDARRAYOID};
-	Datum		values[2] = {Int32GetDatum((int32) source->id), ids->value};
+	Oid			 types[2] = {INT4OID, UUIDARRAYOID};
+	Datum		 values[2] = {Int32GetDatum((int32) source->id), ids->value};
 	EsRoleSwitch saved;
-	Portal		letters;
+	Portal		 letters;
 
 	es_role_assume(es_extension_owner(), &saved);
-	letters = SPI_cursor_open_with_args(NULL,
-										"SELECT id, topic, partition, record_offset, record_time, key, value, headers"
-										" FROM eventstore.source_dead_letter"
-										" WHERE source = $1 AND ($2 IS NULL OR id = ANY ($2))"
-										" ORDER BY created_at, topic, partition, record_offset"
-										" FOR UPDATE",
-										2, types, values, ids->isnull ? " n" : "  ", false,
-										CURSOR_OPT_NO_SCROLL);
+	letters = SPI_cursor_open_with_args(
+		NULL,
+		"SELECT id, topic, partition, record_offset, record_time, key, value, headers"
+		" FROM eventstore.source_dead_letter"
+		" WHERE source = $1 AND ($2 IS NULL OR id = ANY ($2))"
+		" ORDER BY created_at, topic, partition, record_offset"
+		" FOR UPDATE",
+		2, types, values, ids->isnull ? " n" : "  ", false, CURSOR_OPT_NO_SCROLL);
 	es_role_restore(&saved);
 	return letters;
 }
@@ -131,33 +131,36 @@ fetch_letters(Portal letters)
 static bool
 is_out_of_date(const EsSource *source, const EsRecord *record)
 {
-	Oid			types[6] = {OIDOID, TEXTOID, TEXTOID, INT4OID, INT8OID, TEXTOID};
-	EsProblem	problem;
+	Oid			 types[6] = {OIDOID, TEXTOID, TEXTOID, INT4OID, INT8OID, TEXTOID};
+	EsProblem	 problem;
 	EsRoleSwitch saved;
-	EsStore    *store;
-	Datum		key;
-	Datum		values[6];
-	bool		later;
+	EsStore		*store;
+	Datum		 key;
+	Datum		 values[6];
+	bool		 later;
 
 	if (!source->is_store || record->key == NULL)
 		return false;
 	store = es_store_open(source->target, RowExclusiveLock);
 	if (!OidIsValid(store->changelog) ||
-		!es_codec_decode(store->key_format, record->key, record->key_length, &key, &problem))
+		!es_codec_decode(store->key_format, record->key, record->key_length, &key,
+						 &problem))
 		return false;
 	values[0] = ObjectIdGetDatum(store->changelog);
 	values[1] = PointerGetDatum(es_store_key_to_text(store, key));
 	values[2] = CStringGetTextDatum(record->topic);
 	values[3] = Int32GetDatum(record->partition);
 	values[4] = Int64GetDatum(record->offset);
-	values[5] = CStringGetTextDatum(record->from_changelog ? source->topic : record->topic);
+	values[5] =
+		CStringGetTextDatum(record->from_changelog ? source->topic : record->topic);
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
-	es_spi_execute("SELECT FROM eventstore.peek($1::pg_catalog.regclass, $2) e"
-				   " WHERE e.metadata->>'topic' = $3 AND e.metadata->'partition' = to_jsonb($4)"
-				   " AND " ES_METADATA_OFFSET " > $5"
-				   " OR $6 <> $3 AND e.metadata->>'topic' = $6",
-				   6, types, values, NULL, true, SPI_OK_SELECT);
+	es_spi_execute(
+		"SELECT FROM eventstore.peek($1::pg_catalog.regclass, $2) e"
+		" WHERE e.metadata->>'topic' = $3 AND e.metadata->'partition' = to_jsonb($4)"
+		" AND " ES_METADATA_OFFSET " > $5"
+		" OR $6 <> $3 AND e.metadata->>'topic' = $6",
+		6, types, values, NULL, true, SPI_OK_SELECT);
 	later = SPI_processed > 0;
 	SPI_finish();
 	es_role_restore(&saved);
@@ -165,12 +168,14 @@ is_out_of_date(const EsSource *source, const EsRecord *record)
 }
 
 static void
-execute_for(const char *sql, const DeadLetter *letter, const EsProblem *problem, int expected)
+execute_for(const char *sql, const DeadLetter *letter, const EsProblem *problem,
+			int expected)
 {
-	Oid			types[3] = {UUIDOID, TEXTOID, TEXTOID};
-	Datum		values[3] = {UUIDPGetDatum(&letter->id),
+	Oid	  types[3] = {UUIDOID, TEXTOID, TEXTOID};
+	Datum values[3] = {
+		UUIDPGetDatum(&letter->id),
 		CStringGetTextDatum(problem->reason != NULL ? problem->reason : ""),
-	CStringGetTextDatum(unpack_sql_state(problem->sqlstate))};
+		CStringGetTextDatum(unpack_sql_state(problem->sqlstate))};
 
 	(void) es_spi_execute_as_owner(sql, 3, types, values, NULL, expected);
 }
@@ -180,9 +185,9 @@ static bool
 write_letter(const EsSource *source, EsWriter *writer, const DeadLetter *letter,
 			 EsProblem *problem)
 {
-	EsDecoded  *decoded = es_writer_decode(writer, &letter->record, 1, problem);
+	EsDecoded	*decoded = es_writer_decode(writer, &letter->record, 1, problem);
 	EsRoleSwitch saved;
-	EsWritten	written;
+	EsWritten	 written;
 
 	if (problem->sqlstate != 0 || is_out_of_date(source, &letter->record))
 		return false;
@@ -198,7 +203,7 @@ retry_letter(const EsSource *source, EsWriter *writer, const DeadLetter *letter)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	EsProblem	problem = {0};
+	EsProblem	  problem = {0};
 	volatile bool written = false;
 
 	BeginInternalSubTransaction(NULL);
@@ -210,7 +215,7 @@ retry_letter(const EsSource *source, EsWriter *writer, const DeadLetter *letter)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *error;
+		ErrorData *error;
 
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
@@ -230,22 +235,24 @@ retry_letter(const EsSource *source, EsWriter *writer, const DeadLetter *letter)
 					" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
 					letter, &problem, SPI_OK_DELETE);
 	else
-		execute_for("UPDATE eventstore.source_dead_letter"
-					" SET attempts = attempts + 1, reason = $2, sqlstate = $3 WHERE id = $1",
-					letter, &problem, SPI_OK_UPDATE);
+		execute_for(
+			"UPDATE eventstore.source_dead_letter"
+			" SET attempts = attempts + 1, reason = $2, sqlstate = $3 WHERE id = $1",
+			letter, &problem, SPI_OK_UPDATE);
 	return written;
 }
 
 /* How many of these rows are written now; each in a context that is emptied. */
 static int64
-retry_rows(const EsSource *source, EsWriter *writer, SPITupleTable *rows, MemoryContext each)
+retry_rows(const EsSource *source, EsWriter *writer, SPITupleTable *rows,
+		   MemoryContext each)
 {
-	int64		written = 0;
+	int64 written = 0;
 
 	for (uint64 i = 0; i < rows->numvals; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(each);
-		DeadLetter	letter;
+		DeadLetter	  letter;
 
 		CHECK_FOR_INTERRUPTS();
 		read_letter(source, &letter, rows->vals[i], rows->tupdesc);
@@ -260,17 +267,20 @@ retry_rows(const EsSource *source, EsWriter *writer, SPITupleTable *rows, Memory
 static int64
 retry_source(const EsSource *source, const NullableDatum *ids)
 {
-	EsWriter   *writer;
-	Portal		letters;
+	EsWriter	  *writer;
+	Portal		   letters;
 	SPITupleTable *rows;
-	MemoryContext each;
-	int64		written = 0;
+	MemoryContext  each;
+	int64		   written = 0;
 
 	if (IsolationUsesXactSnapshot())
-		ereport(ERROR,
-				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("dead letters can be tried again only at isolation level READ COMMITTED"),
-				 errdetail("An older snapshot does not show the newer records of their keys.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+			 errmsg("dead letters can be tried again only at isolation level READ "
+					"COMMITTED"),
+			 errdetail(
+				 "An older snapshot does not show the newer records of their keys.")));
 	es_task_lock(es_source_key(source->id));
 	writer = es_writer_begin(source);
 	SPI_connect();
@@ -291,23 +301,24 @@ retry_source(const EsSource *source, const NullableDatum *ids)
 static int64
 retry_sink(const EsTask *task, const NullableDatum *ids)
 {
-	Oid			types[2] = {INT4OID, UUIDARRAYOID};
-	Datum		values[2] = {Int32GetDatum((int32) task->key.object), ids->value};
+	Oid	  types[2] = {INT4OID, UUIDARRAYOID};
+	Datum values[2] = {Int32GetDatum((int32) task->key.object), ids->value};
 
 	es_task_check_owner(task);
 	es_task_call_at_commit(task->key);
-	return (int64) es_spi_execute_as_owner("UPDATE eventstore.sink_dead_letter SET retry = true"
-										   " WHERE sink = $1 AND ($2 IS NULL OR id = ANY ($2))",
-										   2, types, values, ids->isnull ? " n" : "  ",
-										   SPI_OK_UPDATE);
+	return (int64) es_spi_execute_as_owner(
+		"UPDATE eventstore.sink_dead_letter SET retry = true"
+		" WHERE sink = $1 AND ($2 IS NULL OR id = ANY ($2))",
+		2, types, values, ids->isnull ? " n" : "  ", SPI_OK_UPDATE);
 }
 
 Datum
 es_retry_dead_letters(PG_FUNCTION_ARGS)
 {
-	EsTask	   *task = es_task_require(&fcinfo->args[0]);
+	EsTask *task = es_task_require(&fcinfo->args[0]);
 
 	if (task->key.kind == ES_WORKER_SINK)
 		PG_RETURN_INT64(retry_sink(task, &fcinfo->args[1]));
-	PG_RETURN_INT64(retry_source(es_source_require_own(&fcinfo->args[0]), &fcinfo->args[1]));
+	PG_RETURN_INT64(
+		retry_source(es_source_require_own(&fcinfo->args[0]), &fcinfo->args[1]));
 }

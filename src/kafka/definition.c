@@ -51,19 +51,51 @@ PG_FUNCTION_INFO_V1(es_resync_source);
 /* create_source's arguments, by position. */
 enum
 {
-	ARG_NAME, ARG_SERVER, ARG_TOPIC, ARG_TARGET, ARG_START, ARG_PARTITIONS, ARG_GROUP_ID,
-	ARG_REPLICA_PARTITIONS, ARG_MODE, ARG_VALUE_FORMAT, ARG_TRANSFORM, ARG_ON_ERROR,
-	ARG_ON_NULL_KEY, ARG_ON_GAP, ARG_FLUSH_COUNT, ARG_FLUSH_INTERVAL, ARG_CHANGELOG_TOPIC,
-	ARG_CONSUMER_PROPERTIES, ARG_PRODUCER_PROPERTIES, ARG_CHANGELOG_PROPERTIES, ARG_KEY_AS,
+	ARG_NAME,
+	ARG_SERVER,
+	ARG_TOPIC,
+	ARG_TARGET,
+	ARG_START,
+	ARG_PARTITIONS,
+	ARG_GROUP_ID,
+	ARG_REPLICA_PARTITIONS,
+	ARG_MODE,
+	ARG_VALUE_FORMAT,
+	ARG_TRANSFORM,
+	ARG_ON_ERROR,
+	ARG_ON_NULL_KEY,
+	ARG_ON_GAP,
+	ARG_FLUSH_COUNT,
+	ARG_FLUSH_INTERVAL,
+	ARG_CHANGELOG_TOPIC,
+	ARG_CONSUMER_PROPERTIES,
+	ARG_PRODUCER_PROPERTIES,
+	ARG_CHANGELOG_PROPERTIES,
+	ARG_KEY_AS,
 	ARG_COUNT
 };
 
-static const char *const arg_names[ARG_COUNT] = {
-	"name", "server", "topic", "target", "start", "partitions", "group_id",
-	"replica_partitions", "mode", "value_format", "transform", "on_error",
-	"on_null_key", "on_gap", "flush_count", "flush_interval", "changelog_topic",
-	"consumer_properties", "producer_properties", "changelog_properties", "key_as"
-};
+static const char *const arg_names[ARG_COUNT] = {"name",
+												 "server",
+												 "topic",
+												 "target",
+												 "start",
+												 "partitions",
+												 "group_id",
+												 "replica_partitions",
+												 "mode",
+												 "value_format",
+												 "transform",
+												 "on_error",
+												 "on_null_key",
+												 "on_gap",
+												 "flush_count",
+												 "flush_interval",
+												 "changelog_topic",
+												 "consumer_properties",
+												 "producer_properties",
+												 "changelog_properties",
+												 "key_as"};
 
 /* Words, in the order of the enums that they stand for. */
 static const char *const policy_words[] = {"park", "skip", "stop", NULL};
@@ -74,7 +106,7 @@ static const char *const key_as_words[] = {"stream", "tag", NULL};
 EsWorkerKey
 es_source_key(uint32 id)
 {
-	return (EsWorkerKey) {MyDatabaseId, ES_WORKER_SOURCE, id};
+	return (EsWorkerKey){MyDatabaseId, ES_WORKER_SOURCE, id};
 }
 
 /* ---------------------------------------------------------------------------
@@ -85,8 +117,8 @@ es_source_key(uint32 id)
 static int
 read_partitions(Datum array, int32 **partitions)
 {
-	Datum	   *elements;
-	int			n;
+	Datum *elements;
+	int	   n;
 
 	if (array == (Datum) 0)
 		return 0;
@@ -101,20 +133,21 @@ read_partitions(Datum array, int32 **partitions)
 bool
 es_source_parse_start(EsSource *source, const char *start)
 {
-	Datum		value;
+	Datum value;
 
 	source->start_offsets = NULL;
 	if (strcmp(start, "earliest") == 0)
 		source->start = ES_START_EARLIEST;
 	else if (strcmp(start, "latest") == 0)
 		source->start = ES_START_LATEST;
-	else if (start[0] == '{' && es_convert(jsonb_in, CStringGetDatum(start), 0, 0, &value))
+	else if (start[0] == '{' &&
+			 es_convert(jsonb_in, CStringGetDatum(start), 0, 0, &value))
 	{
 		source->start = ES_START_OFFSETS;
 		source->start_offsets = DatumGetJsonbP(value);
 	}
-	else if (es_convert(timestamptz_in, CStringGetDatum(start), ObjectIdGetDatum(InvalidOid),
-						Int32GetDatum(-1), &value) &&
+	else if (es_convert(timestamptz_in, CStringGetDatum(start),
+						ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1), &value) &&
 			 !TIMESTAMP_NOT_FINITE(DatumGetTimestampTz(value)))
 	{
 		source->start = ES_START_TIME;
@@ -129,7 +162,7 @@ es_source_parse_start(EsSource *source, const char *start)
 static EsSource *
 read_source(MemoryContext context)
 {
-	EsSource   *source = MemoryContextAllocZero(context, sizeof(EsSource));
+	EsSource	 *source = MemoryContextAllocZero(context, sizeof(EsSource));
 	EsStoreFormat format;
 	MemoryContext old;
 
@@ -140,14 +173,17 @@ read_source(MemoryContext context)
 	source->server = get_foreign_server_oid(source->server_name, true);
 	source->topic = es_task_text("topic", context);
 	source->target = DatumGetObjectId(es_task_column("target", context));
-	source->is_store = OidIsValid(source->target) && es_store_exists(source->target, NULL);
+	source->is_store =
+		OidIsValid(source->target) && es_store_exists(source->target, NULL);
 	source->mode = es_kafka_word_index(mode_words, es_task_text("mode", context));
 	(void) es_store_format_parse(es_task_text("value_format", context), &format);
 	source->value_format = format;
 	source->transform_name = es_task_text("transform", context);
 	source->transform = DatumGetObjectId(es_task_column("transform_oid", context));
-	source->on_error = es_kafka_word_index(policy_words, es_task_text("on_error", context));
-	source->on_null_key = es_kafka_word_index(policy_words, es_task_text("on_null_key", context));
+	source->on_error =
+		es_kafka_word_index(policy_words, es_task_text("on_error", context));
+	source->on_null_key =
+		es_kafka_word_index(policy_words, es_task_text("on_null_key", context));
 	source->on_gap = es_kafka_word_index(gap_words, es_task_text("on_gap", context));
 	source->flush_count = DatumGetInt32(es_task_column("flush_count", context));
 	source->flush_us = es_kafka_interval_us(es_task_column("flush_interval", context));
@@ -155,9 +191,11 @@ read_source(MemoryContext context)
 	source->partition_count = DatumGetInt32(es_task_column("partition_count", context));
 	source->group_id = es_task_text("group_id", context);
 	source->key_as_tag = strcmp(es_task_text("key_as", context), "tag") == 0;
-	source->consumer_properties = (Jsonb *) DatumGetPointer(es_task_column("consumer_properties", context));
+	source->consumer_properties =
+		(Jsonb *) DatumGetPointer(es_task_column("consumer_properties", context));
 	source->changelog_topic = es_task_text("changelog_topic", context);
-	source->changelog_properties = (Jsonb *) DatumGetPointer(es_task_column("changelog_properties", context));
+	source->changelog_properties =
+		(Jsonb *) DatumGetPointer(es_task_column("changelog_properties", context));
 	source->resync = DatumGetBool(es_task_column("resync", context));
 	source->paused = DatumGetBool(es_task_column("paused", context));
 	source->failure = es_task_text("failure", context);
@@ -165,10 +203,10 @@ read_source(MemoryContext context)
 	source->at_home = DatumGetBool(es_task_column("at_home", context));
 
 	old = MemoryContextSwitchTo(context);
-	source->npartitions = read_partitions(es_task_column("partitions", context),
-										  &source->partitions);
-	source->nreplicas = read_partitions(es_task_column("replica_partitions", context),
-										&source->replicas);
+	source->npartitions =
+		read_partitions(es_task_column("partitions", context), &source->partitions);
+	source->nreplicas =
+		read_partitions(es_task_column("replica_partitions", context), &source->replicas);
 	(void) es_source_parse_start(source, es_task_text("start", context));
 	MemoryContextSwitchTo(old);
 	return source;
@@ -178,19 +216,22 @@ static EsSource *
 load_source(const char *condition, Oid type, Datum value)
 {
 	MemoryContext context = CurrentMemoryContext;
-	EsRoleSwitch saved;
-	EsSource   *source = NULL;
-	Oid			types[3] = {type, INT8OID, OIDOID};
-	Datum		values[3] = {value, Int64GetDatum((int64) GetSystemIdentifier()),
-	ObjectIdGetDatum(MyDatabaseId)};
+	EsRoleSwitch  saved;
+	EsSource	 *source = NULL;
+	Oid			  types[3] = {type, INT8OID, OIDOID};
+	Datum		  values[3] = {value, Int64GetDatum((int64) GetSystemIdentifier()),
+							   ObjectIdGetDatum(MyDatabaseId)};
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
-	es_spi_execute(psprintf("SELECT s.*, (s.system_identifier OPERATOR(pg_catalog.=) $2"
-							" AND s.database_oid OPERATOR(pg_catalog.=) $3) AS at_home,"
-							" pg_catalog.to_regprocedure(s.transform)::pg_catalog.oid AS transform_oid"
-							" FROM eventstore.source s WHERE %s", condition),
-				   3, types, values, NULL, false, SPI_OK_SELECT);
+	es_spi_execute(
+		psprintf(
+			"SELECT s.*, (s.system_identifier OPERATOR(pg_catalog.=) $2"
+			" AND s.database_oid OPERATOR(pg_catalog.=) $3) AS at_home,"
+			" pg_catalog.to_regprocedure(s.transform)::pg_catalog.oid AS transform_oid"
+			" FROM eventstore.source s WHERE %s",
+			condition),
+		3, types, values, NULL, false, SPI_OK_SELECT);
 	if (SPI_processed > 0)
 		source = read_source(context);
 	SPI_finish();
@@ -201,38 +242,38 @@ load_source(const char *condition, Oid type, Datum value)
 EsSource *
 es_source_load(uint32 id)
 {
-	return load_source("s.id OPERATOR(pg_catalog.=) $1", INT4OID, Int32GetDatum((int32) id));
+	return load_source("s.id OPERATOR(pg_catalog.=) $1", INT4OID,
+					   Int32GetDatum((int32) id));
 }
 
 EsSource *
 es_source_load_named(const char *name)
 {
-	return load_source("s.name OPERATOR(pg_catalog.=) $1", TEXTOID, CStringGetTextDatum(name));
+	return load_source("s.name OPERATOR(pg_catalog.=) $1", TEXTOID,
+					   CStringGetTextDatum(name));
 }
 
 /* LG007 where there is none of that name. */
 static EsSource *
 require_source(const NullableDatum *name)
 {
-	char	   *given = text_to_cstring(es_name_arg(name, "name"));
-	EsSource   *source = es_source_load_named(given);
+	char	 *given = text_to_cstring(es_name_arg(name, "name"));
+	EsSource *source = es_source_load_named(given);
 
 	if (source == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_ES_NOT_A_COLLECTION),
-				 errmsg("there is no source \"%s\"", given)));
+		ereport(ERROR, (errcode(ERRCODE_ES_NOT_A_COLLECTION),
+						errmsg("there is no source \"%s\"", given)));
 	return source;
 }
 
 EsSource *
 es_source_require_own(const NullableDatum *name)
 {
-	EsSource   *source = require_source(name);
+	EsSource *source = require_source(name);
 
 	if (!has_privs_of_role(GetUserId(), source->owner))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be owner of source \"%s\"", source->name)));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("must be owner of source \"%s\"", source->name)));
 	return source;
 }
 
@@ -244,11 +285,11 @@ es_source_require_own(const NullableDatum *name)
 static void
 check_partitions(const NullableDatum *args, int n)
 {
-	ArrayType  *array;
-	Datum	   *elements;
-	bool	   *nulls;
-	int			count;
-	Bitmapset  *seen = NULL;
+	ArrayType *array;
+	Datum	  *elements;
+	bool	  *nulls;
+	int		   count;
+	Bitmapset *seen = NULL;
 
 	if (args[n].isnull)
 		return;
@@ -258,13 +299,15 @@ check_partitions(const NullableDatum *args, int n)
 		es_kafka_refuse(arg_names[n], "It names no partition.");
 	for (int i = 0; i < count; i++)
 	{
-		int			partition = nulls[i] ? -1 : DatumGetInt32(elements[i]);
+		int partition = nulls[i] ? -1 : DatumGetInt32(elements[i]);
 
 		if (partition < 0 || partition > 1000000)
-			es_kafka_refuse(arg_names[n], nulls[i] ? "It has a null." :
-						 psprintf("There is no partition %d.", partition));
+			es_kafka_refuse(arg_names[n],
+							nulls[i] ? "It has a null."
+									 : psprintf("There is no partition %d.", partition));
 		if (bms_is_member(partition, seen))
-			es_kafka_refuse(arg_names[n], psprintf("It names partition %d twice.", partition));
+			es_kafka_refuse(arg_names[n],
+							psprintf("It names partition %d twice.", partition));
 		seen = bms_add_member(seen, partition);
 	}
 }
@@ -272,7 +315,7 @@ check_partitions(const NullableDatum *args, int n)
 static void
 check_rights(Oid target, AclMode needed)
 {
-	AclResult	allowed = pg_class_aclcheck(target, GetUserId(), needed);
+	AclResult allowed = pg_class_aclcheck(target, GetUserId(), needed);
 
 	if (allowed != ACLCHECK_OK)
 		aclcheck_error(allowed, get_relkind_objtype(get_rel_relkind(target)),
@@ -283,65 +326,69 @@ check_rights(Oid target, AclMode needed)
 static Oid
 stored_type(const EsSource *source)
 {
-	return source->is_store ? es_store_type(es_store_get(source->target)->format) :
-		es_store_type(source->value_format);
+	return source->is_store ? es_store_type(es_store_get(source->target)->format)
+							: es_store_type(source->value_format);
 }
 
 static void
 check_transform(EsSource *source, bool format_given)
 {
-	Oid			argument;
-	Oid			result;
+	Oid			  argument;
+	Oid			  result;
 	EsStoreFormat format;
 
 	es_kafka_check_execute(source->transform, GetUserId());
 	if (!es_kafka_function_types(source->transform, &argument, &result))
-		es_kafka_refuse("transform", psprintf("%s is not a function of one argument with one result.",
-										   source->transform_name));
+		es_kafka_refuse("transform",
+						psprintf("%s is not a function of one argument with one result.",
+								 source->transform_name));
 	for (format = ES_STORE_JSON; format <= ES_STORE_BYTES; format++)
 		if (es_store_type(format) == argument)
 			break;
 	if (format > ES_STORE_BYTES)
-		es_kafka_refuse("transform", psprintf("The argument of %s is %s; it can be jsonb, text or bytea.",
-										   source->transform_name, format_type_be(argument)));
+		es_kafka_refuse(
+			"transform",
+			psprintf("The argument of %s is %s; it can be jsonb, text or bytea.",
+					 source->transform_name, format_type_be(argument)));
 	if (!format_given)
 		source->value_format = format;
 	if (source->value_format != format ||
-		(source->is_store ? result != stored_type(source) :
-		 result != JSONBOID && result != TEXTOID && result != BYTEAOID))
+		(source->is_store
+			 ? result != stored_type(source)
+			 : result != JSONBOID && result != TEXTOID && result != BYTEAOID))
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("transform %s does not fit", source->transform_name),
 				 errdetail("It makes %s from %s; the value is %s, and %s is stored.",
 						   format_type_be(result), format_type_be(argument),
 						   format_type_be(es_store_type(source->value_format)),
-						   source->is_store ? format_type_be(stored_type(source)) :
-						   "jsonb, text or bytea")));
+						   source->is_store ? format_type_be(stored_type(source))
+											: "jsonb, text or bytea")));
 }
 
 static void
 set_formats(EsSource *source, const NullableDatum *args)
 {
-	bool		given = !args[ARG_VALUE_FORMAT].isnull;
+	bool given = !args[ARG_VALUE_FORMAT].isnull;
 
-	source->value_format = source->mode == ES_SOURCE_RELAY ? ES_STORE_BYTES : ES_STORE_JSON;
+	source->value_format =
+		source->mode == ES_SOURCE_RELAY ? ES_STORE_BYTES : ES_STORE_JSON;
 	if (source->is_store)
 		source->value_format = es_store_get(source->target)->format;
 	if (given && !es_store_format_parse(TextDatumGetCString(args[ARG_VALUE_FORMAT].value),
 										&source->value_format))
 		es_kafka_refuse(arg_names[ARG_VALUE_FORMAT],
-					 psprintf("It is \"%s\"; there are \"json\", \"text\", \"bytes\".",
-							  TextDatumGetCString(args[ARG_VALUE_FORMAT].value)));
+						psprintf("It is \"%s\"; there are \"json\", \"text\", \"bytes\".",
+								 TextDatumGetCString(args[ARG_VALUE_FORMAT].value)));
 	if (OidIsValid(source->transform))
 		check_transform(source, given);
 	else if (source->is_store &&
 			 source->value_format != es_store_get(source->target)->format)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("a store of format %s cannot hold values of format %s",
-						es_store_format_name(es_store_get(source->target)->format),
-						es_store_format_name(source->value_format)),
-				 errhint("Name a transform from one to the other.")));
+		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
+						errmsg("a store of format %s cannot hold values of format %s",
+							   es_store_format_name(es_store_get(source->target)->format),
+							   es_store_format_name(source->value_format)),
+						errhint("Name a transform from one to the other.")));
 }
 
 /* LG007 where it is neither store nor collection. */
@@ -367,32 +414,36 @@ set_target(EsSource *source, Oid target)
 static void
 check_replicas(const NullableDatum *args)
 {
-	int32	   *partitions;
-	int32	   *replicas;
-	int			npartitions;
-	int			nreplicas;
+	int32 *partitions;
+	int32 *replicas;
+	int	   npartitions;
+	int	   nreplicas;
 
 	check_partitions(args, ARG_REPLICA_PARTITIONS);
 	if (args[ARG_REPLICA_PARTITIONS].isnull)
 		return;
 	if (args[ARG_CHANGELOG_TOPIC].isnull)
-		es_kafka_refuse("replica_partitions", "They are partitions of a changelog topic, and there is none.");
+		es_kafka_refuse("replica_partitions",
+						"They are partitions of a changelog topic, and there is none.");
 	if (args[ARG_PARTITIONS].isnull)
-		es_kafka_refuse("replica_partitions", "All partitions are the source's own: name those in \"partitions\".");
+		es_kafka_refuse(
+			"replica_partitions",
+			"All partitions are the source's own: name those in \"partitions\".");
 	npartitions = read_partitions(args[ARG_PARTITIONS].value, &partitions);
 	nreplicas = read_partitions(args[ARG_REPLICA_PARTITIONS].value, &replicas);
 	for (int i = 0; i < npartitions; i++)
 		for (int j = 0; j < nreplicas; j++)
 			if (partitions[i] == replicas[j])
-				es_kafka_refuse("replica_partitions",
-								psprintf("Partition %d is in \"partitions\", too.", replicas[j]));
+				es_kafka_refuse(
+					"replica_partitions",
+					psprintf("Partition %d is in \"partitions\", too.", replicas[j]));
 }
 
 /* What goes with a changelog topic, and what needs one. */
 static void
 check_changelog_topic(EsSource *source, const NullableDatum *args)
 {
-	Oid			changelog = InvalidOid;
+	Oid changelog = InvalidOid;
 
 	check_replicas(args);
 	if (args[ARG_CHANGELOG_TOPIC].isnull)
@@ -402,26 +453,29 @@ check_changelog_topic(EsSource *source, const NullableDatum *args)
 											 mode_words[source->mode]));
 		return;
 	}
-	source->changelog_topic = es_kafka_topic_arg(&args[ARG_CHANGELOG_TOPIC], "changelog_topic");
+	source->changelog_topic =
+		es_kafka_topic_arg(&args[ARG_CHANGELOG_TOPIC], "changelog_topic");
 	/* One source has that part in a store, and keys that it follows nobody else can write. */
-	if (source->mode != ES_SOURCE_RELAY &&
-		!es_owns_relation(source->target, GetUserId()))
+	if (source->mode != ES_SOURCE_RELAY && !es_owns_relation(source->target, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, get_rel_name(source->target));
 	if (strcmp(source->changelog_topic, source->topic) == 0)
 		es_kafka_refuse("changelog_topic", "It is the source's own topic.");
 	if (source->mode == ES_SOURCE_RELAY)
 		return;
 	if (!es_store_exists(source->target, &changelog) || !OidIsValid(changelog))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("a changelog topic is that of a store with a changelog"),
-				 errdetail("\"%s\" is %s.", get_rel_name(source->target),
-						   source->is_store ? "a store without a changelog" : "a collection")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("a changelog topic is that of a store with a changelog"),
+						errdetail("\"%s\" is %s.", get_rel_name(source->target),
+								  source->is_store ? "a store without a changelog"
+												   : "a collection")));
 	if (source->mode == ES_SOURCE_PRIMARY)
 		check_rights(changelog, ACL_SELECT);
 	if (source->mode == ES_SOURCE_REPLICA &&
 		(OidIsValid(source->transform) || !args[ARG_REPLICA_PARTITIONS].isnull))
-		es_kafka_refuse("mode", "In mode \"replica\" there is neither a transform nor replica_partitions: all is read from the changelog topic, as it is stored.");
+		es_kafka_refuse(
+			"mode",
+			"In mode \"replica\" there is neither a transform nor replica_partitions: "
+			"all is read from the changelog topic, as it is stored.");
 }
 
 /* The group says which partitions, and all of them. */
@@ -434,14 +488,19 @@ check_group(const EsSource *source, const NullableDatum *args)
 		return;
 	group = TextDatumGetCString(args[ARG_GROUP_ID].value);
 	if (group[0] == '\0' || strlen(group) > GROUP_MAX_BYTES)
-		es_kafka_refuse("group_id", psprintf("It is 1 to %d bytes long.", GROUP_MAX_BYTES));
+		es_kafka_refuse("group_id",
+						psprintf("It is 1 to %d bytes long.", GROUP_MAX_BYTES));
 	for (const char *c = group; *c != '\0'; c++)
 		if ((unsigned char) *c < ' ' || *c == 0x7f)
 			es_kafka_refuse("group_id", "It has a control character.");
 	if (!args[ARG_PARTITIONS].isnull)
-		es_kafka_refuse("group_id", "Either the group says which partitions are read, or \"partitions\" does.");
+		es_kafka_refuse(
+			"group_id",
+			"Either the group says which partitions are read, or \"partitions\" does.");
 	if (!args[ARG_REPLICA_PARTITIONS].isnull || source->mode == ES_SOURCE_REPLICA)
-		es_kafka_refuse("group_id", "A replica follows the partitions that it names, or all; it has no group.");
+		es_kafka_refuse(
+			"group_id",
+			"A replica follows the partitions that it names, or all; it has no group.");
 }
 
 static void
@@ -449,16 +508,15 @@ check_properties(NullableDatum *args)
 {
 	static const struct
 	{
-		int			arg;
+		int					 arg;
 		EsKafkaPropertyPlace place;
-	}			given[] = {
-		{ARG_CONSUMER_PROPERTIES, ES_KAFKA_CONSUMER},
-		{ARG_PRODUCER_PROPERTIES, ES_KAFKA_PRODUCER},
-		{ARG_CHANGELOG_PROPERTIES, ES_KAFKA_PRODUCER}
-	};
+	} given[] = {{ARG_CONSUMER_PROPERTIES, ES_KAFKA_CONSUMER},
+				 {ARG_PRODUCER_PROPERTIES, ES_KAFKA_PRODUCER},
+				 {ARG_CHANGELOG_PROPERTIES, ES_KAFKA_PRODUCER}};
 
 	for (int i = 0; i < lengthof(given); i++)
-		es_kafka_properties_arg(&args[given[i].arg], given[i].place, arg_names[given[i].arg]);
+		es_kafka_properties_arg(&args[given[i].arg], given[i].place,
+								arg_names[given[i].arg]);
 }
 
 /* All that can be wrong, before anything is written. */
@@ -477,23 +535,31 @@ check_arguments(EsSource *source, NullableDatum *args)
 	if (source->mode != ES_SOURCE_RELAY)
 		set_target(source, DatumGetObjectId(args[ARG_TARGET].value));
 	else if (!args[ARG_TARGET].isnull)
-		es_kafka_refuse("target", "In mode \"relay\" records go to the changelog topic, and to no table.");
+		es_kafka_refuse(
+			"target",
+			"In mode \"relay\" records go to the changelog topic, and to no table.");
 	if (!args[ARG_START].isnull &&
 		!es_source_parse_start(source, TextDatumGetCString(args[ARG_START].value)))
-		es_kafka_refuse("start", psprintf("\"%s\" is not \"earliest\", \"latest\", a time, nor offsets like {\"0\": 42}.",
-									   TextDatumGetCString(args[ARG_START].value)));
+		es_kafka_refuse("start", psprintf("\"%s\" is not \"earliest\", \"latest\", a "
+										  "time, nor offsets like {\"0\": 42}.",
+										  TextDatumGetCString(args[ARG_START].value)));
 	check_partitions(args, ARG_PARTITIONS);
-	source->transform = args[ARG_TRANSFORM].isnull ? InvalidOid :
-		DatumGetObjectId(args[ARG_TRANSFORM].value);
+	source->transform = args[ARG_TRANSFORM].isnull
+							? InvalidOid
+							: DatumGetObjectId(args[ARG_TRANSFORM].value);
 	if (OidIsValid(source->transform))
 		source->transform_name = format_procedure_qualified(source->transform);
 	set_formats(source, args);
 	check_group(source, args);
 	check_changelog_topic(source, args);
-	source->on_error = es_kafka_word_arg(&args[ARG_ON_ERROR], arg_names[ARG_ON_ERROR], policy_words);
-	source->on_null_key = es_kafka_word_arg(&args[ARG_ON_NULL_KEY], arg_names[ARG_ON_NULL_KEY], policy_words);
-	source->on_gap = es_kafka_word_arg(&args[ARG_ON_GAP], arg_names[ARG_ON_GAP], gap_words);
-	source->key_as_tag = es_kafka_word_arg(&args[ARG_KEY_AS], arg_names[ARG_KEY_AS], key_as_words) == 1;
+	source->on_error =
+		es_kafka_word_arg(&args[ARG_ON_ERROR], arg_names[ARG_ON_ERROR], policy_words);
+	source->on_null_key = es_kafka_word_arg(&args[ARG_ON_NULL_KEY],
+											arg_names[ARG_ON_NULL_KEY], policy_words);
+	source->on_gap =
+		es_kafka_word_arg(&args[ARG_ON_GAP], arg_names[ARG_ON_GAP], gap_words);
+	source->key_as_tag =
+		es_kafka_word_arg(&args[ARG_KEY_AS], arg_names[ARG_KEY_AS], key_as_words) == 1;
 	source->flush_count = es_kafka_flush_count_arg(&args[ARG_FLUSH_COUNT], 10000);
 	es_kafka_flush_interval_arg(&args[ARG_FLUSH_INTERVAL], "1 s");
 	check_properties(args);
@@ -508,8 +574,8 @@ static const char *
 start_as_text(const EsSource *source, const NullableDatum *args)
 {
 	struct pg_tm tm;
-	fsec_t		fsec;
-	char		iso[MAXDATELEN + 1];
+	fsec_t		 fsec;
+	char		 iso[MAXDATELEN + 1];
 
 	if (args[ARG_START].isnull)
 		return "earliest";
@@ -526,36 +592,50 @@ static uint32
 insert_source(const EsSource *source, const NullableDatum *args)
 {
 	static const char sql[] =
-	"INSERT INTO eventstore.source (name, server, owner, topic, target, start, partitions,"
-	" mode, value_format, transform, on_error, on_null_key, on_gap, flush_count, flush_interval,"
-	" consumer_properties, producer_properties, changelog_properties, key_as,"
-	" system_identifier, database_oid, replica_partitions, changelog_topic, group_id)"
-	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,"
-	" $19, $20, $21, $22, $23, $24) RETURNING id";
-	Oid			types[] = {TEXTOID, NAMEOID, REGROLEOID, TEXTOID, REGCLASSOID, TEXTOID, INT4ARRAYOID,
-		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, INTERVALOID,
-		JSONBOID, JSONBOID, JSONBOID, TEXTOID, INT8OID, OIDOID, INT4ARRAYOID, TEXTOID, TEXTOID};
-	Datum		values[] = {
-		CStringGetTextDatum(source->name), args[ARG_SERVER].value, ObjectIdGetDatum(GetUserId()),
-		CStringGetTextDatum(source->topic), ObjectIdGetDatum(source->target),
-		CStringGetTextDatum(start_as_text(source, args)),
-		args[ARG_PARTITIONS].value, CStringGetTextDatum(mode_words[source->mode]),
-		CStringGetTextDatum(es_store_format_name(source->value_format)),
-		source->transform_name != NULL ? CStringGetTextDatum(source->transform_name) : (Datum) 0,
-		CStringGetTextDatum(policy_words[source->on_error]),
-		CStringGetTextDatum(policy_words[source->on_null_key]),
-		CStringGetTextDatum(gap_words[source->on_gap]), Int32GetDatum(source->flush_count),
-		args[ARG_FLUSH_INTERVAL].value, args[ARG_CONSUMER_PROPERTIES].value,
-		args[ARG_PRODUCER_PROPERTIES].value, args[ARG_CHANGELOG_PROPERTIES].value,
-		CStringGetTextDatum(key_as_words[source->key_as_tag ? 1 : 0]),
-		Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId),
-		args[ARG_REPLICA_PARTITIONS].value, args[ARG_CHANGELOG_TOPIC].value,
-		args[ARG_GROUP_ID].value
-	};
-	char		nulls[lengthof(types) + 1];
+		"INSERT INTO eventstore.source (name, server, owner, topic, target, start, "
+		"partitions,"
+		" mode, value_format, transform, on_error, on_null_key, on_gap, flush_count, "
+		"flush_interval,"
+		" consumer_properties, producer_properties, changelog_properties, key_as,"
+		" system_identifier, database_oid, replica_partitions, changelog_topic, group_id)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, "
+		"$17, $18,"
+		" $19, $20, $21, $22, $23, $24) RETURNING id";
+	Oid			 types[] = {TEXTOID,  NAMEOID,		REGROLEOID, TEXTOID, REGCLASSOID,
+							TEXTOID,  INT4ARRAYOID, TEXTOID,	TEXTOID, TEXTOID,
+							TEXTOID,  TEXTOID,		TEXTOID,	INT4OID, INTERVALOID,
+							JSONBOID, JSONBOID,		JSONBOID,	TEXTOID, INT8OID,
+							OIDOID,	  INT4ARRAYOID, TEXTOID,	TEXTOID};
+	Datum		 values[] = {CStringGetTextDatum(source->name),
+							 args[ARG_SERVER].value,
+							 ObjectIdGetDatum(GetUserId()),
+							 CStringGetTextDatum(source->topic),
+							 ObjectIdGetDatum(source->target),
+							 CStringGetTextDatum(start_as_text(source, args)),
+							 args[ARG_PARTITIONS].value,
+							 CStringGetTextDatum(mode_words[source->mode]),
+							 CStringGetTextDatum(es_store_format_name(source->value_format)),
+						 source->transform_name != NULL
+								 ? CStringGetTextDatum(source->transform_name)
+								 : (Datum) 0,
+							 CStringGetTextDatum(policy_words[source->on_error]),
+							 CStringGetTextDatum(policy_words[source->on_null_key]),
+							 CStringGetTextDatum(gap_words[source->on_gap]),
+							 Int32GetDatum(source->flush_count),
+							 args[ARG_FLUSH_INTERVAL].value,
+							 args[ARG_CONSUMER_PROPERTIES].value,
+							 args[ARG_PRODUCER_PROPERTIES].value,
+							 args[ARG_CHANGELOG_PROPERTIES].value,
+							 CStringGetTextDatum(key_as_words[source->key_as_tag ? 1 : 0]),
+							 Int64GetDatum((int64) GetSystemIdentifier()),
+							 ObjectIdGetDatum(MyDatabaseId),
+							 args[ARG_REPLICA_PARTITIONS].value,
+							 args[ARG_CHANGELOG_TOPIC].value,
+							 args[ARG_GROUP_ID].value};
+	char		 nulls[lengthof(types) + 1];
 	EsRoleSwitch saved;
-	uint32		id = 0;
-	bool		isnull;
+	uint32		 id = 0;
+	bool		 isnull;
 
 	memset(nulls, ' ', lengthof(types));
 	nulls[4] = OidIsValid(source->target) ? ' ' : 'n';
@@ -566,9 +646,11 @@ insert_source(const EsSource *source, const NullableDatum *args)
 	nulls[23] = args[ARG_GROUP_ID].isnull ? 'n' : ' ';
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
-	es_spi_execute(sql, lengthof(types), types, values, nulls, false, SPI_OK_INSERT_RETURNING);
+	es_spi_execute(sql, lengthof(types), types, values, nulls, false,
+				   SPI_OK_INSERT_RETURNING);
 	if (SPI_processed > 0)
-		id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		id = DatumGetInt32(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	SPI_finish();
 	es_role_restore(&saved);
 	return id;
@@ -579,7 +661,7 @@ static void
 publish_changelog(const EsSource *source, const NullableDatum *args)
 {
 	EsSinkDefinition sink;
-	Oid			changelog;
+	Oid				 changelog;
 
 	(void) es_store_exists(source->target, &changelog);
 	es_sink_define(&sink);
@@ -598,18 +680,19 @@ publish_changelog(const EsSource *source, const NullableDatum *args)
 static uint32
 changelog_sink(uint32 source)
 {
-	Oid			types[1] = {INT4OID};
-	Datum		values[1] = {Int32GetDatum((int32) source)};
+	Oid			 types[1] = {INT4OID};
+	Datum		 values[1] = {Int32GetDatum((int32) source)};
 	EsRoleSwitch saved;
-	uint32		id = 0;
-	bool		isnull;
+	uint32		 id = 0;
+	bool		 isnull;
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
-	es_spi_execute("SELECT id FROM eventstore.sink WHERE changelog_of = $1", 1, types, values, NULL,
-				   true, SPI_OK_SELECT);
+	es_spi_execute("SELECT id FROM eventstore.sink WHERE changelog_of = $1", 1, types,
+				   values, NULL, true, SPI_OK_SELECT);
 	if (SPI_processed > 0)
-		id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		id = DatumGetInt32(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	SPI_finish();
 	es_role_restore(&saved);
 	return id;
@@ -618,7 +701,7 @@ changelog_sink(uint32 source)
 Datum
 es_create_source(PG_FUNCTION_ARGS)
 {
-	EsSource	source = {0};
+	EsSource	  source = {0};
 	NullableDatum args[ARG_COUNT];
 
 	es_require_preloaded();
@@ -647,9 +730,10 @@ es_create_source(PG_FUNCTION_ARGS)
 static void
 execute_for(const char *sql, uint32 id, int expected)
 {
-	Oid			types[3] = {INT4OID, INT8OID, OIDOID};
-	Datum		values[3] = {Int32GetDatum((int32) id),
-		Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId)};
+	Oid	  types[3] = {INT4OID, INT8OID, OIDOID};
+	Datum values[3] = {Int32GetDatum((int32) id),
+					   Int64GetDatum((int64) GetSystemIdentifier()),
+					   ObjectIdGetDatum(MyDatabaseId)};
 
 	(void) es_spi_execute_as_owner(sql, 3, types, values, NULL, expected);
 }
@@ -657,7 +741,7 @@ execute_for(const char *sql, uint32 id, int expected)
 void
 es_source_drop_internal(uint32 id)
 {
-	uint32		sink = changelog_sink(id);
+	uint32 sink = changelog_sink(id);
 
 	if (sink != 0)
 		es_sink_drop_internal(sink);
@@ -679,16 +763,18 @@ es_drop_source(PG_FUNCTION_ARGS)
 Datum
 es_resync_source(PG_FUNCTION_ARGS)
 {
-	EsSource   *source;
+	EsSource *source;
 
 	es_require_preloaded();
 	es_require_arg(&fcinfo->args[0], "name");
 	source = es_source_require_own(&fcinfo->args[0]);
-	if (!source->is_store || source->mode != ES_SOURCE_PRIMARY || source->group_id != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("source \"%s\" cannot be resynchronised", source->name),
-				 errdetail("Only a source that feeds a store from its own partitions can.")));
+	if (!source->is_store || source->mode != ES_SOURCE_PRIMARY ||
+		source->group_id != NULL)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("source \"%s\" cannot be resynchronised", source->name),
+			 errdetail("Only a source that feeds a store from its own partitions can.")));
 	execute_for("UPDATE eventstore.source SET resync = true"
 				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
 				source->id, SPI_OK_UPDATE);

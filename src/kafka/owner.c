@@ -61,11 +61,8 @@ PG_FUNCTION_INFO_V1(es_note_owners);
 static const struct
 {
 	EsWorkerKind kind;
-	const char *view;
-}			kinds[] = {
-	{ES_WORKER_SOURCE, "sources"},
-	{ES_WORKER_SINK, "sinks"}
-};
+	const char	*view;
+} kinds[] = {{ES_WORKER_SOURCE, "sources"}, {ES_WORKER_SINK, "sinks"}};
 
 static ProcessUtility_hook_type previous_utility = NULL;
 
@@ -78,8 +75,8 @@ static int
 list_owners(EsWorkerKind kind, Oid **owners)
 {
 	MemoryContext context = CurrentMemoryContext;
-	EsRoleSwitch saved;
-	int			n;
+	EsRoleSwitch  saved;
+	int			  n;
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
@@ -91,10 +88,10 @@ list_owners(EsWorkerKind kind, Oid **owners)
 	*owners = MemoryContextAlloc(context, sizeof(Oid) * Max(n, 1));
 	for (int i = 0; i < n; i++)
 	{
-		bool		isnull;
+		bool isnull;
 
-		(*owners)[i] = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i],
-													  SPI_tuptable->tupdesc, 1, &isnull));
+		(*owners)[i] = DatumGetObjectId(
+			SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
 	}
 	SPI_finish();
 	es_role_restore(&saved);
@@ -121,7 +118,8 @@ list_told(Oid view, AttrNumber column, Oid **told)
 				ObjectIdGetDatum(view));
 	ScanKeyInit(&keys[3], Anum_pg_shdepend_objsubid, BTEqualStrategyNumber, F_INT4EQ,
 				Int32GetDatum(column));
-	scan = systable_beginscan(rel, SharedDependDependerIndexId, true, NULL, lengthof(keys), keys);
+	scan = systable_beginscan(rel, SharedDependDependerIndexId, true, NULL,
+							  lengthof(keys), keys);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		Form_pg_shdepend row = (Form_pg_shdepend) GETSTRUCT(tuple);
@@ -134,7 +132,7 @@ list_told(Oid view, AttrNumber column, Oid **told)
 
 	list_sort(roles, list_oid_cmp);
 	*told = palloc(sizeof(Oid) * Max(list_length(roles), 1));
-	foreach(cell, roles)
+	foreach (cell, roles)
 		(*told)[n++] = lfirst_oid(cell);
 	return n;
 }
@@ -143,12 +141,12 @@ list_told(Oid view, AttrNumber column, Oid **told)
 static void
 tell_owners(EsWorkerKind kind, const char *name)
 {
-	Oid			view = es_extension_relation(name);
-	AttrNumber	column = get_attnum(view, "owner");
-	Oid		   *told;
-	Oid		   *owners;
-	int			ntold = list_told(view, column, &told);
-	int			nowners = list_owners(kind, &owners);
+	Oid		   view = es_extension_relation(name);
+	AttrNumber column = get_attnum(view, "owner");
+	Oid		  *told;
+	Oid		  *owners;
+	int		   ntold = list_told(view, column, &told);
+	int		   nowners = list_owners(kind, &owners);
 
 	/* It frees both. */
 	updateAclDependencies(RelationRelationId, view, column, es_relation_owner(view),
@@ -159,7 +157,7 @@ tell_owners(EsWorkerKind kind, const char *name)
 static bool
 compare_owners(bool wait)
 {
-	LOCKTAG		tag;
+	LOCKTAG tag;
 
 	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, 0, 0, OWNERS_LOCK);
 	if (LockAcquire(&tag, ExclusiveLock, false, !wait) == LOCKACQUIRE_NOT_AVAIL)
@@ -178,9 +176,9 @@ Datum
 es_note_owners(PG_FUNCTION_ARGS)
 {
 	if (!CALLED_AS_TRIGGER(fcinfo))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" was not called as a trigger", "eventstore.note_owners")));
+		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+						errmsg("function \"%s\" was not called as a trigger",
+							   "eventstore.note_owners")));
 	(void) compare_owners(true);
 	return PointerGetDatum(NULL);
 }
@@ -201,13 +199,14 @@ es_owner_check(void)
 static Datum
 role_array(List *roles)
 {
-	Datum	   *oids = palloc(sizeof(Datum) * list_length(roles));
-	ListCell   *cell;
-	int			n = 0;
+	Datum	 *oids = palloc(sizeof(Datum) * list_length(roles));
+	ListCell *cell;
+	int		  n = 0;
 
-	foreach(cell, roles)
+	foreach (cell, roles)
 		oids[n++] = ObjectIdGetDatum(lfirst_oid(cell));
-	return PointerGetDatum(construct_array(oids, n, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+	return PointerGetDatum(
+		construct_array(oids, n, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
 }
 
 /* The ids, of EsWorkerKey *, that a statement about those of some roles ($1) returns. */
@@ -215,22 +214,25 @@ static List *
 run_for_owned(EsWorkerKind kind, const char *format, List *roles, Oid to, int expected)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Oid			types[2] = {OIDARRAYOID, REGROLEOID};
-	Datum		values[2] = {role_array(roles), ObjectIdGetDatum(to)};
-	EsRoleSwitch saved;
-	List	   *keys = NIL;
+	Oid			  types[2] = {OIDARRAYOID, REGROLEOID};
+	Datum		  values[2] = {role_array(roles), ObjectIdGetDatum(to)};
+	EsRoleSwitch  saved;
+	List		 *keys = NIL;
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
-	es_spi_execute(psprintf(format, es_task_noun(kind)), 2, types, values, NULL, false, expected);
+	es_spi_execute(psprintf(format, es_task_noun(kind)), 2, types, values, NULL, false,
+				   expected);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(context);
-		EsWorkerKey *key = palloc(sizeof(EsWorkerKey));
-		bool		isnull;
+		EsWorkerKey	 *key = palloc(sizeof(EsWorkerKey));
+		bool		  isnull;
 
-		*key = (EsWorkerKey) {MyDatabaseId, kind,
-			DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull))};
+		*key =
+			(EsWorkerKey){MyDatabaseId, kind,
+						  DatumGetInt32(SPI_getbinval(
+							  SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull))};
 		keys = lappend(keys, key);
 		MemoryContextSwitchTo(old);
 	}
@@ -242,33 +244,34 @@ run_for_owned(EsWorkerKind kind, const char *format, List *roles, Oid to, int ex
 static void
 reassign(const ReassignOwnedStmt *stmt)
 {
-	List	   *roles = roleSpecsToIds(stmt->roles);
-	Oid			to = get_rolespec_oid(stmt->newrole, false);
-	ListCell   *cell;
+	List	 *roles = roleSpecsToIds(stmt->roles);
+	Oid		  to = get_rolespec_oid(stmt->newrole, false);
+	ListCell *cell;
 
 	for (int i = 0; i < lengthof(kinds); i++)
-		foreach(cell, run_for_owned(kinds[i].kind,
-									"UPDATE eventstore.%s SET owner = $2"
-									" WHERE owner::oid = ANY ($1) RETURNING id",
-									roles, to, SPI_OK_UPDATE_RETURNING))
+		foreach (cell, run_for_owned(kinds[i].kind,
+									 "UPDATE eventstore.%s SET owner = $2"
+									 " WHERE owner::oid = ANY ($1) RETURNING id",
+									 roles, to, SPI_OK_UPDATE_RETURNING))
 			es_task_call_at_commit(*(EsWorkerKey *) lfirst(cell));
 }
 
 static void
 drop_owned(const DropOwnedStmt *stmt)
 {
-	List	   *roles = roleSpecsToIds(stmt->roles);
-	ListCell   *cell;
+	List	 *roles = roleSpecsToIds(stmt->roles);
+	ListCell *cell;
 
 	/* The statement itself says so to who may not do that. */
-	foreach(cell, roles)
+	foreach (cell, roles)
 		if (!has_privs_of_role(GetUserId(), lfirst_oid(cell)))
 			return;
 	for (int i = 0; i < lengthof(kinds); i++)
-		foreach(cell, run_for_owned(kinds[i].kind,
-									"SELECT id FROM eventstore.%s WHERE owner::oid = ANY ($1)"
-									" AND $2 IS NOT NULL FOR UPDATE",
-									roles, InvalidOid, SPI_OK_SELECT))
+		foreach (cell,
+				 run_for_owned(kinds[i].kind,
+							   "SELECT id FROM eventstore.%s WHERE owner::oid = ANY ($1)"
+							   " AND $2 IS NOT NULL FOR UPDATE",
+							   roles, InvalidOid, SPI_OK_SELECT))
 		{
 			EsWorkerKey *key = lfirst(cell);
 
@@ -282,9 +285,9 @@ drop_owned(const DropOwnedStmt *stmt)
 static void
 see_to_owned(ES_UTILITY_PARAMETERS)
 {
-	Node	   *stmt = pstmt->utilityStmt;
-	bool		ours = (IsA(stmt, DropOwnedStmt) || IsA(stmt, ReassignOwnedStmt)) &&
-		!XactReadOnly && OidIsValid(es_extension_schema());
+	Node *stmt = pstmt->utilityStmt;
+	bool  ours = (IsA(stmt, DropOwnedStmt) || IsA(stmt, ReassignOwnedStmt)) &&
+				!XactReadOnly && OidIsValid(es_extension_schema());
 
 	if (ours && IsA(stmt, DropOwnedStmt))
 		drop_owned((DropOwnedStmt *) stmt);

@@ -30,11 +30,11 @@
 int
 es_progress_load(const EsSource *source, const char *topic, EsProgress **partitions)
 {
-	Oid			types[2] = {INT4OID, TEXTOID};
-	Datum		values[2] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(topic)};
+	Oid	  types[2] = {INT4OID, TEXTOID};
+	Datum values[2] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(topic)};
 	MemoryContext context = CurrentMemoryContext;
-	EsRoleSwitch saved;
-	int			n;
+	EsRoleSwitch  saved;
+	int			  n;
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
@@ -51,13 +51,17 @@ es_progress_load(const EsSource *source, const char *topic, EsProgress **partiti
 		bool		isnull;
 
 		progress->topic = topic;
-		progress->partition = DatumGetInt32(SPI_getbinval(row, SPI_tuptable->tupdesc, 1, &isnull));
-		progress->written = DatumGetInt64(SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &isnull));
-		progress->time = DatumGetTimestampTz(SPI_getbinval(row, SPI_tuptable->tupdesc, 4, &isnull));
+		progress->partition =
+			DatumGetInt32(SPI_getbinval(row, SPI_tuptable->tupdesc, 1, &isnull));
+		progress->written =
+			DatumGetInt64(SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &isnull));
+		progress->time =
+			DatumGetTimestampTz(SPI_getbinval(row, SPI_tuptable->tupdesc, 4, &isnull));
 		progress->has_time = !isnull;
 		progress->next = progress->written;
 		progress->end = -1;
-		progress->resume = DatumGetInt64(SPI_getbinval(row, SPI_tuptable->tupdesc, 3, &isnull));
+		progress->resume =
+			DatumGetInt64(SPI_getbinval(row, SPI_tuptable->tupdesc, 3, &isnull));
 		if (isnull)
 			progress->resume = -1;
 	}
@@ -69,46 +73,54 @@ es_progress_load(const EsSource *source, const char *topic, EsProgress **partiti
 void
 es_progress_begin(const EsSource *source, const char *topic, int32 partition, int64 next)
 {
-	Oid			types[4] = {INT4OID, TEXTOID, INT4OID, INT8OID};
-	Datum		values[4] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(topic),
-	Int32GetDatum(partition), Int64GetDatum(next)};
+	Oid	  types[4] = {INT4OID, TEXTOID, INT4OID, INT8OID};
+	Datum values[4] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(topic),
+					   Int32GetDatum(partition), Int64GetDatum(next)};
 
-	es_spi_execute_as_owner("INSERT INTO eventstore.source_offset (source, topic, partition, next_offset)"
-				  " VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
-				  4, types, values, NULL, SPI_OK_INSERT);
+	es_spi_execute_as_owner(
+		"INSERT INTO eventstore.source_offset (source, topic, partition, next_offset)"
+		" VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+		4, types, values, NULL, SPI_OK_INSERT);
 }
 
 /* The columns of what is moved, as arrays. */
 enum
 {
-	MOVE_TOPIC, MOVE_PARTITION, MOVE_WRITTEN, MOVE_NEXT, MOVE_END, MOVE_RESUME, MOVE_TIME, MOVE_COLUMNS
+	MOVE_TOPIC,
+	MOVE_PARTITION,
+	MOVE_WRITTEN,
+	MOVE_NEXT,
+	MOVE_END,
+	MOVE_RESUME,
+	MOVE_TIME,
+	MOVE_COLUMNS
 };
 
 static Datum
 make_array(Datum *elements, bool *nulls, int n, Oid type)
 {
-	int			dims[1] = {n};
-	int			lower[1] = {1};
-	int16		length;
-	bool		by_value;
-	char		align;
+	int	  dims[1] = {n};
+	int	  lower[1] = {1};
+	int16 length;
+	bool  by_value;
+	char  align;
 
 	get_typlenbyvalalign(type, &length, &by_value, &align);
-	return PointerGetDatum(construct_md_array(elements, nulls, 1, dims, lower, type, length,
-											  by_value, align));
+	return PointerGetDatum(construct_md_array(elements, nulls, 1, dims, lower, type,
+											  length, by_value, align));
 }
 
 bool
 es_progress_advance(const EsSource *source, const EsProgress *partitions, int n)
 {
-	static const Oid elements[MOVE_COLUMNS] = {
-		TEXTOID, INT4OID, INT8OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID
-	};
-	Oid			types[1 + MOVE_COLUMNS] = {INT4OID, TEXTARRAYOID, INT4ARRAYOID, INT8ARRAYOID,
-	INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID};
-	Datum	   *columns[MOVE_COLUMNS];
-	bool	   *nulls[MOVE_COLUMNS];
-	Datum		values[1 + MOVE_COLUMNS] = {Int32GetDatum((int32) source->id)};
+	static const Oid elements[MOVE_COLUMNS] = {TEXTOID, INT4OID, INT8OID,		INT8OID,
+											   INT8OID, INT8OID, TIMESTAMPTZOID};
+	Oid	   types[1 + MOVE_COLUMNS] = {INT4OID,		TEXTARRAYOID,		INT4ARRAYOID,
+									  INT8ARRAYOID, INT8ARRAYOID,		INT8ARRAYOID,
+									  INT8ARRAYOID, TIMESTAMPTZARRAYOID};
+	Datum *columns[MOVE_COLUMNS];
+	bool  *nulls[MOVE_COLUMNS];
+	Datum  values[1 + MOVE_COLUMNS] = {Int32GetDatum((int32) source->id)};
 
 	if (n == 0)
 		return true;
@@ -134,88 +146,97 @@ es_progress_advance(const EsSource *source, const EsProgress *partitions, int n)
 	for (int c = 0; c < MOVE_COLUMNS; c++)
 		values[1 + c] = make_array(columns[c], nulls[c], n, elements[c]);
 
-	return es_spi_execute_as_owner("UPDATE eventstore.source_offset o"
-					  " SET next_offset = m.next, end_offset = m.\"end\","
-					  " resume_offset = COALESCE(m.resume, o.resume_offset),"
-					  " record_time = m.at,"
-					  " updated_at = pg_catalog.clock_timestamp()"
-					  " FROM unnest($2, $3, $4, $5, $6, $7, $8)"
-					  " m (topic, partition, written, next, \"end\", resume, at)"
-					  " WHERE o.source = $1 AND o.topic = m.topic AND o.partition = m.partition"
-					  " AND o.next_offset = m.written",
-					  lengthof(types), types, values, NULL, SPI_OK_UPDATE) == n;
+	return es_spi_execute_as_owner(
+			   "UPDATE eventstore.source_offset o"
+			   " SET next_offset = m.next, end_offset = m.\"end\","
+			   " resume_offset = COALESCE(m.resume, o.resume_offset),"
+			   " record_time = m.at,"
+			   " updated_at = pg_catalog.clock_timestamp()"
+			   " FROM unnest($2, $3, $4, $5, $6, $7, $8)"
+			   " m (topic, partition, written, next, \"end\", resume, at)"
+			   " WHERE o.source = $1 AND o.topic = m.topic AND o.partition = m.partition"
+			   " AND o.next_offset = m.written",
+			   lengthof(types), types, values, NULL, SPI_OK_UPDATE) == n;
 }
 
 void
 es_progress_note_count(const EsSource *source, int count)
 {
-	Oid			types[2] = {INT4OID, INT4OID};
-	Datum		values[2] = {Int32GetDatum((int32) source->id), Int32GetDatum(count)};
+	Oid	  types[2] = {INT4OID, INT4OID};
+	Datum values[2] = {Int32GetDatum((int32) source->id), Int32GetDatum(count)};
 
 	if (count != source->partition_count)
-		es_spi_execute_as_owner("UPDATE eventstore.source SET partition_count = $2 WHERE id = $1",
-					  2, types, values, NULL, SPI_OK_UPDATE);
+		es_spi_execute_as_owner(
+			"UPDATE eventstore.source SET partition_count = $2 WHERE id = $1", 2, types,
+			values, NULL, SPI_OK_UPDATE);
 }
 
 void
 es_progress_note_topic(const EsSource *source, const char *id)
 {
-	Oid			types[2] = {INT4OID, TEXTOID};
-	Datum		values[2] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(id)};
+	Oid	  types[2] = {INT4OID, TEXTOID};
+	Datum values[2] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(id)};
 
-	es_spi_execute_as_owner("UPDATE eventstore.source SET topic_id = NULLIF($2, '') WHERE id = $1",
-				  2, types, values, NULL, SPI_OK_UPDATE);
+	es_spi_execute_as_owner(
+		"UPDATE eventstore.source SET topic_id = NULLIF($2, '') WHERE id = $1", 2, types,
+		values, NULL, SPI_OK_UPDATE);
 }
 
 void
 es_progress_resynced(const EsSource *source)
 {
-	Oid			types[1] = {INT4OID};
-	Datum		values[1] = {Int32GetDatum((int32) source->id)};
+	Oid	  types[1] = {INT4OID};
+	Datum values[1] = {Int32GetDatum((int32) source->id)};
 
 	es_spi_execute_as_owner("UPDATE eventstore.source SET resync = false WHERE id = $1",
-				  1, types, values, NULL, SPI_OK_UPDATE);
+							1, types, values, NULL, SPI_OK_UPDATE);
 }
 
 bool
-es_progress_jump(const EsSource *source, const EsProgress *from, int64 to, const char *reason)
+es_progress_jump(const EsSource *source, const EsProgress *from, int64 to,
+				 const char *reason)
 {
-	EsProgress	move = *from;
-	Oid			types[6] = {INT4OID, TEXTOID, INT4OID, INT8OID, INT8OID, TEXTOID};
-	Datum		values[6] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(from->topic),
-		Int32GetDatum(from->partition), Int64GetDatum(from->written), Int64GetDatum(to),
-	CStringGetTextDatum(reason)};
+	EsProgress move = *from;
+	Oid		   types[6] = {INT4OID, TEXTOID, INT4OID, INT8OID, INT8OID, TEXTOID};
+	Datum	   values[6] = {Int32GetDatum((int32) source->id),
+							CStringGetTextDatum(from->topic),
+							Int32GetDatum(from->partition),
+							Int64GetDatum(from->written),
+							Int64GetDatum(to),
+							CStringGetTextDatum(reason)};
 
 	/* The time is that of the record before the offset: that is another one now. */
 	move.has_time = false;
 	move.next = to;
 	if (!es_progress_advance(source, &move, 1))
 		return false;
-	es_spi_execute_as_owner("INSERT INTO eventstore.source_gap"
-				  " (source, topic, partition, first_offset, next_offset, reason)"
-				  " VALUES ($1, $2, $3, $4, $5, $6)",
-				  6, types, values, NULL, SPI_OK_INSERT);
+	es_spi_execute_as_owner(
+		"INSERT INTO eventstore.source_gap"
+		" (source, topic, partition, first_offset, next_offset, reason)"
+		" VALUES ($1, $2, $3, $4, $5, $6)",
+		6, types, values, NULL, SPI_OK_INSERT);
 	return true;
 }
 
 void
 es_progress_restart(const EsSource *source, const char *topic, const char *reason)
 {
-	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
-	Datum		values[3] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(topic),
-	CStringGetTextDatum(reason)};
+	Oid	  types[3] = {INT4OID, TEXTOID, TEXTOID};
+	Datum values[3] = {Int32GetDatum((int32) source->id), CStringGetTextDatum(topic),
+					   CStringGetTextDatum(reason)};
 
-	es_spi_execute_as_owner("WITH old AS MATERIALIZED (SELECT o.* FROM eventstore.source_offset o"
-				  " WHERE o.source = $1 AND o.topic = $2 FOR UPDATE),"
-				  " gap AS (INSERT INTO eventstore.source_gap"
-				  " (source, topic, partition, first_offset, next_offset, reason)"
-				  " SELECT old.source, old.topic, old.partition, old.next_offset, 0, $3"
-				  " FROM old WHERE old.next_offset > 0)"
-				  " UPDATE eventstore.source_offset o SET next_offset = 0, end_offset = NULL,"
-				  " record_time = NULL, updated_at = pg_catalog.clock_timestamp() FROM old"
-				  " WHERE o.source = old.source AND o.topic = old.topic"
-				  " AND o.partition = old.partition",
-				  3, types, values, NULL, SPI_OK_UPDATE);
+	es_spi_execute_as_owner(
+		"WITH old AS MATERIALIZED (SELECT o.* FROM eventstore.source_offset o"
+		" WHERE o.source = $1 AND o.topic = $2 FOR UPDATE),"
+		" gap AS (INSERT INTO eventstore.source_gap"
+		" (source, topic, partition, first_offset, next_offset, reason)"
+		" SELECT old.source, old.topic, old.partition, old.next_offset, 0, $3"
+		" FROM old WHERE old.next_offset > 0)"
+		" UPDATE eventstore.source_offset o SET next_offset = 0, end_offset = NULL,"
+		" record_time = NULL, updated_at = pg_catalog.clock_timestamp() FROM old"
+		" WHERE o.source = old.source AND o.topic = old.topic"
+		" AND o.partition = old.partition",
+		3, types, values, NULL, SPI_OK_UPDATE);
 }
 
 /* ---------------------------------------------------------------------------
@@ -226,32 +247,33 @@ static Datum
 bytes_datum(const char *bytes, size_t length, char *isnull)
 {
 	*isnull = bytes == NULL ? 'n' : ' ';
-	return bytes == NULL ? (Datum) 0 :
-		PointerGetDatum(cstring_to_text_with_len(bytes, (int) length));
+	return bytes == NULL ? (Datum) 0
+						 : PointerGetDatum(cstring_to_text_with_len(bytes, (int) length));
 }
 
 void
 es_progress_park(const EsSource *source, const EsRecord *record, const EsProblem *problem)
 {
-	Oid			types[10] = {INT4OID, TEXTOID, INT4OID, INT8OID, TIMESTAMPTZOID, BYTEAOID, BYTEAOID,
-	JSONBOID, TEXTOID, TEXTOID};
-	char		nulls[11] = "          ";
-	Jsonb	   *headers = es_codec_headers_fit(record) ? es_codec_headers(record) : NULL;
-	Datum		values[10] = {
-		Int32GetDatum((int32) source->id), CStringGetTextDatum(record->topic),
-		Int32GetDatum(record->partition), Int64GetDatum(record->offset),
-		TimestampTzGetDatum(record->time),
-		bytes_datum(record->key, record->key_length, &nulls[5]),
-		bytes_datum(record->value, record->value_length, &nulls[6]),
-		JsonbPGetDatum(headers),
-		CStringGetTextDatum(unpack_sql_state(problem->sqlstate)),
-		CStringGetTextDatum(problem->reason)
-	};
+	Oid	   types[10] = {INT4OID,  TEXTOID,	INT4OID,  INT8OID, TIMESTAMPTZOID,
+						BYTEAOID, BYTEAOID, JSONBOID, TEXTOID, TEXTOID};
+	char   nulls[11] = "          ";
+	Jsonb *headers = es_codec_headers_fit(record) ? es_codec_headers(record) : NULL;
+	Datum  values[10] = {Int32GetDatum((int32) source->id),
+						 CStringGetTextDatum(record->topic),
+						 Int32GetDatum(record->partition),
+						 Int64GetDatum(record->offset),
+						 TimestampTzGetDatum(record->time),
+						 bytes_datum(record->key, record->key_length, &nulls[5]),
+						 bytes_datum(record->value, record->value_length, &nulls[6]),
+						 JsonbPGetDatum(headers),
+						 CStringGetTextDatum(unpack_sql_state(problem->sqlstate)),
+						 CStringGetTextDatum(problem->reason)};
 
 	nulls[4] = record->has_time ? ' ' : 'n';
 	nulls[7] = headers != NULL ? ' ' : 'n';
-	es_spi_execute_as_owner("INSERT INTO eventstore.source_dead_letter"
-				  " (source, topic, partition, record_offset, record_time, key, value, headers,"
-				  " sqlstate, reason) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-				  10, types, values, nulls, SPI_OK_INSERT);
+	es_spi_execute_as_owner(
+		"INSERT INTO eventstore.source_dead_letter"
+		" (source, topic, partition, record_offset, record_time, key, value, headers,"
+		" sqlstate, reason) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+		10, types, values, nulls, SPI_OK_INSERT);
 }

@@ -15,19 +15,20 @@
 /* A partition's offsets: the next record to be read and written. */
 typedef struct EsProgress
 {
-	const char *topic;			/* the source's, or its changelog topic */
+	const char *topic; /* the source's, or its changelog topic */
 	int32		partition;
-	int64		written;		/* as it stands in the table */
-	int64		next;			/* as it is to stand there */
-	int64		end;			/* of the partition, as last heard of; -1: not known */
-	int64		resume;			/* of a changelog topic: where the source's own partition goes on;
+	int64		written; /* as it stands in the table */
+	int64		next;	 /* as it is to stand there */
+	int64		end;	 /* of the partition, as last heard of; -1: not known */
+	int64		resume; /* of a changelog topic: where the source's own partition goes on;
 								 * -1: no record has said so */
 	bool		has_time;
-	TimestampTz time;			/* of the last record */
+	TimestampTz time; /* of the last record */
 } EsProgress;
 
 /* The partitions of that topic that have been begun; palloc'd. */
-extern int	es_progress_load(const EsSource *source, const char *topic, EsProgress **partitions);
+extern int es_progress_load(const EsSource *source, const char *topic,
+							EsProgress **partitions);
 
 /* Begins with a partition; nothing where it has been begun. */
 extern void es_progress_begin(const EsSource *source, const char *topic, int32 partition,
@@ -37,7 +38,8 @@ extern void es_progress_begin(const EsSource *source, const char *topic, int32 p
  * From 'written' to 'next'; false where one does not stand where we left it:
  * another worker writes for this source.  The transaction is to be aborted then.
  */
-extern bool es_progress_advance(const EsSource *source, const EsProgress *partitions, int n);
+extern bool es_progress_advance(const EsSource *source, const EsProgress *partitions,
+								int n);
 
 /* How many partitions the topic has: who changes the store by SQL goes by it. */
 extern void es_progress_note_count(const EsSource *source, int count);
@@ -59,4 +61,4 @@ extern void es_progress_restart(const EsSource *source, const char *topic,
 extern void es_progress_park(const EsSource *source, const EsRecord *record,
 							 const EsProblem *problem);
 
-#endif							/* ES_KAFKA_PROGRESS_H */
+#endif /* ES_KAFKA_PROGRESS_H */

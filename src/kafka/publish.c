@@ -31,9 +31,9 @@
 #include "utils/lsyscache.h"
 #include "utils/numeric.h"
 
-#define PROGRESS		"progress"
-#define TOPIC			"topic"
-#define PARTITIONS		"partitions"
+#define PROGRESS   "progress"
+#define TOPIC	   "topic"
+#define PARTITIONS "partitions"
 
 /* ---------------------------------------------------------------------------
  * Marks
@@ -43,10 +43,10 @@
 static uint64
 mark_stores(const char *sql, uint32 source, Oid store)
 {
-	Oid			types[2] = {INT4OID, OIDOID};
-	Datum		values[2] = {Int32GetDatum((int32) source), ObjectIdGetDatum(store)};
+	Oid			 types[2] = {INT4OID, OIDOID};
+	Datum		 values[2] = {Int32GetDatum((int32) source), ObjectIdGetDatum(store)};
 	EsRoleSwitch saved;
-	uint64		n;
+	uint64		 n;
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
@@ -54,11 +54,10 @@ mark_stores(const char *sql, uint32 source, Oid store)
 	n = SPI_processed;
 	for (uint64 i = 0; i < n; i++)
 	{
-		bool		isnull;
+		bool isnull;
 
-		CacheInvalidateRelcacheByRelid(DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i],
-																	  SPI_tuptable->tupdesc, 1,
-																	  &isnull)));
+		CacheInvalidateRelcacheByRelid(DatumGetObjectId(
+			SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull)));
 	}
 	SPI_finish();
 	es_role_restore(&saved);
@@ -72,19 +71,19 @@ es_publish_mark(Oid store, const char *column, uint32 source)
 							 " WHERE store::oid = $2 AND %s IS NULL RETURNING store::oid",
 							 column, column),
 					source, store) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("store \"%s\" has a source with a changelog topic already",
-						get_rel_name(store))));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("store \"%s\" has a source with a changelog topic already",
+							   get_rel_name(store))));
 }
 
 void
 es_publish_unmark(uint32 source)
 {
-	(void) mark_stores("UPDATE eventstore.store_catalog SET follower = NULLIF(follower, $1),"
-					   " publisher = NULLIF(publisher, $1)"
-					   " WHERE $1 IN (follower, publisher) AND $2 IS NOT NULL RETURNING store::oid",
-					   source, InvalidOid);
+	(void) mark_stores(
+		"UPDATE eventstore.store_catalog SET follower = NULLIF(follower, $1),"
+		" publisher = NULLIF(publisher, $1)"
+		" WHERE $1 IN (follower, publisher) AND $2 IS NOT NULL RETURNING store::oid",
+		source, InvalidOid);
 }
 
 /* ---------------------------------------------------------------------------
@@ -95,18 +94,20 @@ Jsonb *
 es_publish_origin(const EsStore *store)
 {
 	static const char sql[] =
-	"SELECT pg_catalog.jsonb_build_object('" PROGRESS "', pg_catalog.jsonb_build_object("
-	"'" TOPIC "', s.topic, '" PARTITIONS "', s.partition_count)"
-	" || COALESCE((SELECT pg_catalog.jsonb_object_agg(o.partition, o.next_offset)"
-	" FROM eventstore.source_offset o WHERE o.source = s.id AND o.topic = s.topic), '{}'))"
-	" FROM eventstore.source s WHERE s.id = $1";
+		"SELECT pg_catalog.jsonb_build_object('" PROGRESS
+		"', pg_catalog.jsonb_build_object("
+		"'" TOPIC "', s.topic, '" PARTITIONS "', s.partition_count)"
+		" || COALESCE((SELECT pg_catalog.jsonb_object_agg(o.partition, o.next_offset)"
+		" FROM eventstore.source_offset o WHERE o.source = s.id AND o.topic = s.topic), "
+		"'{}'))"
+		" FROM eventstore.source s WHERE s.id = $1";
 	static SPIPlanPtr plan = NULL;
-	Oid			types[1] = {INT4OID};
-	Datum		values[1] = {Int32GetDatum((int32) store->publisher)};
-	MemoryContext caller = CurrentMemoryContext;
-	EsRoleSwitch saved;
-	Jsonb	   *origin = NULL;
-	bool		isnull;
+	Oid				  types[1] = {INT4OID};
+	Datum			  values[1] = {Int32GetDatum((int32) store->publisher)};
+	MemoryContext	  caller = CurrentMemoryContext;
+	EsRoleSwitch	  saved;
+	Jsonb			 *origin = NULL;
+	bool			  isnull;
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
@@ -121,7 +122,8 @@ es_publish_origin(const EsStore *store)
 		elog(ERROR, "unexpected result of: %s", sql);
 	if (SPI_processed > 0)
 	{
-		Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+		Datum value =
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 		MemoryContext old = MemoryContextSwitchTo(caller);
 
 		origin = (Jsonb *) PG_DETOAST_DATUM_COPY(value);
@@ -141,21 +143,23 @@ number_of(JsonbContainer *object, const char *key)
 
 	if (value == NULL || value->type != jbvNumeric)
 		return -1;
-	return DatumGetInt64(DirectFunctionCall1(numeric_int8, NumericGetDatum(value->val.numeric)));
+	return DatumGetInt64(
+		DirectFunctionCall1(numeric_int8, NumericGetDatum(value->val.numeric)));
 }
 
 bool
 es_publish_progress(Jsonb *metadata, const EsRecord *record, const char **topic,
 					int32 *partition, int64 *offset)
 {
-	JsonbValue	buffer;
-	JsonbValue	name;
-	JsonbValue *value = getKeyJsonValueFromContainer(&metadata->root, PROGRESS,
-													 strlen(PROGRESS), &buffer);
+	JsonbValue		buffer;
+	JsonbValue		name;
+	JsonbValue	   *value = getKeyJsonValueFromContainer(&metadata->root, PROGRESS,
+														 strlen(PROGRESS), &buffer);
 	JsonbContainer *progress;
-	int64		count;
+	int64			count;
 
-	if (value == NULL || value->type != jbvBinary || !JsonContainerIsObject(value->val.binary.data))
+	if (value == NULL || value->type != jbvBinary ||
+		!JsonContainerIsObject(value->val.binary.data))
 		return false;
 	progress = value->val.binary.data;
 	count = number_of(progress, PARTITIONS);

@@ -26,7 +26,7 @@ extern Jsonb *es_publish_origin(const EsStore *store);
  * the topic, the partition, and the offset of the last record that the change came
  * after (-1: none).  False where the metadata do not tell.
  */
-extern bool es_publish_progress(Jsonb *metadata, const EsRecord *record, const char **topic,
-								int32 *partition, int64 *offset);
+extern bool es_publish_progress(Jsonb *metadata, const EsRecord *record,
+								const char **topic, int32 *partition, int64 *offset);
 
-#endif							/* ES_KAFKA_PUBLISH_H */
+#endif /* ES_KAFKA_PUBLISH_H */

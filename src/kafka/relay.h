@@ -20,4 +20,4 @@ extern bool es_relay_publish(EsSourceRun *run, int from, int to, const EsProblem
 /* Before the consumer is closed. */
 extern void es_relay_close(void);
 
-#endif							/* ES_KAFKA_RELAY_H */
+#endif /* ES_KAFKA_RELAY_H */

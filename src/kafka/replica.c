@@ -44,9 +44,9 @@
 typedef struct Follower
 {
 	LocalTransactionId known_in;
-	uint32		id;
-	const EsSource *source;		/* NULL: it is gone */
-	const EsShare *share;		/* of a group's member, else NULL */
+	uint32			   id;
+	const EsSource	  *source; /* NULL: it is gone */
+	const EsShare	  *share;  /* of a group's member, else NULL */
 } Follower;
 
 /* For the length of a transaction: a statement may change many keys. */
@@ -54,14 +54,15 @@ static const Follower *
 load_follower(uint32 id)
 {
 	static Follower known = {InvalidLocalTransactionId};
-	MemoryContext old;
+	MemoryContext	old;
 
 	if (known.known_in == es_local_xid() && known.id == id)
 		return &known;
 	known.known_in = InvalidLocalTransactionId;
 	old = MemoryContextSwitchTo(TopTransactionContext);
 	known.source = es_source_load(id);
-	known.share = known.source != NULL && known.source->group_id != NULL ? es_share_load(id) : NULL;
+	known.share =
+		known.source != NULL && known.source->group_id != NULL ? es_share_load(id) : NULL;
 	MemoryContextSwitchTo(old);
 	known.id = id;
 	known.known_in = es_local_xid();
@@ -72,11 +73,13 @@ static const char *
 reason_against_member(const Follower *follower, int32 partition)
 {
 	if (!es_share_is_settled(follower->share))
-		return psprintf("Which partitions are this server's is not known now (source \"%s\").",
-						follower->source->name);
+		return psprintf(
+			"Which partitions are this server's is not known now (source \"%s\").",
+			follower->source->name);
 	if (es_share_has(follower->share, partition))
 		return NULL;
-	return psprintf("The key is in partition %d, which is not this server's (source \"%s\", group \"%s\").",
+	return psprintf("The key is in partition %d, which is not this server's (source "
+					"\"%s\", group \"%s\").",
 					partition, follower->source->name, follower->source->group_id);
 }
 
@@ -85,25 +88,27 @@ static const char *
 reason_against(const EsStore *store, const Follower *follower, Datum key)
 {
 	const EsSource *source = follower->source;
-	const char *bytes;
-	size_t		length;
-	int32		partition;
+	const char	   *bytes;
+	size_t			length;
+	int32			partition;
 
 	if (source->mode == ES_SOURCE_REPLICA)
 		return psprintf("It follows changelog topic \"%s\" (source \"%s\").",
 						source->changelog_topic, source->name);
 	if (source->partition_count == 0)
-		return psprintf("How many partitions topic \"%s\" has is not known yet (source \"%s\").",
-						source->topic, source->name);
+		return psprintf(
+			"How many partitions topic \"%s\" has is not known yet (source \"%s\").",
+			source->topic, source->name);
 	bytes = es_codec_bytes(store->key_format, key, &length);
-	partition = rd_kafka_msg_partitioner_murmur2(NULL, bytes, length, source->partition_count,
-												 NULL, NULL);
+	partition = rd_kafka_msg_partitioner_murmur2(NULL, bytes, length,
+												 source->partition_count, NULL, NULL);
 	if (follower->share != NULL)
 		return reason_against_member(follower, partition);
 	for (int i = 0; i < source->nreplicas; i++)
 		if (source->replicas[i] == partition)
-			return psprintf("The key is in partition %d, which is a replica (source \"%s\").",
-							partition, source->name);
+			return psprintf(
+				"The key is in partition %d, which is a replica (source \"%s\").",
+				partition, source->name);
 	return NULL;
 }
 
@@ -111,13 +116,14 @@ void
 es_replica_check(const EsStore *store, Datum key)
 {
 	const Follower *follower = load_follower(store->follower);
-	const char *reason = follower->source != NULL ? reason_against(store, follower, key) : NULL;
+	const char	   *reason =
+		follower->source != NULL ? reason_against(store, follower, key) : NULL;
 
 	if (reason != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("this key of store \"%s\" cannot be changed here",
-						get_rel_name(store->relid)),
-				 errdetail_internal("%s", reason),
-				 errhint("Change it on the server that reads the partition from the source's topic.")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("this key of store \"%s\" cannot be changed here",
+							   get_rel_name(store->relid)),
+						errdetail_internal("%s", reason),
+						errhint("Change it on the server that reads the partition from "
+								"the source's topic.")));
 }

@@ -16,4 +16,4 @@
  */
 extern void es_replica_check(const EsStore *store, Datum key);
 
-#endif							/* ES_KAFKA_REPLICA_H */
+#endif /* ES_KAFKA_REPLICA_H */

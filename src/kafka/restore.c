@@ -70,7 +70,8 @@ static const EsHeader *
 find_header(const EsRecord *record, const char *name)
 {
 	for (int i = 0; i < record->nheaders; i++)
-		if (strcmp(record->headers[i].name, name) == 0 && record->headers[i].value != NULL)
+		if (strcmp(record->headers[i].name, name) == 0 &&
+			record->headers[i].value != NULL)
 			return &record->headers[i];
 	return NULL;
 }
@@ -79,7 +80,7 @@ static bool
 header_is(const EsHeader *header, const char *value)
 {
 	return header != NULL && header->length == strlen(value) &&
-		memcmp(header->value, value, header->length) == 0;
+		   memcmp(header->value, value, header->length) == 0;
 }
 
 /* An offset of the source's topic; -1: none. */
@@ -87,10 +88,10 @@ static int64
 header_offset(const EsSource *source, const EsRecord *record, const char *name)
 {
 	const EsHeader *offset = find_header(record, name);
-	char		number[12];
-	char		digits[24];
-	char	   *end;
-	int64		value;
+	char			number[12];
+	char			digits[24];
+	char		   *end;
+	int64			value;
 
 	pg_ltoa(record->partition, number);
 	/* One of another partition must not move this one's offset. */
@@ -108,8 +109,8 @@ header_offset(const EsSource *source, const EsRecord *record, const char *name)
 int64
 es_restore_resume_offset(const EsSource *source, const EsRecord *record)
 {
-	int64		since = header_offset(source, record, ES_HEADER_SINCE);
-	int64		offset = header_offset(source, record, ES_HEADER_OFFSET);
+	int64 since = header_offset(source, record, ES_HEADER_SINCE);
+	int64 offset = header_offset(source, record, ES_HEADER_OFFSET);
 
 	if (since >= 0 || offset < 0)
 		return since;
@@ -123,11 +124,12 @@ es_restore_resume_offset(const EsSource *source, const EsRecord *record)
 static Datum
 array_of(Datum *elements, bool *nulls, int n, Oid type, int length, bool by_value)
 {
-	int			dims[1] = {n};
-	int			lower[1] = {1};
+	int dims[1] = {n};
+	int lower[1] = {1};
 
-	return PointerGetDatum(construct_md_array(elements, nulls, 1, dims, lower, type, length,
-											  by_value, length == 8 ? TYPALIGN_DOUBLE : TYPALIGN_INT));
+	return PointerGetDatum(
+		construct_md_array(elements, nulls, 1, dims, lower, type, length, by_value,
+						   length == 8 ? TYPALIGN_DOUBLE : TYPALIGN_INT));
 }
 
 /* The keys of the records from a changelog, partitions, and the offsets they came from, as arrays. */
@@ -135,22 +137,23 @@ static int
 collect_changes(const EsSource *source, const EsRecord *records, int n,
 				const EsProblem *problems, int *numbers, Datum *values)
 {
-	Datum	   *keys = palloc(sizeof(Datum) * n);
-	Datum	   *offsets = palloc(sizeof(Datum) * n);
-	Datum	   *partitions = palloc(sizeof(Datum) * n);
-	bool	   *key_nulls = palloc0(sizeof(bool) * n);
-	bool	   *offset_nulls = palloc0(sizeof(bool) * n);
-	int			count = 0;
+	Datum *keys = palloc(sizeof(Datum) * n);
+	Datum *offsets = palloc(sizeof(Datum) * n);
+	Datum *partitions = palloc(sizeof(Datum) * n);
+	bool  *key_nulls = palloc0(sizeof(bool) * n);
+	bool  *offset_nulls = palloc0(sizeof(bool) * n);
+	int	   count = 0;
 
 	for (int i = 0; i < n; i++)
 	{
-		int64		offset;
+		int64 offset;
 
-		if (!records[i].from_changelog || problems[i].sqlstate != 0 || records[i].key == NULL)
+		if (!records[i].from_changelog || problems[i].sqlstate != 0 ||
+			records[i].key == NULL)
 			continue;
 		offset = header_offset(source, &records[i], ES_HEADER_OFFSET);
-		keys[count] = PointerGetDatum(cstring_to_text_with_len(records[i].key,
-															   (int) records[i].key_length));
+		keys[count] = PointerGetDatum(
+			cstring_to_text_with_len(records[i].key, (int) records[i].key_length));
 		offsets[count] = Int64GetDatum(offset);
 		offset_nulls[count] = offset < 0;
 		partitions[count] = CStringGetTextDatum(psprintf("%d", records[i].partition));
@@ -166,7 +169,7 @@ collect_changes(const EsSource *source, const EsRecord *records, int n,
 static EsPosition
 last_change(const EsSourceRun *run)
 {
-	Oid			changelog;
+	Oid changelog;
 
 	if (!es_store_exists(run->source->target, &changelog) || !OidIsValid(changelog))
 		return 0;
@@ -194,24 +197,29 @@ es_restore_note_written(EsSourceRun *run)
 }
 
 void
-es_restore_guard(const EsSourceRun *run, const EsRecord *records, int n, EsProblem *problems)
+es_restore_guard(const EsSourceRun *run, const EsRecord *records, int n,
+				 EsProblem *problems)
 {
 	/* A change without a topic was made by SQL, here. */
 	static const char sql[] =
-	"SELECT r.i FROM unnest($1, $2, $3) WITH ORDINALITY r (key, source_offset, partition, i),"
-	" LATERAL eventstore.peek($4::pg_catalog.regclass,"
-	" CASE WHEN $5 THEN r.key::text ELSE pg_catalog.convert_from(r.key, 'UTF8') END) e"
-	" WHERE e.position IS NOT NULL"
-	" AND ((e.metadata->>'topic') IS NULL AND e.position > $7"
-	" AND (e.metadata->'progress'->>'topic' = $6"
-	" AND (e.metadata->'progress'->>r.partition)::int8 <= r.source_offset) IS NOT TRUE"
-	" OR e.metadata->>'topic' = $6 AND " ES_METADATA_OFFSET " >= r.source_offset)";
+		"SELECT r.i FROM unnest($1, $2, $3) WITH ORDINALITY r (key, source_offset, "
+		"partition, i),"
+		" LATERAL eventstore.peek($4::pg_catalog.regclass,"
+		" CASE WHEN $5 THEN r.key::text ELSE pg_catalog.convert_from(r.key, 'UTF8') END) "
+		"e"
+		" WHERE e.position IS NOT NULL"
+		" AND ((e.metadata->>'topic') IS NULL AND e.position > $7"
+		" AND (e.metadata->'progress'->>'topic' = $6"
+		" AND (e.metadata->'progress'->>r.partition)::int8 <= r.source_offset) IS NOT "
+		"TRUE"
+		" OR e.metadata->>'topic' = $6 AND " ES_METADATA_OFFSET " >= r.source_offset)";
 	const EsSource *source = run->source;
-	Oid			types[7] = {BYTEAARRAYOID, INT8ARRAYOID, TEXTARRAYOID, OIDOID, BOOLOID, TEXTOID, INT8OID};
-	Datum		values[7];
-	EsStore    *store = es_store_open(source->target, RowExclusiveLock);
-	int		   *numbers = palloc(sizeof(int) * n);
-	EsRoleSwitch saved;
+	Oid				types[7] = {BYTEAARRAYOID, INT8ARRAYOID, TEXTARRAYOID, OIDOID,
+								BOOLOID,	   TEXTOID,		 INT8OID};
+	Datum			values[7];
+	EsStore		   *store = es_store_open(source->target, RowExclusiveLock);
+	int			   *numbers = palloc(sizeof(int) * n);
+	EsRoleSwitch	saved;
 
 	if (!OidIsValid(store->changelog) ||
 		collect_changes(source, records, n, problems, numbers, values) == 0)
@@ -225,9 +233,9 @@ es_restore_guard(const EsSourceRun *run, const EsRecord *records, int n, EsProbl
 	es_spi_execute(sql, 7, types, values, NULL, false, SPI_OK_SELECT);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		bool		isnull;
-		int64		number = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i],
-														 SPI_tuptable->tupdesc, 1, &isnull));
+		bool  isnull;
+		int64 number = DatumGetInt64(
+			SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
 
 		problems[numbers[number - 1]].sqlstate = ES_PROBLEM_OUT_OF_DATE;
 	}
@@ -246,10 +254,10 @@ es_restore_guard(const EsSourceRun *run, const EsRecord *records, int n, EsProbl
 static bool
 add_partition(EsSourceRun *run, int32 number, const EsProgress *loaded, int n)
 {
-	const char *topic = run->source->changelog_topic;
+	const char	*topic = run->source->changelog_topic;
 	EsPartition *partition = &run->partitions[run->npartitions];
-	int64		low;
-	bool		begun = false;
+	int64		 low;
+	bool		 begun = false;
 
 	memset(partition, 0, sizeof(*partition));
 	partition->from_changelog = true;
@@ -281,7 +289,8 @@ add_partition(EsSourceRun *run, int32 number, const EsProgress *loaded, int n)
 static void
 make_room(EsSourceRun *run, int count)
 {
-	EsPartition *room = MemoryContextAllocZero(run->life, sizeof(EsPartition) * Max(count, 1));
+	EsPartition *room =
+		MemoryContextAllocZero(run->life, sizeof(EsPartition) * Max(count, 1));
 
 	if (run->npartitions > 0)
 		memcpy(room, run->partitions, sizeof(EsPartition) * run->npartitions);
@@ -307,10 +316,10 @@ has_enough(EsSourceRun *run, int32 number, int count)
 static bool
 store_is_empty(EsSourceRun *run)
 {
-	Relation	rel;
-	TableScanDesc scan;
+	Relation		rel;
+	TableScanDesc	scan;
 	TupleTableSlot *slot;
-	bool		empty;
+	bool			empty;
 
 	es_run_begin();
 	rel = table_open(run->source->target, AccessShareLock);
@@ -328,21 +337,22 @@ store_is_empty(EsSourceRun *run)
 static EsPosition
 find_published(EsSourceRun *run)
 {
-	Oid			types[1] = {INT4OID};
-	Datum		values[1] = {Int32GetDatum((int32) run->source->id)};
+	Oid			 types[1] = {INT4OID};
+	Datum		 values[1] = {Int32GetDatum((int32) run->source->id)};
 	EsRoleSwitch saved;
-	EsPosition	published = 0;
-	bool		isnull;
+	EsPosition	 published = 0;
+	bool		 isnull;
 
 	es_run_begin();
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
-	es_spi_execute("SELECT p.position FROM eventstore.sink s"
-				   " JOIN eventstore.sink_position p ON p.sink = s.id WHERE s.changelog_of = $1",
-				   1, types, values, NULL, true, SPI_OK_SELECT);
+	es_spi_execute(
+		"SELECT p.position FROM eventstore.sink s"
+		" JOIN eventstore.sink_position p ON p.sink = s.id WHERE s.changelog_of = $1",
+		1, types, values, NULL, true, SPI_OK_SELECT);
 	if (SPI_processed > 0)
-		published = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-												&isnull));
+		published = DatumGetInt64(
+			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	SPI_finish();
 	es_role_restore(&saved);
 	es_run_commit(run);
@@ -370,7 +380,8 @@ es_restore_begin(EsSourceRun *run, const bool *wanted, int count, bool *ready)
 	run->npartitions = 0;
 	make_room(run, count);
 	for (int32 i = 0; i < count; i++)
-		if (wanted[i] && (!has_enough(run, i, nlog) || !add_partition(run, i, loaded, nloaded)))
+		if (wanted[i] &&
+			(!has_enough(run, i, nlog) || !add_partition(run, i, loaded, nloaded)))
 			return true;
 	run->restoring = true;
 	run->last_change = 0;
@@ -382,9 +393,9 @@ bool
 es_restore_follow(EsSourceRun *run)
 {
 	const EsSource *source = run->source;
-	EsProgress *loaded;
-	int			nloaded;
-	int			nlog;
+	EsProgress	   *loaded;
+	int				nloaded;
+	int				nlog;
 
 	if (source->nreplicas == 0)
 		return true;
@@ -408,15 +419,16 @@ es_restore_follow(EsSourceRun *run)
 static void
 rebuild_store(EsSourceRun *run)
 {
-	Oid			types[1] = {REGCLASSOID};
-	Datum		values[1] = {ObjectIdGetDatum(run->source->target)};
+	Oid			 types[1] = {REGCLASSOID};
+	Datum		 values[1] = {ObjectIdGetDatum(run->source->target)};
 	EsRoleSwitch saved;
 
 	es_run_set_state(run, "restoring", "an unlogged store is rebuilt from its changelog");
 	es_run_begin();
 	es_role_assume(es_relation_owner(run->source->target), &saved);
 	SPI_connect();
-	es_spi_execute("SELECT eventstore.rebuild($1)", 1, types, values, NULL, false, SPI_OK_SELECT);
+	es_spi_execute("SELECT eventstore.rebuild($1)", 1, types, values, NULL, false,
+				   SPI_OK_SELECT);
 	SPI_finish();
 	es_role_restore(&saved);
 	es_run_commit(run);
@@ -426,7 +438,7 @@ rebuild_store(EsSourceRun *run)
 static bool
 read_again(EsSourceRun *run, EsProgress *moves, int n)
 {
-	bool		moved;
+	bool moved;
 
 	for (int i = 0; i < n; i++)
 	{
@@ -439,13 +451,14 @@ read_again(EsSourceRun *run, EsProgress *moves, int n)
 	}
 	es_run_begin();
 	moved = es_task_hold(es_source_key(run->source->id)) &&
-		es_progress_advance(run->source, moves, n);
+			es_progress_advance(run->source, moves, n);
 	es_run_commit(run);
 	if (!moved)
 		run->leave = ES_LEAVE_AND_RETURN;
 	else
-		ereport(LOG, (errmsg("source \"%s\": an unlogged store is filled again from the topic",
-							 run->source->name)));
+		ereport(LOG,
+				(errmsg("source \"%s\": an unlogged store is filled again from the topic",
+						run->source->name)));
 	return moved;
 }
 
@@ -469,15 +482,15 @@ bool
 es_restore_refill(EsSourceRun *run, const EsProgress *begun, int n, int count)
 {
 	const EsSource *source = run->source;
-	Oid			changelog = InvalidOid;
-	bool		unlogged;
+	Oid				changelog = InvalidOid;
+	bool			unlogged;
 
 	if (!source->is_store)
 		return true;
 	es_run_begin();
 	unlogged = get_rel_persistence(source->target) == RELPERSISTENCE_UNLOGGED &&
-		es_store_exists(source->target, &changelog) &&
-		(!OidIsValid(changelog) || last_change(run) > 0);
+			   es_store_exists(source->target, &changelog) &&
+			   (!OidIsValid(changelog) || last_change(run) > 0);
 	es_run_commit(run);
 	if (!unlogged || !store_is_empty(run))
 		return true;
@@ -494,10 +507,11 @@ es_restore_refill(EsSourceRun *run, const EsProgress *begun, int n, int count)
 static void
 show_progress(EsSourceRun *run)
 {
-	int64		left = 0;
+	int64 left = 0;
 
 	for (int i = 0; i < run->npartitions; i++)
-		left += Max(run->partitions[i].restore_end - run->partitions[i].progress.written, 0);
+		left +=
+			Max(run->partitions[i].restore_end - run->partitions[i].progress.written, 0);
 	es_run_set_state(run, "restoring",
 					 psprintf(INT64_FORMAT " records of changelog topic \"%s\" are left",
 							  left, run->source->changelog_topic));
@@ -515,7 +529,8 @@ go_on_from(EsSourceRun *run, const int64 *offsets)
 	int			n;
 
 	for (int i = 0; i < run->npartitions; i++)
-		es_progress_begin(run->source, topic, run->partitions[i].progress.partition, offsets[i]);
+		es_progress_begin(run->source, topic, run->partitions[i].progress.partition,
+						  offsets[i]);
 	n = es_progress_load(run->source, topic, &loaded);
 	for (int i = 0; i < run->npartitions; i++)
 		for (int j = 0; j < n; j++)
@@ -533,8 +548,8 @@ go_on_from(EsSourceRun *run, const int64 *offsets)
 void
 es_restore_look(EsSourceRun *run)
 {
-	int64	   *offsets = palloc(sizeof(int64) * run->npartitions);
-	bool		held;
+	int64 *offsets = palloc(sizeof(int64) * run->npartitions);
+	bool   held;
 
 	if (run->nrecords > 0 || run->halt != ES_HALT_NONE || run->retry_at != 0)
 		return;

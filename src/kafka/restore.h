@@ -15,7 +15,8 @@
  * run->partitions become those.  False: there are none.  *ready is false where
  * Kafka does not tell what is needed now; the state says so.
  */
-extern bool es_restore_begin(EsSourceRun *run, const bool *wanted, int count, bool *ready);
+extern bool es_restore_begin(EsSourceRun *run, const bool *wanted, int count,
+							 bool *ready);
 
 /* Has all been restored?  Then the source's own partitions are begun, and the loop is left. */
 extern void es_restore_look(EsSourceRun *run);
@@ -29,7 +30,8 @@ extern bool es_restore_follow(EsSourceRun *run);
  * that were begun ('begun', n of them) and are among 'count'.  Before anything is
  * restored or read.  False: not now.
  */
-extern bool es_restore_refill(EsSourceRun *run, const EsProgress *begun, int n, int count);
+extern bool es_restore_refill(EsSourceRun *run, const EsProgress *begun, int n,
+							  int count);
 
 /* Where the source's own partition goes on after this record of the changelog topic; -1. */
 extern int64 es_restore_resume_offset(const EsSource *source, const EsRecord *record);
@@ -49,4 +51,4 @@ extern void es_restore_guard(const EsSourceRun *run, const EsRecord *records, in
 extern void es_restore_hold(EsSourceRun *run);
 extern void es_restore_note_written(EsSourceRun *run);
 
-#endif							/* ES_KAFKA_RESTORE_H */
+#endif /* ES_KAFKA_RESTORE_H */

@@ -47,25 +47,25 @@
 #include "worker/process.h"
 
 /* Keys looked at in one transaction. */
-#define SWEEP_CHUNK		5000
+#define SWEEP_CHUNK 5000
 /* Messages taken from the queue in one go. */
-#define TAKE_MAX		1000
+#define TAKE_MAX 1000
 /* How long a wait for the queue may be. */
-#define WAIT_MS			1000
+#define WAIT_MS 1000
 
 typedef struct Seen
 {
-	uint64		hash;			/* of the key; hash key */
-	bool		live;			/* its last record has a value */
+	uint64 hash; /* of the key; hash key */
+	bool   live; /* its last record has a value */
 } Seen;
 
 typedef struct Resync
 {
 	EsSourceRun *run;
-	HTAB	   *seen;
-	uint64		seed;
-	int64	   *ends;			/* of each of the run's partitions: up to there */
-	int64	   *reached;
+	HTAB		*seen;
+	uint64		 seed;
+	int64		*ends; /* of each of the run's partitions: up to there */
+	int64		*reached;
 } Resync;
 
 static uint64
@@ -93,10 +93,11 @@ called_away(EsSourceRun *run)
 static bool
 assign_all(Resync *resync)
 {
-	EsSourceRun *run = resync->run;
-	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(run->npartitions);
+	EsSourceRun						*run = resync->run;
+	rd_kafka_topic_partition_list_t *list =
+		rd_kafka_topic_partition_list_new(run->npartitions);
 	rd_kafka_resp_err_t error;
-	bool		known = true;
+	bool				known = true;
 
 	for (int i = 0; i < run->npartitions && known; i++)
 	{
@@ -109,9 +110,11 @@ assign_all(Resync *resync)
 		resync->ends[i] = progress->written;
 		known = es_topic_find_ends(run, &run->partitions[i], &low, &high);
 		resync->reached[i] = low;
-		rd_kafka_topic_partition_list_add(list, progress->topic, progress->partition)->offset = low;
+		rd_kafka_topic_partition_list_add(list, progress->topic, progress->partition)
+			->offset = low;
 	}
-	error = known ? rd_kafka_assign(run->client->handle, list) : RD_KAFKA_RESP_ERR_NO_ERROR;
+	error =
+		known ? rd_kafka_assign(run->client->handle, list) : RD_KAFKA_RESP_ERR_NO_ERROR;
 	rd_kafka_topic_partition_list_destroy(list);
 	return known && error == RD_KAFKA_RESP_ERR_NO_ERROR;
 }
@@ -120,11 +123,13 @@ static void
 note_message(Resync *resync, const rd_kafka_message_t *message)
 {
 	EsSourceRun *run = resync->run;
-	EsPartition *partition = message->rkt == NULL ? NULL :
-		es_run_partition(run, rd_kafka_topic_name(message->rkt), message->partition);
-	int			i = partition - run->partitions;
-	uint64		hash;
-	Seen	   *seen;
+	EsPartition *partition =
+		message->rkt == NULL ? NULL
+							 : es_run_partition(run, rd_kafka_topic_name(message->rkt),
+												message->partition);
+	int	   i = partition - run->partitions;
+	uint64 hash;
+	Seen  *seen;
 
 	if (partition == NULL)
 		return;
@@ -144,7 +149,7 @@ note_message(Resync *resync, const rd_kafka_message_t *message)
 static int64
 left_to_read(const Resync *resync)
 {
-	int64		left = 0;
+	int64 left = 0;
 
 	for (int i = 0; i < resync->run->npartitions; i++)
 		left += Max(resync->ends[i] - resync->reached[i], 0);
@@ -156,12 +161,12 @@ static bool
 read_all(Resync *resync)
 {
 	static rd_kafka_message_t *taken[TAKE_MAX];
-	EsSourceRun *run = resync->run;
-	int64		left;
+	EsSourceRun				  *run = resync->run;
+	int64					   left;
 
 	while ((left = left_to_read(resync)) > 0)
 	{
-		ssize_t		n = rd_kafka_consume_batch_queue(run->client->queue, 0, taken, TAKE_MAX);
+		ssize_t n = rd_kafka_consume_batch_queue(run->client->queue, 0, taken, TAKE_MAX);
 
 		run->taken = taken;
 		run->ntaken = (int) n;
@@ -193,7 +198,7 @@ static Jsonb *
 reason_of(const EsSource *source)
 {
 	JsonbParseState *state = NULL;
-	JsonbValue	value;
+	JsonbValue		 value;
 
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	value.type = jbvString;
@@ -231,21 +236,25 @@ static bool
 next_keys(Resync *resync, EsStore *store, Datum *last, Datum **gone, int *ngone)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	Oid			types[1] = {store->key_format == ES_STORE_BYTES ? BYTEAOID : TEXTOID};
-	char		nulls[2] = {*last == (Datum) 0 ? 'n' : ' ', '\0'};
-	bool		any;
+	Oid			  types[1] = {store->key_format == ES_STORE_BYTES ? BYTEAOID : TEXTOID};
+	char		  nulls[2] = {*last == (Datum) 0 ? 'n' : ' ', '\0'};
+	bool		  any;
 
 	SPI_connect();
-	es_spi_execute(psprintf("SELECT s.key FROM %s s WHERE $1 IS NULL OR s.key OPERATOR(pg_catalog.>) $1"
-							" ORDER BY s.key LIMIT %d", es_relation_name(store->relid), SWEEP_CHUNK),
-				   1, types, last, nulls, true, SPI_OK_SELECT);
+	es_spi_execute(
+		psprintf(
+			"SELECT s.key FROM %s s WHERE $1 IS NULL OR s.key OPERATOR(pg_catalog.>) $1"
+			" ORDER BY s.key LIMIT %d",
+			es_relation_name(store->relid), SWEEP_CHUNK),
+		1, types, last, nulls, true, SPI_OK_SELECT);
 	any = SPI_processed > 0;
 	*gone = MemoryContextAlloc(caller, sizeof(Datum) * Max(SPI_processed, 1));
 	*ngone = 0;
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		bool		isnull;
-		Datum		key = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		bool  isnull;
+		Datum key =
+			SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
 		MemoryContext old = MemoryContextSwitchTo(caller);
 
 		key = PointerGetDatum(PG_DETOAST_DATUM_COPY(key));
@@ -262,38 +271,41 @@ next_keys(Resync *resync, EsStore *store, Datum *last, Datum **gone, int *ngone)
 static Datum
 partitions_array(const EsSourceRun *run)
 {
-	Datum	   *numbers = palloc(sizeof(Datum) * Max(run->npartitions, 1));
-	int			n = 0;
+	Datum *numbers = palloc(sizeof(Datum) * Max(run->npartitions, 1));
+	int	   n = 0;
 
 	for (int i = 0; i < run->npartitions; i++)
 		if (!run->partitions[i].from_changelog)
 			numbers[n++] = Int32GetDatum(run->partitions[i].progress.partition);
-	return PointerGetDatum(construct_array(numbers, n, INT4OID, sizeof(int32), true, TYPALIGN_INT));
+	return PointerGetDatum(
+		construct_array(numbers, n, INT4OID, sizeof(int32), true, TYPALIGN_INT));
 }
 
 /* With the row locked: was it a record of these partitions that wrote the key last? */
 static bool
 is_the_topics(const EsSource *source, EsStore *store, Datum partitions, Datum key)
 {
-	Oid			types[4] = {store->key_format == ES_STORE_BYTES ? BYTEAOID : TEXTOID, TEXTOID,
-	OIDOID, INT4ARRAYOID};
-	Datum		values[4] = {key, CStringGetTextDatum(source->topic),
-	ObjectIdGetDatum(store->changelog), partitions};
+	Oid	  types[4] = {store->key_format == ES_STORE_BYTES ? BYTEAOID : TEXTOID, TEXTOID,
+					OIDOID, INT4ARRAYOID};
+	Datum values[4] = {key, CStringGetTextDatum(source->topic),
+					   ObjectIdGetDatum(store->changelog), partitions};
 	EsRoleSwitch saved;
-	bool		result;
+	bool		 result;
 
 	SPI_connect();
-	es_spi_execute(psprintf("SELECT FROM %s s WHERE s.key OPERATOR(pg_catalog.=) $1 FOR UPDATE",
-							es_relation_name(store->relid)),
-				   1, types, values, NULL, false, SPI_OK_SELECT);
+	es_spi_execute(
+		psprintf("SELECT FROM %s s WHERE s.key OPERATOR(pg_catalog.=) $1 FOR UPDATE",
+				 es_relation_name(store->relid)),
+		1, types, values, NULL, false, SPI_OK_SELECT);
 	result = SPI_processed > 0;
 	if (result && OidIsValid(store->changelog))
 	{
 		es_role_assume(es_extension_owner(), &saved);
-		es_spi_execute("SELECT FROM eventstore.peek($3::pg_catalog.regclass, $1::pg_catalog.text) e"
-					   " WHERE e.metadata->>'topic' = $2 AND e.metadata->'partition' IN"
-					   " (SELECT to_jsonb(p) FROM unnest($4) p)",
-					   4, types, values, NULL, false, SPI_OK_SELECT);
+		es_spi_execute(
+			"SELECT FROM eventstore.peek($3::pg_catalog.regclass, $1::pg_catalog.text) e"
+			" WHERE e.metadata->>'topic' = $2 AND e.metadata->'partition' IN"
+			" (SELECT to_jsonb(p) FROM unnest($4) p)",
+			4, types, values, NULL, false, SPI_OK_SELECT);
 		result = SPI_processed > 0;
 		es_role_restore(&saved);
 	}
@@ -309,18 +321,18 @@ is_the_topics(const EsSource *source, EsStore *store, Datum partitions, Datum ke
 static bool
 sweep_chunk(Resync *resync, Datum *last, int64 *deleted)
 {
-	const EsSource *source = resync->run->source;
-	MemoryContext life = resync->run->life;
-	EsStoreChange *changes;
+	const EsSource	  *source = resync->run->source;
+	MemoryContext	   life = resync->run->life;
+	EsStoreChange	  *changes;
 	EsStoreBatchResult result = {0};
-	EsRoleSwitch saved;
-	EsStore    *store;
-	MemoryContext old;
-	Datum		partitions;
-	Datum	   *gone;
-	int			ngone;
-	int			nchanges = 0;
-	bool		any;
+	EsRoleSwitch	   saved;
+	EsStore			  *store;
+	MemoryContext	   old;
+	Datum			   partitions;
+	Datum			  *gone;
+	int				   ngone;
+	int				   nchanges = 0;
+	bool			   any;
 
 	es_run_begin();
 	if (!es_task_hold(es_source_key(source->id)))
@@ -361,14 +373,14 @@ static bool
 sweep(Resync *resync)
 {
 	EsSourceRun *run = resync->run;
-	Datum		last = (Datum) 0;
-	int64		deleted = 0;
+	Datum		 last = (Datum) 0;
+	int64		 deleted = 0;
 
 	es_run_set_state(run, "resyncing", "looking for keys that the topic does not have");
 	for (;;)
 	{
-		Datum		previous = last;
-		bool		any = sweep_chunk(resync, &last, &deleted);
+		Datum previous = last;
+		bool  any = sweep_chunk(resync, &last, &deleted);
 
 		if (previous != (Datum) 0 && previous != last)
 			pfree(DatumGetPointer(previous));
@@ -389,9 +401,10 @@ sweep(Resync *resync)
 bool
 es_resync(EsSourceRun *run)
 {
-	HASHCTL		control = {.keysize = sizeof(uint64), .entrysize = sizeof(Seen), .hcxt = run->life};
-	Resync		resync = {run};
-	bool		done;
+	HASHCTL control = {
+		.keysize = sizeof(uint64), .entrysize = sizeof(Seen), .hcxt = run->life};
+	Resync resync = {run};
+	bool   done;
 
 	if (!run->source->resync)
 		return true;
@@ -399,8 +412,10 @@ es_resync(EsSourceRun *run)
 		resync.seed = pg_prng_uint64(&pg_global_prng_state);
 	resync.seen = hash_create("eventstore resync", 100000, &control,
 							  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	resync.ends = MemoryContextAllocZero(run->life, sizeof(int64) * Max(run->npartitions, 1));
-	resync.reached = MemoryContextAllocZero(run->life, sizeof(int64) * Max(run->npartitions, 1));
+	resync.ends =
+		MemoryContextAllocZero(run->life, sizeof(int64) * Max(run->npartitions, 1));
+	resync.reached =
+		MemoryContextAllocZero(run->life, sizeof(int64) * Max(run->npartitions, 1));
 	es_run_set_state(run, "resyncing", "");
 	if (!assign_all(&resync))
 	{

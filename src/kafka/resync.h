@@ -15,4 +15,4 @@
  */
 extern bool es_resync(EsSourceRun *run);
 
-#endif							/* ES_KAFKA_RESYNC_H */
+#endif /* ES_KAFKA_RESYNC_H */

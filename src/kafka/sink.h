@@ -54,15 +54,16 @@ typedef struct EsSink
 	EsSinkPolicy on_error;
 	int			 flush_count;
 	int64		 flush_us;
-	char		*progress_topic; /* NULL unless exactly_once, or where a group vouches (share.c) */
-	Jsonb		*producer_properties;
-	uint32		 changelog_of; /* the source whose store's changelog this publishes; 0 */
-	bool		 paused;
-	char		*failure; /* NULL: none */
-	int64		 resumes;
-	bool		 at_home;
-	TimestampTz	 created_at;
-	EsPosition	 position; /* all up to there are acknowledged */
+	char *
+		progress_topic; /* NULL unless exactly_once, or where a group vouches (share.c) */
+	Jsonb	   *producer_properties;
+	uint32		changelog_of; /* the source whose store's changelog this publishes; 0 */
+	bool		paused;
+	char	   *failure; /* NULL: none */
+	int64		resumes;
+	bool		at_home;
+	TimestampTz created_at;
+	EsPosition	position; /* all up to there are acknowledged */
 
 	/* The topic, as it was last: offsets behind what it has acknowledged, by partition. */
 	int	   nends;

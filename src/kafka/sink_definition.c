@@ -163,7 +163,8 @@ EsSink *
 es_sink_load(uint32 id)
 {
 	static const char sql[] =
-		"SELECT s.*, p.position, p.ends, p.topic_id, (s.system_identifier OPERATOR(pg_catalog.=) $2"
+		"SELECT s.*, p.position, p.ends, p.topic_id, (s.system_identifier "
+		"OPERATOR(pg_catalog.=) $2"
 		" AND s.database_oid OPERATOR(pg_catalog.=) $3) AS at_home,"
 		" COALESCE(s.name, f.name, 'changelog sink ' || s.id) AS shown_name"
 		" FROM eventstore.sink s JOIN eventstore.sink_position p ON p.sink = s.id"
@@ -208,8 +209,8 @@ check_key_function(const char *given)
 	if (!OidIsValid(function))
 		es_kafka_refuse("key", psprintf("\"%s\" is no function.", given));
 	es_kafka_check_execute(function, GetUserId());
-	if (!es_kafka_function_types(function, &argument, &result) || !is_event_type(argument) ||
-		(result != TEXTOID && result != BYTEAOID))
+	if (!es_kafka_function_types(function, &argument, &result) ||
+		!is_event_type(argument) || (result != TEXTOID && result != BYTEAOID))
 		es_kafka_refuse("key", psprintf("%s is not a function of one eventstore.event "
 										"that returns text or bytea.",
 										format_procedure_qualified(function)));

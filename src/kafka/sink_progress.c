@@ -57,8 +57,8 @@ save_restored(EsSinkRun *run)
 
 	for (int i = 0; i < delivery->nends; i++)
 		ends[i] = Int64GetDatum(es_share_has(run->share, i) ? delivery->ends[i] : 0);
-	values[2] = PointerGetDatum(construct_array(ends, delivery->nends, INT8OID, sizeof(int64),
-												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[2] = PointerGetDatum(construct_array(
+		ends, delivery->nends, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	(void) es_spi_execute_as_owner(sql, 3, types, values, NULL, SPI_OK_UPDATE);
 }
 
@@ -72,19 +72,20 @@ es_sink_save(EsSinkRun *run, EsPosition position)
 	es_sink_begin();
 	values[3] = acknowledged_ends(&run->delivery);
 	if (es_spi_execute_as_owner("UPDATE eventstore.sink_position SET position = $2,"
-					  " ends = COALESCE($4, ends),"
-					  " updated_at = pg_catalog.clock_timestamp()"
-					  " WHERE sink = $1 AND position = $3",
-					  4, types, values, values[3] == (Datum) 0 ? "   n" : NULL,
-					  SPI_OK_UPDATE) > 0)
+								" ends = COALESCE($4, ends),"
+								" updated_at = pg_catalog.clock_timestamp()"
+								" WHERE sink = $1 AND position = $3",
+								4, types, values, values[3] == (Datum) 0 ? "   n" : NULL,
+								SPI_OK_UPDATE) > 0)
 	{
 		run->saved = position;
 		run->progressed = true;
 		if (run->share != NULL && run->delivery.nends > 0)
 			save_restored(run);
 	}
-	else if (es_spi_execute_as_owner("SELECT FROM eventstore.sink_position WHERE sink = $1", 1,
-						   types, values, NULL, SPI_OK_SELECT) > 0)
+	else if (es_spi_execute_as_owner(
+				 "SELECT FROM eventstore.sink_position WHERE sink = $1", 1, types, values,
+				 NULL, SPI_OK_SELECT) > 0)
 		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 						errmsg("the position of sink \"%s\" was moved by somebody else",
 							   run->sink->name)));

@@ -268,7 +268,8 @@ reload(EsSourceRun *run)
 	es_run_begin();
 	now = OidIsValid(es_extension_schema()) ? es_source_load(run->source->id) : NULL;
 	if (now == NULL || now->paused || now->failure != NULL || !now->at_home ||
-		now->owner != run->source->owner || now->transform != run->source->transform || (now->resync && !run->source->resync))
+		now->owner != run->source->owner || now->transform != run->source->transform ||
+		(now->resync && !run->source->resync))
 		run->leave = ES_LEAVE_AND_RETURN;
 	else if (now->resumes > run->accepted_resumes)
 	{

@@ -57,42 +57,42 @@ typedef enum EsStart
 /* A row of eventstore.source, taken apart; palloc'd as a whole. */
 typedef struct EsSource
 {
-	uint32		id;
-	char	   *name;
-	Oid			owner;
-	char	   *server_name;
-	Oid			server;			/* InvalidOid: it is gone */
-	char	   *topic;
-	Oid			target;
-	bool		is_store;		/* else a collection */
-	EsSourceMode mode;
+	uint32		  id;
+	char		 *name;
+	Oid			  owner;
+	char		 *server_name;
+	Oid			  server; /* InvalidOid: it is gone */
+	char		 *topic;
+	Oid			  target;
+	bool		  is_store; /* else a collection */
+	EsSourceMode  mode;
 	EsStoreFormat value_format;
-	Oid			transform;		/* InvalidOid: none */
-	char	   *transform_name; /* NULL: none; its function may be gone */
-	EsPolicy	on_error;
-	EsPolicy	on_null_key;
-	EsGapPolicy on_gap;
-	int			flush_count;
-	int64		flush_us;
-	EsStart		start;
-	TimestampTz start_time;
-	Jsonb	   *start_offsets;
-	int			npartitions;	/* 0: all */
-	int32	   *partitions;
-	int			nreplicas;		/* partitions of the changelog topic that are followed */
-	int32	   *replicas;
-	char	   *topic_id;		/* of the topic that is followed; NULL: not known */
-	int			partition_count;	/* of the topic, as last heard of; 0: not yet */
-	char	   *group_id;		/* NULL: partitions are assigned by hand */
-	bool		key_as_tag;
-	Jsonb	   *consumer_properties;
-	Jsonb	   *changelog_properties;
-	char	   *changelog_topic;
-	bool		resync;			/* asked for, and not done yet */
-	bool		paused;
-	char	   *failure;		/* NULL: none */
-	int64		resumes;		/* grows with each resume() */
-	bool		at_home;		/* it was told to run in this very database */
+	Oid			  transform;	  /* InvalidOid: none */
+	char		 *transform_name; /* NULL: none; its function may be gone */
+	EsPolicy	  on_error;
+	EsPolicy	  on_null_key;
+	EsGapPolicy	  on_gap;
+	int			  flush_count;
+	int64		  flush_us;
+	EsStart		  start;
+	TimestampTz	  start_time;
+	Jsonb		 *start_offsets;
+	int			  npartitions; /* 0: all */
+	int32		 *partitions;
+	int			  nreplicas; /* partitions of the changelog topic that are followed */
+	int32		 *replicas;
+	char		 *topic_id;		   /* of the topic that is followed; NULL: not known */
+	int			  partition_count; /* of the topic, as last heard of; 0: not yet */
+	char		 *group_id;		   /* NULL: partitions are assigned by hand */
+	bool		  key_as_tag;
+	Jsonb		 *consumer_properties;
+	Jsonb		 *changelog_properties;
+	char		 *changelog_topic;
+	bool		  resync; /* asked for, and not done yet */
+	bool		  paused;
+	char		 *failure; /* NULL: none */
+	int64		  resumes; /* grows with each resume() */
+	bool		  at_home; /* it was told to run in this very database */
 } EsSource;
 
 /*
@@ -113,4 +113,4 @@ extern bool es_source_parse_start(EsSource *source, const char *start);
 
 extern EsWorkerKey es_source_key(uint32 id);
 
-#endif							/* ES_KAFKA_SOURCE_H */
+#endif /* ES_KAFKA_SOURCE_H */

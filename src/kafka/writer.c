@@ -29,11 +29,11 @@
 
 struct EsDecoded
 {
-	Datum		key;
-	bool		has_key;
-	Datum		value;			/* as the source's value_format; then as it is stored */
-	bool		has_value;
-	bool		dropped;
+	Datum key;
+	bool  has_key;
+	Datum value; /* as the source's value_format; then as it is stored */
+	bool  has_value;
+	bool  dropped;
 };
 
 /*
@@ -44,8 +44,8 @@ static void
 find_transform(EsWriter *writer)
 {
 	const EsSource *source = writer->source;
-	Oid			argument;
-	Oid			result;
+	Oid				argument;
+	Oid				result;
 
 	if (!SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(source->transform)))
 		ereport(ERROR,
@@ -55,8 +55,9 @@ find_transform(EsWriter *writer)
 	es_kafka_check_execute(source->transform, source->owner);
 	if (!es_kafka_function_types(source->transform, &argument, &result) ||
 		argument != es_store_type(source->value_format) ||
-		(source->is_store ? result != es_store_type(writer->stored_format) :
-		 result != JSONBOID && result != TEXTOID && result != BYTEAOID))
+		(source->is_store
+			 ? result != es_store_type(writer->stored_format)
+			 : result != JSONBOID && result != TEXTOID && result != BYTEAOID))
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("transform %s does not fit", source->transform_name),
@@ -69,7 +70,7 @@ find_transform(EsWriter *writer)
 EsWriter *
 es_writer_begin(const EsSource *source)
 {
-	EsWriter   *writer = palloc0(sizeof(EsWriter));
+	EsWriter *writer = palloc0(sizeof(EsWriter));
 
 	writer->source = source;
 	writer->key_format = source->mode == ES_SOURCE_RELAY ? ES_STORE_BYTES : ES_STORE_TEXT;
@@ -77,7 +78,7 @@ es_writer_begin(const EsSource *source)
 	writer->keeps_headers = source->mode != ES_SOURCE_RELAY;
 	if (source->is_store)
 	{
-		EsStore    *store = es_store_open(source->target, RowExclusiveLock);
+		EsStore *store = es_store_open(source->target, RowExclusiveLock);
 
 		writer->key_format = store->key_format;
 		writer->stored_format = store->format;
@@ -98,7 +99,8 @@ decode_record(const EsWriter *writer, const EsRecord *record, EsDecoded *decoded
 			  EsProblem *problem)
 {
 	const EsSource *source = writer->source;
-	EsStoreFormat format = record->from_changelog ? writer->stored_format : source->value_format;
+	EsStoreFormat	format =
+		  record->from_changelog ? writer->stored_format : source->value_format;
 
 	problem->sqlstate = 0;
 	problem->reason = NULL;
@@ -115,7 +117,8 @@ decode_record(const EsWriter *writer, const EsRecord *record, EsDecoded *decoded
 							  &decoded->key, problem))
 		problem->reason = psprintf("the key cannot be taken: %s", problem->reason);
 	else if (decoded->has_value &&
-			 !es_codec_decode(format, record->value, record->value_length, &decoded->value, problem))
+			 !es_codec_decode(format, record->value, record->value_length,
+							  &decoded->value, problem))
 		problem->reason = psprintf("the value cannot be taken as %s: %s",
 								   es_store_format_name(format), problem->reason);
 	else if (writer->keeps_headers && !es_codec_headers_fit(record))
@@ -126,9 +129,10 @@ decode_record(const EsWriter *writer, const EsRecord *record, EsDecoded *decoded
 }
 
 EsDecoded *
-es_writer_decode(const EsWriter *writer, const EsRecord *records, int n, EsProblem *problems)
+es_writer_decode(const EsWriter *writer, const EsRecord *records, int n,
+				 EsProblem *problems)
 {
-	EsDecoded  *decoded = palloc(sizeof(EsDecoded) * n);
+	EsDecoded *decoded = palloc(sizeof(EsDecoded) * n);
 
 	for (int i = 0; i < n; i++)
 		decode_record(writer, &records[i], &decoded[i], &problems[i]);
@@ -145,7 +149,7 @@ apply_transform(EsWriter *writer, EsDecoded *decoded, EsWritten *written)
 	LOCAL_FCINFO(fcinfo, 1);
 
 	if (!decoded->has_value)
-		return;					/* a delete stays one */
+		return; /* a delete stays one */
 	InitFunctionCallInfoData(*fcinfo, &writer->transform, 1, InvalidOid, NULL, NULL);
 	fcinfo->args[0].value = decoded->value;
 	fcinfo->args[0].isnull = false;
@@ -162,7 +166,7 @@ apply_transform(EsWriter *writer, EsDecoded *decoded, EsWritten *written)
 bool
 es_writer_value(EsWriter *writer, EsDecoded *decoded, int number, EsRecord *record)
 {
-	EsWritten	written = {0};
+	EsWritten		written = {0};
 	struct varlena *value;
 
 	if (!OidIsValid(writer->source->transform) || !decoded[number].has_value)
@@ -185,10 +189,10 @@ static void
 write_store(EsWriter *writer, const EsRecord *records, const EsDecoded *decoded, int n,
 			const EsProblem *problems)
 {
-	EsStoreChange *changes = palloc0(sizeof(EsStoreChange) * n);
+	EsStoreChange	  *changes = palloc0(sizeof(EsStoreChange) * n);
 	EsStoreBatchResult result;
-	Oid			changelog;
-	int			nchanges = 0;
+	Oid				   changelog;
+	int				   nchanges = 0;
 
 	(void) es_store_exists(writer->source->target, &changelog);
 	for (int i = 0; i < n; i++)
@@ -211,8 +215,9 @@ write_store(EsWriter *writer, const EsRecord *records, const EsDecoded *decoded,
 static void
 set_value(EsWriter *writer, EsEvent *event, const EsDecoded *decoded)
 {
-	Oid			type = OidIsValid(writer->source->transform) ? writer->result_type :
-		es_store_type(writer->source->value_format);
+	Oid type = OidIsValid(writer->source->transform)
+				   ? writer->result_type
+				   : es_store_type(writer->source->value_format);
 
 	if (!decoded->has_value)
 		return;
@@ -225,24 +230,24 @@ set_value(EsWriter *writer, EsEvent *event, const EsDecoded *decoded)
 static ArrayType *
 key_tag(const EsDecoded *decoded)
 {
-	Datum		tag = PointerGetDatum(cstring_to_text(psprintf("key:%s",
-															   TextDatumGetCString(decoded->key))));
+	Datum tag = PointerGetDatum(
+		cstring_to_text(psprintf("key:%s", TextDatumGetCString(decoded->key))));
 
 	return construct_array(&tag, 1, TEXTOID, -1, false, TYPALIGN_INT);
 }
 
 static void
-write_collection(EsWriter *writer, const EsRecord *records, const EsDecoded *decoded, int n,
-				 const EsProblem *problems)
+write_collection(EsWriter *writer, const EsRecord *records, const EsDecoded *decoded,
+				 int n, const EsProblem *problems)
 {
-	EsAppend	append = {0};
+	EsAppend append = {0};
 
 	append.coll = es_collection_open(writer->source->target, RowExclusiveLock);
 	append.events = palloc0(sizeof(EsEvent) * n);
 	append.expected_version = ES_NO_VERSION;
 	for (int i = 0; i < n; i++)
 	{
-		EsEvent    *event = &append.events[append.nevents];
+		EsEvent *event = &append.events[append.nevents];
 
 		if (problems[i].sqlstate != 0 || decoded[i].dropped)
 			continue;

@@ -15,19 +15,19 @@
 typedef struct EsWriter
 {
 	const EsSource *source;
-	EsStoreFormat key_format;
-	EsStoreFormat stored_format;	/* of a store: what its changelog topic has */
-	bool		keeps_headers;	/* in the metadata of events */
-	text	   *event_type;		/* of a collection's events: the topic */
-	FmgrInfo	transform;
-	Oid			result_type;	/* of the transform */
+	EsStoreFormat	key_format;
+	EsStoreFormat	stored_format; /* of a store: what its changelog topic has */
+	bool			keeps_headers; /* in the metadata of events */
+	text		   *event_type;	   /* of a collection's events: the topic */
+	FmgrInfo		transform;
+	Oid				result_type; /* of the transform */
 } EsWriter;
 
 /* What the policies and the transform made of records; in the current context. */
 typedef struct EsWritten
 {
-	int64		written;		/* into the target; several of a key count */
-	int64		dropped;		/* the transform gave null */
+	int64 written; /* into the target; several of a key count */
+	int64 dropped; /* the transform gave null */
 } EsWritten;
 
 /* In a transaction.  42883 where the transform is gone. */
@@ -45,7 +45,8 @@ extern EsDecoded *es_writer_decode(const EsWriter *writer, const EsRecord *recor
  * Into the record, what the transform makes of its value; false where that is
  * nothing.  As the current user; in the current context.
  */
-extern bool es_writer_value(EsWriter *writer, EsDecoded *decoded, int number, EsRecord *record);
+extern bool es_writer_value(EsWriter *writer, EsDecoded *decoded, int number,
+							EsRecord *record);
 
 /*
  * Writes those of the records that have no problem, as the current user.
@@ -54,4 +55,4 @@ extern bool es_writer_value(EsWriter *writer, EsDecoded *decoded, int number, Es
 extern void es_writer_write(EsWriter *writer, const EsRecord *records, EsDecoded *decoded,
 							int n, const EsProblem *problems, EsWritten *written);
 
-#endif							/* ES_KAFKA_WRITER_H */
+#endif /* ES_KAFKA_WRITER_H */

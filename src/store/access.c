@@ -55,7 +55,7 @@ PG_FUNCTION_INFO_V1(es_delete_prefix);
 PG_FUNCTION_INFO_V1(es_clear);
 
 /* Keys fetched at a time where there may be very many. */
-#define KEYS_CHUNK		1000
+#define KEYS_CHUNK 1000
 
 /* ---------------------------------------------------------------------------
  * Arguments
@@ -96,7 +96,7 @@ key_arg(FunctionCallInfo fcinfo, const EsStore *store)
 static void
 check_select(Oid relid)
 {
-	Oid			user = GetUserId();
+	Oid user = GetUserId();
 
 	if (pg_class_aclcheck(relid, user, ACL_SELECT) != ACLCHECK_OK &&
 		(pg_attribute_aclcheck(relid, ES_STORE_KEY, user, ACL_SELECT) != ACLCHECK_OK ||
@@ -109,8 +109,8 @@ static bool
 returned_value(MemoryContext context, Datum *value)
 {
 	MemoryContext old;
-	Datum		datum;
-	bool		isnull;
+	Datum		  datum;
+	bool		  isnull;
 
 	if (SPI_processed == 0)
 		return false;
@@ -127,7 +127,7 @@ static bool
 select_value(EsStore *store, Datum key, Datum *value)
 {
 	MemoryContext context = CurrentMemoryContext;
-	bool		found;
+	bool		  found;
 
 	SPI_connect();
 	es_store_execute(store, ES_STORE_SELECT, &key, true);
@@ -140,7 +140,7 @@ static bool
 look_up(const EsStore *store, Relation rel, Datum key, Datum *value)
 {
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	bool		isnull = true;
+	bool			isnull = true;
 
 	if (es_store_find(store, rel, key, GetActiveSnapshot(), slot))
 		*value = slot_getattr(slot, ES_STORE_VALUE, &isnull);
@@ -154,8 +154,8 @@ look_up(const EsStore *store, Relation rel, Datum key, Datum *value)
 static bool
 fetch_value(EsStore *store, Datum key, Datum *value)
 {
-	Relation	rel = table_open(store->relid, NoLock);
-	bool		found;
+	Relation rel = table_open(store->relid, NoLock);
+	bool	 found;
 
 	es_store_check_filled(store, rel);
 	if (check_enable_rls(store->relid, InvalidOid, false) == RLS_ENABLED)
@@ -175,10 +175,11 @@ fetch_value(EsStore *store, Datum key, Datum *value)
 static Datum
 get_value(FunctionCallInfo fcinfo, EsStoreFormat format)
 {
-	static const char *const hints[] = {"Use eventstore.get().", "Use eventstore.get_text().",
-	"Use eventstore.get_bytes()."};
-	EsStore    *store = open_store(fcinfo, AccessShareLock);
-	Datum		value;
+	static const char *const hints[] = {"Use eventstore.get().",
+										"Use eventstore.get_text().",
+										"Use eventstore.get_bytes()."};
+	EsStore					*store = open_store(fcinfo, AccessShareLock);
+	Datum					 value;
 
 	require_format(store, format, hints);
 	if (!fetch_value(store, key_arg(fcinfo, store), &value))
@@ -207,21 +208,21 @@ es_get_bytes(PG_FUNCTION_ARGS)
 static Datum
 put_value(FunctionCallInfo fcinfo, EsStoreFormat format)
 {
-	static const char *const hints[] = {"Use eventstore.put().", "Use eventstore.put_text().",
-	"Use eventstore.put_bytes()."};
-	EsReplaced	replaced;
-	EsStore    *store;
-	Datum		values[2];
+	static const char *const hints[] = {"Use eventstore.put().",
+										"Use eventstore.put_text().",
+										"Use eventstore.put_bytes()."};
+	EsReplaced				 replaced;
+	EsStore					*store;
+	Datum					 values[2];
 
 	PreventCommandIfReadOnly("put");
 	store = open_store(fcinfo, RowExclusiveLock);
 	require_format(store, format, hints);
 	values[0] = key_arg(fcinfo, store);
 	if (PG_ARGISNULL(2))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("argument \"%s\" must not be null", "value"),
-				 errhint("Use eventstore.delete() to remove a key.")));
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("argument \"%s\" must not be null", "value"),
+						errhint("Use eventstore.delete() to remove a key.")));
 	values[1] = PG_GETARG_DATUM(2);
 
 	es_store_watch_begin(&replaced, store->relid, values[0]);
@@ -263,7 +264,7 @@ es_put_bytes(PG_FUNCTION_ARGS)
 static void
 check_filled(EsStore *store)
 {
-	Relation	rel = table_open(store->relid, NoLock);
+	Relation rel = table_open(store->relid, NoLock);
 
 	es_store_check_filled(store, rel);
 	table_close(rel, NoLock);
@@ -273,12 +274,13 @@ static Datum
 delete_value(FunctionCallInfo fcinfo, EsStoreFormat format)
 {
 	static const char *const hints[] = {"Use eventstore.delete().",
-	"Use eventstore.delete_text().", "Use eventstore.delete_bytes()."};
-	MemoryContext context = CurrentMemoryContext;
-	EsStore    *store;
-	Datum		key;
-	Datum		value;
-	bool		found;
+										"Use eventstore.delete_text().",
+										"Use eventstore.delete_bytes()."};
+	MemoryContext			 context = CurrentMemoryContext;
+	EsStore					*store;
+	Datum					 key;
+	Datum					 value;
+	bool					 found;
 
 	PreventCommandIfReadOnly("delete");
 	store = open_store(fcinfo, RowExclusiveLock);
@@ -320,12 +322,12 @@ Datum
 es_get_many(PG_FUNCTION_ARGS)
 {
 	static const char *const hints[] = {"", "Use eventstore.get_text() for each key.",
-	"Use eventstore.get_bytes() for each key."};
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	EsStore    *store;
-	Datum	   *keys;
-	bool	   *nulls;
-	int			nkeys;
+										"Use eventstore.get_bytes() for each key."};
+	ReturnSetInfo			*rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	EsStore					*store;
+	Datum					*keys;
+	bool					*nulls;
+	int						 nkeys;
 
 	InitMaterializedSRF(fcinfo, 0);
 	store = open_store(fcinfo, AccessShareLock);
@@ -335,13 +337,12 @@ es_get_many(PG_FUNCTION_ARGS)
 					  &nulls, &nkeys);
 	for (int i = 0; i < nkeys; i++)
 	{
-		Datum		values[2];
-		bool		isnull[2] = {false, false};
+		Datum values[2];
+		bool  isnull[2] = {false, false};
 
 		if (nulls[i])
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("keys must not contain nulls")));
+			ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+							errmsg("keys must not contain nulls")));
 		CHECK_FOR_INTERRUPTS();
 		if (!fetch_value(store, es_store_key_from_text(store, DatumGetTextPP(keys[i])),
 						 &values[1]))
@@ -357,7 +358,7 @@ es_get_many(PG_FUNCTION_ARGS)
 static struct varlena *
 end_of_prefix(struct varlena *prefix)
 {
-	int			length = VARSIZE_ANY_EXHDR(prefix);
+	int				length = VARSIZE_ANY_EXHDR(prefix);
 	struct varlena *end;
 
 	while (length > 0 && (uint8) VARDATA_ANY(prefix)[length - 1] == 0xff)
@@ -373,15 +374,16 @@ end_of_prefix(struct varlena *prefix)
 typedef struct PrefixQuery
 {
 	StringInfoData sql;
-	Oid			types[2];
-	Datum		values[2];
-	int			nvalues;
+	Oid			   types[2];
+	Datum		   values[2];
+	int			   nvalues;
 } PrefixQuery;
 
 static void
 append_prefix_condition(PrefixQuery *query, const EsStore *store, text *prefix)
 {
-	struct varlena *from = (struct varlena *) DatumGetPointer(es_store_key_from_text(store, prefix));
+	struct varlena *from =
+		(struct varlena *) DatumGetPointer(es_store_key_from_text(store, prefix));
 	struct varlena *end = end_of_prefix(from);
 
 	query->types[0] = query->types[1] = es_store_type(store->key_format);
@@ -398,19 +400,19 @@ static void
 return_keys(FunctionCallInfo fcinfo, EsStore *store, PrefixQuery *query, bool read_only)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	Portal		portal;
+	Portal		   portal;
 
 	SPI_connect();
-	portal = SPI_cursor_open_with_args(NULL, query->sql.data, query->nvalues, query->types,
-									   query->values, NULL, read_only, 0);
+	portal = SPI_cursor_open_with_args(NULL, query->sql.data, query->nvalues,
+									   query->types, query->values, NULL, read_only, 0);
 	do
 	{
 		SPI_cursor_fetch(portal, true, KEYS_CHUNK);
 		for (uint64 i = 0; i < SPI_processed; i++)
 		{
-			bool		isnull;
-			Datum		key = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1,
-											&isnull);
+			bool  isnull;
+			Datum key =
+				SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
 
 			key = PointerGetDatum(es_store_key_to_text(store, key));
 			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &key, &isnull);
@@ -425,7 +427,7 @@ Datum
 es_keys(PG_FUNCTION_ARGS)
 {
 	PrefixQuery query;
-	EsStore    *store;
+	EsStore	   *store;
 
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	store = open_store(fcinfo, AccessShareLock);
@@ -443,7 +445,7 @@ Datum
 es_delete_prefix(PG_FUNCTION_ARGS)
 {
 	PrefixQuery query;
-	EsStore    *store;
+	EsStore	   *store;
 
 	PreventCommandIfReadOnly("delete_prefix");
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
@@ -454,7 +456,8 @@ es_delete_prefix(PG_FUNCTION_ARGS)
 	appendStringInfo(&query.sql, "WITH gone AS (DELETE FROM %s",
 					 es_relation_name(store->relid));
 	append_prefix_condition(&query, store, PG_GETARG_TEXT_PP(1));
-	appendStringInfoString(&query.sql, " RETURNING key) SELECT key FROM gone ORDER BY key");
+	appendStringInfoString(&query.sql,
+						   " RETURNING key) SELECT key FROM gone ORDER BY key");
 	return_keys(fcinfo, store, &query, false);
 	return (Datum) 0;
 }
@@ -462,15 +465,15 @@ es_delete_prefix(PG_FUNCTION_ARGS)
 Datum
 es_clear(PG_FUNCTION_ARGS)
 {
-	EsStore    *store;
-	int64		deleted;
+	EsStore *store;
+	int64	 deleted;
 
 	PreventCommandIfReadOnly("clear");
 	store = open_store(fcinfo, RowExclusiveLock);
 	check_filled(store);
 	SPI_connect();
-	es_spi_execute(psprintf("DELETE FROM %s", es_relation_name(store->relid)),
-				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
+	es_spi_execute(psprintf("DELETE FROM %s", es_relation_name(store->relid)), 0, NULL,
+				   NULL, NULL, false, SPI_OK_DELETE);
 	deleted = (int64) SPI_processed;
 	SPI_finish();
 	PG_RETURN_INT64(deleted);

@@ -70,12 +70,12 @@ PG_FUNCTION_INFO_V1(es_store_apply_arrays);
 /* One call. */
 typedef struct Batch
 {
-	EsStore    *store;
-	Relation	rel;
-	int			nchanges;		/* one for each key */
-	const EsStoreChange **changes; /* in bytewise order of their keys */
-	bool		has_deletes;
-	EsStoreBatchResult *result;
+	EsStore				 *store;
+	Relation			  rel;
+	int					  nchanges; /* one for each key */
+	const EsStoreChange **changes;	/* in bytewise order of their keys */
+	bool				  has_deletes;
+	EsStoreBatchResult	 *result;
 } Batch;
 
 /* ---------------------------------------------------------------------------
@@ -92,14 +92,14 @@ compare_keys(const EsStoreChange *a, const EsStoreChange *b)
 /* With the key's first bytes, which tell most keys apart, as a number. */
 typedef struct SortedChange
 {
-	uint64		prefix;
+	uint64				 prefix;
 	const EsStoreChange *change;
 } SortedChange;
 
 static uint64
 prefix_of(Datum key)
 {
-	uint64		prefix = 0;
+	uint64 prefix = 0;
 
 	memcpy(&prefix, VARDATA_ANY(key), Min(VARSIZE_ANY_EXHDR(key), sizeof(prefix)));
 	return pg_ntoh64(prefix);
@@ -111,7 +111,7 @@ compare_changes(const void *a, const void *b)
 {
 	const SortedChange *sa = a;
 	const SortedChange *sb = b;
-	int			order;
+	int					order;
 
 	if (sa->prefix != sb->prefix)
 		return sa->prefix < sb->prefix ? -1 : 1;
@@ -125,7 +125,7 @@ merge_changes(Batch *batch, const EsStoreChange *changes, int nchanges)
 	const EsStoreChange **order =
 		palloc_extended(sizeof(*order) * nchanges, MCXT_ALLOC_HUGE);
 	SortedChange *sorted = palloc_extended(sizeof(*sorted) * nchanges, MCXT_ALLOC_HUGE);
-	int			n = 0;
+	int			  n = 0;
 
 	for (int i = 0; i < nchanges; i++)
 	{
@@ -155,14 +155,13 @@ merge_changes(Batch *batch, const EsStoreChange *changes, int nchanges)
 static bool
 has_one_index(Relation rel)
 {
-	List	   *indexes = RelationGetIndexList(rel);
-	bool		one = list_length(indexes) == 1 &&
-			   linitial_oid(indexes) == es_primary_key(rel);
+	List *indexes = RelationGetIndexList(rel);
+	bool  one = list_length(indexes) == 1 && linitial_oid(indexes) == es_primary_key(rel);
 
 	list_free(indexes);
 	if (one)
 	{
-		Relation	index = index_open(es_primary_key(rel), AccessShareLock);
+		Relation index = index_open(es_primary_key(rel), AccessShareLock);
 
 		one = index->rd_index->indimmediate && index->rd_index->indisvalid;
 		index_close(index, AccessShareLock);
@@ -173,7 +172,7 @@ has_one_index(Relation rel)
 static bool
 has_other_columns(Relation rel)
 {
-	TupleDesc	desc = RelationGetDescr(rel);
+	TupleDesc desc = RelationGetDescr(rel);
 
 	for (int i = ES_STORE_NATTS; i < desc->natts; i++)
 		if (!TupleDescAttr(desc, i)->attisdropped)
@@ -186,22 +185,22 @@ static bool
 is_plain(Relation rel, bool changelog)
 {
 	TupleConstr *constr = RelationGetDescr(rel)->constr;
-	bool		other_triggers;
+	bool		 other_triggers;
 
-	return !has_other_columns(rel) &&
-		   rel->rd_rel->relam == HEAP_TABLE_AM_OID && !rel->rd_rel->relispartition &&
-		   !rel->rd_rel->relhassubclass && !rel->rd_rel->relhasrules &&
+	return !has_other_columns(rel) && rel->rd_rel->relam == HEAP_TABLE_AM_OID &&
+		   !rel->rd_rel->relispartition && !rel->rd_rel->relhassubclass &&
+		   !rel->rd_rel->relhasrules &&
 		   (constr == NULL ||
 			(constr->num_check == 0 && !constr->has_generated_stored)) &&
-		   has_one_index(rel) &&
-		es_store_has_triggers(rel, changelog, &other_triggers) && !other_triggers;
+		   has_one_index(rel) && es_store_has_triggers(rel, changelog, &other_triggers) &&
+		   !other_triggers;
 }
 
 /* Rights to columns, and policies, are for the executor. */
 static bool
 may_write(const Batch *batch)
 {
-	AclMode		needed =
+	AclMode needed =
 		ACL_SELECT | ACL_INSERT | ACL_UPDATE | (batch->has_deletes ? ACL_DELETE : 0);
 
 	return pg_class_aclmask(batch->store->relid, GetUserId(), needed, ACLMASK_ALL) ==
@@ -223,26 +222,26 @@ is_direct(const Batch *batch)
 /* The store, open for writing. */
 typedef struct Writer
 {
-	Batch	   *batch;
-	Relation	rel;
-	Relation	index;			/* its primary key */
-	EState	   *estate;
-	ResultRelInfo *rri;
-	TupleTableSlot *found;		/* the row that is there */
-	TupleTableSlot *row;		/* the one to be written */
-	Snapshot	snapshot;		/* for the first look at each key */
-	EsKeyWalk  *walk;
-	EsHeads    *heads;			/* of the changelog; NULL without one */
-	EsKeyWalk  *heads_walk;
-	TimestampTz	now;
-	int			nchanged;
-	EsRowChange *changed;		/* to be recorded */
+	Batch		   *batch;
+	Relation		rel;
+	Relation		index; /* its primary key */
+	EState		   *estate;
+	ResultRelInfo  *rri;
+	TupleTableSlot *found;	  /* the row that is there */
+	TupleTableSlot *row;	  /* the one to be written */
+	Snapshot		snapshot; /* for the first look at each key */
+	EsKeyWalk	   *walk;
+	EsHeads		   *heads; /* of the changelog; NULL without one */
+	EsKeyWalk	   *heads_walk;
+	TimestampTz		now;
+	int				nchanged;
+	EsRowChange	   *changed; /* to be recorded */
 } Writer;
 
 static void
 open_writer(Writer *writer, Batch *batch)
 {
-	Oid			changelog = batch->store->changelog;
+	Oid changelog = batch->store->changelog;
 
 	writer->batch = batch;
 	writer->rel = batch->rel;
@@ -254,8 +253,8 @@ open_writer(Writer *writer, Batch *batch)
 	writer->found = table_slot_create(batch->rel, NULL);
 	writer->row = table_slot_create(batch->rel, NULL);
 	writer->snapshot = RegisterSnapshot(GetLatestSnapshot());
-	writer->walk = es_key_walk_begin(batch->rel, writer->index, writer->snapshot,
-									 batch->nchanges);
+	writer->walk =
+		es_key_walk_begin(batch->rel, writer->index, writer->snapshot, batch->nchanges);
 	writer->now = GetCurrentTimestamp();
 	writer->heads = NULL;
 	writer->changed = NULL;
@@ -263,7 +262,8 @@ open_writer(Writer *writer, Batch *batch)
 	if (OidIsValid(changelog))
 	{
 		writer->heads = es_heads_begin(es_collection_open(changelog, RowExclusiveLock));
-		writer->heads_walk = es_heads_walk(writer->heads, writer->snapshot, batch->nchanges);
+		writer->heads_walk =
+			es_heads_walk(writer->heads, writer->snapshot, batch->nchanges);
 		writer->changed =
 			palloc_extended(sizeof(EsRowChange) * batch->nchanges, MCXT_ALLOC_HUGE);
 	}
@@ -290,14 +290,15 @@ close_writer(Writer *writer)
 static bool
 find_row(Writer *writer, Datum key, bool again)
 {
-	Snapshot	snapshot;
-	bool		found;
+	Snapshot snapshot;
+	bool	 found;
 
 	if (!again)
 		return es_key_walk_find(writer->walk, (struct varlena *) DatumGetPointer(key),
 								writer->found);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	found = es_store_find(writer->batch->store, writer->rel, key, snapshot, writer->found);
+	found =
+		es_store_find(writer->batch->store, writer->rel, key, snapshot, writer->found);
 	UnregisterSnapshot(snapshot);
 	return found;
 }
@@ -387,8 +388,8 @@ read_found(Writer *writer, EsStoreRow *row)
 static bool
 found_is_ours(Writer *writer)
 {
-	bool		isnull;
-	Datum		xmin = slot_getsysattr(writer->found, MinTransactionIdAttributeNumber, &isnull);
+	bool  isnull;
+	Datum xmin = slot_getsysattr(writer->found, MinTransactionIdAttributeNumber, &isnull);
 
 	return TransactionIdIsCurrentTransactionId(DatumGetTransactionId(xmin));
 }
@@ -432,7 +433,7 @@ keep_change(Writer *writer)
 static bool
 lock_found(Writer *writer)
 {
-	TM_FailureData failure;
+	TM_FailureData	failure;
 	ItemPointerData tid = writer->found->tts_tid;
 
 	return was_newest(writer, table_tuple_lock(writer->rel, &tid, writer->snapshot,
@@ -446,9 +447,9 @@ static bool
 replace_found(Writer *writer, const EsStoreChange *change)
 {
 	TM_FailureData failure;
-	EsStoreRow	old;
-	EsStoreRow	new;
-	bool		needs_indexes;
+	EsStoreRow	   old;
+	EsStoreRow new;
+	bool needs_indexes;
 
 	read_found(writer, &old);
 	if (es_store_same_bytes(old.value, change->value))
@@ -477,7 +478,7 @@ static bool
 delete_found(Writer *writer, const EsStoreChange *change)
 {
 	TM_FailureData failure;
-	EsStoreRow	old;
+	EsStoreRow	   old;
 
 	read_found(writer, &old);
 	note_change(writer, change, &old, NULL);
@@ -511,8 +512,8 @@ look_at_stream(Writer *writer, Datum key, EsStoreRow *last)
 static bool
 insert_row(Writer *writer, const EsStoreChange *change)
 {
-	EsStoreRow	last;
-	EsStoreRow	new;
+	EsStoreRow last;
+	EsStoreRow new;
 
 	look_at_stream(writer, change->key, &last);
 	next_row(writer, change, &last, &new);
@@ -531,7 +532,7 @@ static void
 await_inserter(Writer *writer, Datum key)
 {
 	SnapshotData dirty;
-	bool		found;
+	bool		 found;
 
 	InitDirtySnapshot(dirty);
 	found = es_store_find(writer->batch->store, writer->rel, key, &dirty, writer->found);
@@ -545,8 +546,8 @@ static bool
 try_change(Writer *writer, const EsStoreChange *change, bool again)
 {
 	if (find_row(writer, change->key, again))
-		return change->is_delete ? delete_found(writer, change) :
-			replace_found(writer, change);
+		return change->is_delete ? delete_found(writer, change)
+								 : replace_found(writer, change);
 	if (change->is_delete)
 	{
 		/* Only a new look is sure that it is not there. */
@@ -563,7 +564,7 @@ try_change(Writer *writer, const EsStoreChange *change, bool again)
 static void
 apply_change(Writer *writer, const EsStoreChange *change)
 {
-	bool		again = false;
+	bool again = false;
 
 	while (!try_change(writer, change, again))
 	{
@@ -576,7 +577,7 @@ apply_change(Writer *writer, const EsStoreChange *change)
 static void
 apply_direct(Batch *batch)
 {
-	Writer		writer;
+	Writer writer;
 
 	CheckCmdReplicaIdentity(batch->rel, CMD_UPDATE);
 	if (batch->has_deletes)
@@ -618,8 +619,8 @@ count_row(EsStoreBatchResult *result, const EsStoreChange *change,
 static void
 apply_row(Batch *batch, const EsStoreChange *change)
 {
-	Datum		values[2] = {change->key, change->value};
-	EsReplaced	replaced;
+	Datum	   values[2] = {change->key, change->value};
+	EsReplaced replaced;
 
 	es_store_watch_begin(&replaced, batch->store->relid, change->key);
 	replaced.metadata = change->metadata;
@@ -667,7 +668,7 @@ static void
 apply(Oid relid, const EsStoreChange *changes, int nchanges, bool by_rows,
 	  EsStoreBatchResult *result)
 {
-	Batch		batch = {0};
+	Batch batch = {0};
 
 	PreventCommandIfReadOnly("a change of a store");
 	PreventCommandIfParallelMode("a change of a store");
@@ -703,11 +704,11 @@ static void
 take_array(FunctionCallInfo fcinfo, int arg, Oid type, const char *name, Datum **values,
 		   bool **nulls, int *n)
 {
-	ArrayType  *array;
-	int16		length;
-	bool		by_value;
-	char		align;
-	int			count;
+	ArrayType *array;
+	int16	   length;
+	bool	   by_value;
+	char	   align;
+	int		   count;
 
 	es_require_arg(&fcinfo->args[arg], name);
 	array = PG_GETARG_ARRAYTYPE_P(arg);
@@ -729,8 +730,8 @@ static EsStoreChange *
 take_changes(FunctionCallInfo fcinfo, const EsStore *store, int *n)
 {
 	EsStoreChange *changes;
-	Datum	   *columns[4];
-	bool	   *nulls[4];
+	Datum		  *columns[4];
+	bool		  *nulls[4];
 
 	*n = -1;
 	take_array(fcinfo, 1, TEXTOID, "keys", &columns[0], &nulls[0], n);
@@ -766,11 +767,11 @@ Datum
 es_store_apply_arrays(PG_FUNCTION_ARGS)
 {
 	EsStoreBatchResult result;
-	EsStoreChange *changes;
-	Datum		values[4];
-	bool		nulls[4] = {0};
-	TupleDesc	desc;
-	int			n;
+	EsStoreChange	  *changes;
+	Datum			   values[4];
+	bool			   nulls[4] = {0};
+	TupleDesc		   desc;
+	int				   n;
 
 	es_require_arg(&fcinfo->args[0], "store");
 	changes = take_changes(fcinfo, es_store_open(PG_GETARG_OID(0), RowExclusiveLock), &n);

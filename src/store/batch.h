@@ -13,21 +13,21 @@
 /* One change; what it points to lies in the caller's memory. */
 typedef struct EsStoreChange
 {
-	Datum		key;			/* text or bytea, as the store's key_format; detoasted */
-	Datum		value;			/* of the store's type, detoasted; of a delete: not looked at */
+	Datum		key;   /* text or bytea, as the store's key_format; detoasted */
+	Datum		value; /* of the store's type, detoasted; of a delete: not looked at */
 	bool		is_delete;
 	bool		created_at_given; /* else the clock; never before the key's last time */
-	TimestampTz	created_at;
-	Jsonb	   *metadata;		/* of the event in the changelog, if there is one; or NULL */
+	TimestampTz created_at;
+	Jsonb	   *metadata; /* of the event in the changelog, if there is one; or NULL */
 } EsStoreChange;
 
 /* What became of the keys, of each of which only the last change counts. */
 typedef struct EsStoreBatchResult
 {
-	int64		inserted;
-	int64		updated;
-	int64		deleted;
-	int64		unchanged;		/* had that very value; or was to go, and was not there */
+	int64 inserted;
+	int64 updated;
+	int64 deleted;
+	int64 unchanged; /* had that very value; or was to go, and was not there */
 } EsStoreBatchResult;
 
 /*
@@ -43,4 +43,4 @@ typedef struct EsStoreBatchResult
 extern void es_store_apply(Oid store, const EsStoreChange *changes, int nchanges,
 						   EsStoreBatchResult *result);
 
-#endif							/* ES_STORE_BATCH_H */
+#endif /* ES_STORE_BATCH_H */

@@ -45,8 +45,8 @@ PG_FUNCTION_INFO_V1(es_store_record);
 PG_FUNCTION_INFO_V1(es_store_guard);
 
 static EsReplaced *watched = NULL;
-static Oid	unrecorded = InvalidOid;
-static int	unrecorded_depth;
+static Oid		   unrecorded = InvalidOid;
+static int		   unrecorded_depth;
 
 /* ---------------------------------------------------------------------------
  * What the functions ask of the triggers
@@ -139,13 +139,13 @@ require_row_trigger(FunctionCallInfo fcinfo, const char *name, bool before)
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) ||
-		(before ? !TRIGGER_FIRED_BEFORE(trigdata->tg_event) :
-		 !TRIGGER_FIRED_AFTER(trigdata->tg_event)) ||
+		(before ? !TRIGGER_FIRED_BEFORE(trigdata->tg_event)
+				: !TRIGGER_FIRED_AFTER(trigdata->tg_event)) ||
 		(before && TRIGGER_FIRED_BY_DELETE(trigdata->tg_event)))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"eventstore.%s\" must be called %s for each row",
-						name, before ? "before insert or update" : "after a change")));
+				 errmsg("function \"eventstore.%s\" must be called %s for each row", name,
+						before ? "before insert or update" : "after a change")));
 	return trigdata;
 }
 
@@ -157,9 +157,9 @@ require_row_trigger(FunctionCallInfo fcinfo, const char *name, bool before)
 static void
 look_at_stream(const EsStore *store, Datum key, EsStoreRow *last)
 {
-	EsStreamHead head;
+	EsStreamHead  head;
 	EsCollection *changelog;
-	Snapshot	snapshot;
+	Snapshot	  snapshot;
 
 	last->version = 0;
 	last->has_time = false;
@@ -179,9 +179,9 @@ look_at_stream(const EsStore *store, Datum key, EsStoreRow *last)
 static HeapTuple
 version_update(const EsStore *store, TriggerData *trigdata)
 {
-	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
-	EsStoreRow	old;
-	EsStoreRow	new;
+	TupleDesc  desc = RelationGetDescr(trigdata->tg_relation);
+	EsStoreRow old;
+	EsStoreRow new;
 	EsStoreRow	last;
 	EsReplaced *watch;
 	bool		moved;
@@ -190,14 +190,14 @@ version_update(const EsStore *store, TriggerData *trigdata)
 	es_store_read_row(&old, trigdata->tg_trigtuple, desc);
 	es_store_read_row(&new, trigdata->tg_newtuple, desc);
 	moved = new.complete && !es_store_same_bytes(old.key, new.key);
-	same = new.complete && !moved && es_store_same_bytes(old.value, new.value);
+	same = new.complete && !moved &&es_store_same_bytes(old.value, new.value);
 	watch = watch_for(trigdata->tg_relation, old.key);
 	note_replaced(watch, &old, same);
 	if (!new.complete)
-		return trigdata->tg_newtuple;	/* to be refused as null */
+		return trigdata->tg_newtuple; /* to be refused as null */
 	if (same)
-		return es_store_with_version(trigdata->tg_newtuple, desc, old.version, old.has_time,
-									 old.updated_at);
+		return es_store_with_version(trigdata->tg_newtuple, desc, old.version,
+									 old.has_time, old.updated_at);
 	last = old;
 	if (moved)
 		look_at_stream(store, new.key, &last);
@@ -208,32 +208,31 @@ version_update(const EsStore *store, TriggerData *trigdata)
 static HeapTuple
 version_insert(EsStore *store, TriggerData *trigdata)
 {
-	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
-	EsStoreRow	new;
-	EsStoreRow	last;
+	TupleDesc desc = RelationGetDescr(trigdata->tg_relation);
+	EsStoreRow new;
+	EsStoreRow last;
 
 	es_store_check_filled(store, trigdata->tg_relation);
 	es_store_read_row(&new, trigdata->tg_trigtuple, desc);
 	if (!new.complete)
 		return trigdata->tg_trigtuple;
 	look_at_stream(store, new.key, &last);
-	return es_store_with_version(trigdata->tg_trigtuple, desc, last.version + 1, true,
-								 es_store_not_before(time_of(watch_for(trigdata->tg_relation,
-																	   new.key)),
-													 &last));
+	return es_store_with_version(
+		trigdata->tg_trigtuple, desc, last.version + 1, true,
+		es_store_not_before(time_of(watch_for(trigdata->tg_relation, new.key)), &last));
 }
 
 Datum
 es_store_version(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = require_row_trigger(fcinfo, "store_version", true);
-	EsStore    *store = es_store_get(RelationGetRelid(trigdata->tg_relation));
-	bool		update = TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event);
+	EsStore		*store = es_store_get(RelationGetRelid(trigdata->tg_relation));
+	bool		 update = TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event);
 
 	if (is_unrecorded(trigdata->tg_relation))
 		PG_RETURN_POINTER(update ? trigdata->tg_newtuple : trigdata->tg_trigtuple);
-	PG_RETURN_POINTER(update ? version_update(store, trigdata) :
-					  version_insert(store, trigdata));
+	PG_RETURN_POINTER(update ? version_update(store, trigdata)
+							 : version_insert(store, trigdata));
 }
 
 /* ---------------------------------------------------------------------------
@@ -244,10 +243,10 @@ es_store_version(PG_FUNCTION_ARGS)
 static bool
 collect_change(EsRowChange *change, TriggerData *trigdata)
 {
-	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
-	HeapTuple	old = TRIGGER_FIRED_BY_INSERT(trigdata->tg_event) ? NULL :
-		trigdata->tg_trigtuple;
-	HeapTuple	new = NULL;
+	TupleDesc desc = RelationGetDescr(trigdata->tg_relation);
+	HeapTuple old =
+		TRIGGER_FIRED_BY_INSERT(trigdata->tg_event) ? NULL : trigdata->tg_trigtuple;
+	HeapTuple new = NULL;
 
 	if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
 		new = trigdata->tg_newtuple;
@@ -277,20 +276,21 @@ Datum
 es_store_record(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = require_row_trigger(fcinfo, "store_record", false);
-	Relation	rel = trigdata->tg_relation;
-	EsStore    *store = es_store_get(RelationGetRelid(rel));
-	EsRowChange change = {0};
+	Relation	 rel = trigdata->tg_relation;
+	EsStore		*store = es_store_get(RelationGetRelid(rel));
+	EsRowChange	 change = {0};
 
 	if (OidIsValid(store->changelog) && !is_unrecorded(rel) &&
 		collect_change(&change, trigdata))
 	{
-		EsReplaced *watch = watch_for(rel, change.has_new ? change.new.key : change.old.key);
+		EsReplaced *watch =
+			watch_for(rel, change.has_new ? change.new.key : change.old.key);
 
 		change.time = time_of(watch);
 		change.metadata = watch != NULL ? watch->metadata : NULL;
 		es_store_record_rows(store, rel, &change, 1);
 	}
-	PG_RETURN_POINTER(NULL);	/* nobody looks at it, but null is an error */
+	PG_RETURN_POINTER(NULL); /* nobody looks at it, but null is an error */
 }
 
 /* ---------------------------------------------------------------------------
@@ -300,7 +300,7 @@ es_store_record(PG_FUNCTION_ARGS)
 static bool
 runs(const Trigger *trigger, const char *name, PGFunction function)
 {
-	FmgrInfo	info;
+	FmgrInfo info;
 
 	if (strcmp(trigger->tgname, name) != 0 || trigger->tgqual != NULL ||
 		trigger->tgnattr > 0 ||
@@ -315,9 +315,9 @@ bool
 es_store_has_triggers(Relation rel, bool changelog, bool *others)
 {
 	TriggerDesc *triggers = rel->trigdesc;
-	bool		versions = false;
-	bool		records = false;
-	bool		guards = false;
+	bool		 versions = false;
+	bool		 records = false;
+	bool		 guards = false;
 
 	*others = false;
 	if (triggers == NULL || SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
@@ -348,15 +348,14 @@ es_store_guard(PG_FUNCTION_ARGS)
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
 
 	if (!CALLED_AS_TRIGGER(fcinfo))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" was not called as a trigger", "eventstore.store_guard")));
-	ereport(ERROR,
-			(errcode(ERRCODE_ES_APPEND_ONLY),
-			 errmsg("cannot TRUNCATE store \"%s\"",
-					RelationGetRelationName(trigdata->tg_relation)),
-			 errdetail("It would not be recorded key by key."),
-			 errhint("Use eventstore.clear() or DELETE."),
-			 errtable(trigdata->tg_relation)));
+		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+						errmsg("function \"%s\" was not called as a trigger",
+							   "eventstore.store_guard")));
+	ereport(ERROR, (errcode(ERRCODE_ES_APPEND_ONLY),
+					errmsg("cannot TRUNCATE store \"%s\"",
+						   RelationGetRelationName(trigdata->tg_relation)),
+					errdetail("It would not be recorded key by key."),
+					errhint("Use eventstore.clear() or DELETE."),
+					errtable(trigdata->tg_relation)));
 	PG_RETURN_NULL();
 }

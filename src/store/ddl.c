@@ -52,8 +52,8 @@ typedef struct StoreOptions
 {
 	EsStoreFormat format;
 	EsStoreFormat key_format;
-	bool		changelog;
-	bool		unlogged;
+	bool		  changelog;
+	bool		  unlogged;
 } StoreOptions;
 
 static EsStoreFormat
@@ -61,7 +61,7 @@ format_arg(FunctionCallInfo fcinfo, int n, const char *name, EsStoreFormat absen
 		   const char *hint)
 {
 	EsStoreFormat format = absent;
-	char	   *value;
+	char		 *value;
 
 	if (PG_ARGISNULL(n))
 		return absent;
@@ -69,10 +69,9 @@ format_arg(FunctionCallInfo fcinfo, int n, const char *name, EsStoreFormat absen
 	/* Keys are text unless they are bytes. */
 	if (!es_store_format_parse(value, &format) ||
 		(absent == ES_STORE_TEXT && format == ES_STORE_JSON))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid value for argument \"%s\": \"%s\"", name, value),
-				 errhint("%s", hint)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("invalid value for argument \"%s\": \"%s\"", name, value),
+						errhint("%s", hint)));
 	return format;
 }
 
@@ -80,10 +79,10 @@ format_arg(FunctionCallInfo fcinfo, int n, const char *name, EsStoreFormat absen
 static void
 read_options(FunctionCallInfo fcinfo, StoreOptions *options)
 {
-	options->format = format_arg(fcinfo, 1, "format", ES_STORE_JSON,
-								 "It is one of json, text, bytes.");
-	options->key_format = format_arg(fcinfo, 2, "key_format", ES_STORE_TEXT,
-									 "It is text or bytes.");
+	options->format =
+		format_arg(fcinfo, 1, "format", ES_STORE_JSON, "It is one of json, text, bytes.");
+	options->key_format =
+		format_arg(fcinfo, 2, "key_format", ES_STORE_TEXT, "It is text or bytes.");
 	options->changelog = PG_ARGISNULL(3) || PG_GETARG_BOOL(3);
 	options->unlogged = !PG_ARGISNULL(4) && PG_GETARG_BOOL(4);
 }
@@ -92,33 +91,39 @@ read_options(FunctionCallInfo fcinfo, StoreOptions *options)
 static Oid
 create_table(Oid schema, const char *name, const StoreOptions *options)
 {
-	static const char *const types[] = {"pg_catalog.jsonb", "pg_catalog.text", "pg_catalog.bytea"};
-	char	   *qualified = quote_qualified_identifier(get_namespace_name(schema), name);
+	static const char *const types[] = {"pg_catalog.jsonb", "pg_catalog.text",
+										"pg_catalog.bytea"};
+	char *qualified = quote_qualified_identifier(get_namespace_name(schema), name);
 
-	es_spi_execute(psprintf("CREATE %sTABLE %s (key %s PRIMARY KEY, value %s NOT NULL,"
-							" version pg_catalog.int8, updated_at pg_catalog.timestamptz)",
-							options->unlogged ? "UNLOGGED " : "", qualified,
-							options->key_format == ES_STORE_BYTES ? "pg_catalog.bytea" :
-							"pg_catalog.text COLLATE pg_catalog.\"C\"",
-							types[options->format]),
-				   0, NULL, NULL, NULL, false, SPI_OK_UTILITY);
+	es_spi_execute(
+		psprintf("CREATE %sTABLE %s (key %s PRIMARY KEY, value %s NOT NULL,"
+				 " version pg_catalog.int8, updated_at pg_catalog.timestamptz)",
+				 options->unlogged ? "UNLOGGED " : "", qualified,
+				 options->key_format == ES_STORE_BYTES
+					 ? "pg_catalog.bytea"
+					 : "pg_catalog.text COLLATE pg_catalog.\"C\"",
+				 types[options->format]),
+		0, NULL, NULL, NULL, false, SPI_OK_UTILITY);
 	return get_relname_relid(name, schema);
 }
 
 static void
 create_trigger(Oid store, const char *name, const char *event, const char *function)
 {
-	es_spi_execute(psprintf("CREATE TRIGGER %s %s ON %s %s EXECUTE FUNCTION eventstore.%s()",
-							quote_identifier(name), event, es_relation_name(store),
-							strstr(event, "TRUNCATE") != NULL ? "FOR EACH STATEMENT" : "FOR EACH ROW",
-							function),
-				   0, NULL, NULL, NULL, false, SPI_OK_UTILITY);
+	es_spi_execute(
+		psprintf("CREATE TRIGGER %s %s ON %s %s EXECUTE FUNCTION eventstore.%s()",
+				 quote_identifier(name), event, es_relation_name(store),
+				 strstr(event, "TRUNCATE") != NULL ? "FOR EACH STATEMENT"
+												   : "FOR EACH ROW",
+				 function),
+		0, NULL, NULL, NULL, false, SPI_OK_UTILITY);
 }
 
 static void
 create_triggers(Oid store, const StoreOptions *options)
 {
-	create_trigger(store, ES_STORE_VERSION_TRIGGER, "BEFORE INSERT OR UPDATE", "store_version");
+	create_trigger(store, ES_STORE_VERSION_TRIGGER, "BEFORE INSERT OR UPDATE",
+				   "store_version");
 	if (options->changelog)
 		create_trigger(store, ES_STORE_RECORD_TRIGGER, "AFTER INSERT OR UPDATE OR DELETE",
 					   "store_record");
@@ -128,17 +133,18 @@ create_triggers(Oid store, const StoreOptions *options)
 static void
 register_store(Oid store, Oid changelog, const StoreOptions *options)
 {
-	Oid			types[] = {REGCLASSOID, REGCLASSOID, TEXTOID, TEXTOID};
-	Datum		values[] = {ObjectIdGetDatum(store), ObjectIdGetDatum(changelog),
-		CStringGetTextDatum(es_store_format_name(options->format)),
-	CStringGetTextDatum(es_store_format_name(options->key_format))};
+	Oid			 types[] = {REGCLASSOID, REGCLASSOID, TEXTOID, TEXTOID};
+	Datum		 values[] = {ObjectIdGetDatum(store), ObjectIdGetDatum(changelog),
+							 CStringGetTextDatum(es_store_format_name(options->format)),
+							 CStringGetTextDatum(es_store_format_name(options->key_format))};
 	EsRoleSwitch saved;
 
 	es_role_assume(es_extension_owner(), &saved);
-	es_spi_execute("INSERT INTO eventstore.store_catalog (store, changelog, format, key_format)"
-				   " VALUES ($1, $2, $3, $4)",
-				   lengthof(types), types, values, OidIsValid(changelog) ? "    " : " n  ",
-				   false, SPI_OK_INSERT);
+	es_spi_execute(
+		"INSERT INTO eventstore.store_catalog (store, changelog, format, key_format)"
+		" VALUES ($1, $2, $3, $4)",
+		lengthof(types), types, values, OidIsValid(changelog) ? "    " : " n  ", false,
+		SPI_OK_INSERT);
 	es_role_restore(&saved);
 	CacheInvalidateRelcacheByRelid(store);
 	if (OidIsValid(changelog))
@@ -150,10 +156,10 @@ es_create_store(PG_FUNCTION_ARGS)
 {
 	StoreOptions options;
 	EsRoleSwitch saved;
-	char	   *name;
-	Oid			schema;
-	Oid			store;
-	Oid			changelog = InvalidOid;
+	char		*name;
+	Oid			 schema;
+	Oid			 store;
+	Oid			 changelog = InvalidOid;
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("create_store");
@@ -184,9 +190,9 @@ es_create_store(PG_FUNCTION_ARGS)
 Datum
 es_drop_store(PG_FUNCTION_ARGS)
 {
-	char	   *tables;
-	Oid			relid;
-	Oid			changelog;
+	char *tables;
+	Oid	  relid;
+	Oid	  changelog;
 
 	PreventCommandIfReadOnly("drop_store");
 	es_require_arg(&fcinfo->args[0], "store");
@@ -220,19 +226,19 @@ alter_changelog(Oid changelog, const char *what)
 	if (!es_owns_relation(changelog, GetUserId()))
 		return;
 	SPI_connect();
-	es_spi_execute(psprintf("ALTER TABLE %s %s", es_relation_name(changelog), what),
-				   0, NULL, NULL, NULL, false, SPI_OK_UTILITY);
+	es_spi_execute(psprintf("ALTER TABLE %s %s", es_relation_name(changelog), what), 0,
+				   NULL, NULL, NULL, false, SPI_OK_UTILITY);
 	SPI_finish();
 }
 
 static bool
 changes_owner(Node *stmt)
 {
-	ListCell   *cell;
+	ListCell *cell;
 
 	if (!IsA(stmt, AlterTableStmt))
 		return false;
-	foreach(cell, ((AlterTableStmt *) stmt)->cmds)
+	foreach (cell, ((AlterTableStmt *) stmt)->cmds)
 		if (lfirst_node(AlterTableCmd, cell)->subtype == AT_ChangeOwner)
 			return true;
 	return false;
@@ -242,8 +248,8 @@ changes_owner(Node *stmt)
 static Oid
 changelog_of(Oid relid)
 {
-	Oid			changelog;
-	bool		shared;
+	Oid	 changelog;
+	bool shared;
 
 	if (!OidIsValid(relid))
 		return InvalidOid;
@@ -258,40 +264,40 @@ changelog_of(Oid relid)
 static void
 follow_owner(AlterTableStmt *stmt)
 {
-	Oid			relid = RangeVarGetRelid(stmt->relation, NoLock, true);
-	Oid			changelog = changelog_of(relid);
-	Oid			owner;
+	Oid relid = RangeVarGetRelid(stmt->relation, NoLock, true);
+	Oid changelog = changelog_of(relid);
+	Oid owner;
 
 	if (!OidIsValid(changelog))
 		return;
 	owner = es_relation_owner(relid);
 	if (es_relation_owner(changelog) != owner)
-		alter_changelog(changelog, psprintf("OWNER TO %s",
-											quote_identifier(GetUserNameFromId(owner, false))));
+		alter_changelog(
+			changelog,
+			psprintf("OWNER TO %s", quote_identifier(GetUserNameFromId(owner, false))));
 }
 
 static void
 follow_schema(AlterObjectSchemaStmt *stmt)
 {
-	Oid			schema = get_namespace_oid(stmt->newschema, true);
-	Oid			changelog = changelog_of(get_relname_relid(stmt->relation->relname, schema));
+	Oid schema = get_namespace_oid(stmt->newschema, true);
+	Oid changelog = changelog_of(get_relname_relid(stmt->relation->relname, schema));
 
 	if (OidIsValid(changelog) && get_rel_namespace(changelog) != schema)
-		alter_changelog(changelog, psprintf("SET SCHEMA %s",
-											quote_identifier(stmt->newschema)));
+		alter_changelog(changelog,
+						psprintf("SET SCHEMA %s", quote_identifier(stmt->newschema)));
 }
 
 /* Runs after every ALTER TABLE, so it looks at the statement first. */
 Datum
 es_on_alter_store(PG_FUNCTION_ARGS)
 {
-	Node	   *stmt;
+	Node *stmt;
 
 	if (!CALLED_AS_EVENT_TRIGGER(fcinfo))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_EVENT_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function \"%s\" was not called as an event trigger",
-						"eventstore.on_alter_store")));
+		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_EVENT_TRIGGER_PROTOCOL_VIOLATED),
+						errmsg("function \"%s\" was not called as an event trigger",
+							   "eventstore.on_alter_store")));
 	stmt = ((EventTriggerData *) fcinfo->context)->parsetree;
 	if (changes_owner(stmt))
 		follow_owner((AlterTableStmt *) stmt);

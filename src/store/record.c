@@ -47,10 +47,10 @@
 void
 es_store_read_row(EsStoreRow *row, HeapTuple tuple, TupleDesc desc)
 {
-	bool		no_key;
-	bool		no_value;
-	bool		isnull;
-	Datum		datum;
+	bool  no_key;
+	bool  no_value;
+	bool  isnull;
+	Datum datum;
 
 	row->key = heap_getattr(tuple, ES_STORE_KEY, desc, &no_key);
 	row->value = heap_getattr(tuple, ES_STORE_VALUE, desc, &no_value);
@@ -72,9 +72,9 @@ HeapTuple
 es_store_with_version(HeapTuple tuple, TupleDesc desc, int64 version, bool has_time,
 					  TimestampTz time)
 {
-	int			columns[2] = {ES_STORE_VERSION, ES_STORE_UPDATED_AT};
-	Datum		values[2] = {Int64GetDatum(version), TimestampTzGetDatum(time)};
-	bool		nulls[2] = {false, !has_time};
+	int	  columns[2] = {ES_STORE_VERSION, ES_STORE_UPDATED_AT};
+	Datum values[2] = {Int64GetDatum(version), TimestampTzGetDatum(time)};
+	bool  nulls[2] = {false, !has_time};
 
 	return heap_modify_tuple_by_cols(tuple, desc, 2, columns, values, nulls);
 }
@@ -100,19 +100,19 @@ typedef enum PartKind
 
 typedef struct Part
 {
-	PartKind	kind;
+	PartKind		   kind;
 	const EsRowChange *change;
 } Part;
 
 typedef struct Recording
 {
 	const EsStore *store;
-	Relation	rel;
-	text	   *put;			/* the types of events */
-	text	   *delete;
-	int			nparts;
-	Part	   *parts;			/* beside the events */
-	EsEvent    *events;
+	Relation	   rel;
+	text		  *put; /* the types of events */
+	text *delete;
+	int		 nparts;
+	Part	*parts; /* beside the events */
+	EsEvent *events;
 } Recording;
 
 static void
@@ -130,7 +130,7 @@ static void
 add_part(Recording *recording, const EsRowChange *change, PartKind kind)
 {
 	const EsStoreRow *row = kind == PART_PUT ? &change->new : &change->old;
-	EsEvent    *event = &recording->events[recording->nparts];
+	EsEvent			 *event = &recording->events[recording->nparts];
 
 	recording->parts[recording->nparts].kind = kind;
 	recording->parts[recording->nparts++].change = change;
@@ -178,7 +178,7 @@ static bool
 is_live(const Recording *recording, const EsRowChange *change)
 {
 	TupleTableSlot *slot = table_slot_create(recording->rel, NULL);
-	bool		live = fetch_if_live(recording, change, slot);
+	bool			live = fetch_if_live(recording, change, slot);
 
 	ExecDropSingleTupleTableSlot(slot);
 	return live;
@@ -189,8 +189,8 @@ static bool
 old_key_is_back(const Recording *recording, const EsRowChange *change)
 {
 	TupleTableSlot *slot = table_slot_create(recording->rel, NULL);
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	bool		found =
+	Snapshot		snapshot = RegisterSnapshot(GetLatestSnapshot());
+	bool			found =
 		es_store_find(recording->store, recording->rel, change->old.key, snapshot, slot);
 
 	ExecDropSingleTupleTableSlot(slot);
@@ -220,22 +220,22 @@ is_missing(const Recording *recording, const Part *part, int64 last)
 static void
 settle(EsAppend *append, const EsStreamHead *streams)
 {
-	Recording  *recording = append->settle_arg;
-	int64	   *last = palloc(sizeof(int64) * append->nevents);
+	Recording	*recording = append->settle_arg;
+	int64		*last = palloc(sizeof(int64) * append->nevents);
 	TimestampTz *last_at = palloc(sizeof(TimestampTz) * append->nevents);
-	int			kept = 0;
+	int			 kept = 0;
 
 	for (int i = 0; i < append->nevents; i++)
 	{
-		int			s = append->events[i].stream_index;
+		int s = append->events[i].stream_index;
 
 		last[s] = streams[s].version;
 		last_at[s] = streams[s].version > 0 ? streams[s].last_at : DT_NOBEGIN;
 	}
 	for (int i = 0; i < append->nevents; i++)
 	{
-		EsEvent    *event = &append->events[kept];
-		int			s = append->events[i].stream_index;
+		EsEvent *event = &append->events[kept];
+		int		 s = append->events[i].stream_index;
 
 		if (!is_missing(recording, &recording->parts[i], last[s]))
 			continue;
@@ -263,8 +263,8 @@ settle(EsAppend *append, const EsStreamHead *streams)
 static void
 replace_row(Relation rel, ItemPointer tid, HeapTuple tuple)
 {
-	EState	   *estate = CreateExecutorState();
-	ResultRelInfo *rri = makeNode(ResultRelInfo);
+	EState		   *estate = CreateExecutorState();
+	ResultRelInfo  *rri = makeNode(ResultRelInfo);
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
 
 	ExecForceStoreHeapTuple(tuple, slot, false);
@@ -284,7 +284,7 @@ correct_row(const Recording *recording, const EsRowChange *change, const EsEvent
 {
 	TupleTableSlot *slot = table_slot_create(recording->rel, NULL);
 	ItemPointerData tid = change->new_tid;
-	HeapTuple	tuple = NULL;
+	HeapTuple		tuple = NULL;
 
 	if (fetch_if_live(recording, change, slot))
 		tuple = ExecCopySlotHeapTuple(slot);
@@ -303,7 +303,7 @@ correct_rows(const Recording *recording)
 	for (int i = 0; i < recording->nparts; i++)
 	{
 		const EsRowChange *change = recording->parts[i].change;
-		const EsEvent *event = &recording->events[i];
+		const EsEvent	  *event = &recording->events[i];
 
 		if (recording->parts[i].kind == PART_PUT &&
 			(event->version != change->new.version ||
@@ -326,7 +326,7 @@ check_following(const EsStore *store, const EsRowChange *change)
 static void
 set_origin(const EsStore *store, EsRowChange *changes, int nchanges)
 {
-	Jsonb	   *origin = es_store_origin_hook(store);
+	Jsonb *origin = es_store_origin_hook(store);
 
 	for (int i = 0; i < nchanges; i++)
 		if (changes[i].metadata == NULL)
@@ -337,8 +337,8 @@ void
 es_store_record_rows(const EsStore *store, Relation rel, EsRowChange *changes,
 					 int nchanges)
 {
-	Recording	recording = {store, rel};
-	EsAppend	append = {0};
+	Recording recording = {store, rel};
+	EsAppend  append = {0};
 
 	es_require_preloaded();
 	if (store->follower != 0 && store->follower != es_store_following)

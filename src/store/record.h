@@ -19,24 +19,24 @@ typedef struct EsStoreRow
 {
 	Datum		key;
 	Datum		value;
-	bool		complete;		/* neither key nor value is null */
-	int64		version;		/* 0 for null */
+	bool		complete; /* neither key nor value is null */
+	int64		version;  /* 0 for null */
 	bool		has_time;
-	TimestampTz	updated_at;
+	TimestampTz updated_at;
 } EsStoreRow;
 
 /* A row that has been changed: it is written, and ours. */
 typedef struct EsRowChange
 {
-	bool		has_old;
-	bool		old_is_ours;	/* of this transaction: its own event may be queued still */
-	bool		has_new;
-	bool		moved;			/* the new row has another key */
-	EsStoreRow	old;			/* its value is needed only where old_is_ours */
-	EsStoreRow	new;			/* version and time as foreseen */
+	bool	   has_old;
+	bool	   old_is_ours; /* of this transaction: its own event may be queued still */
+	bool	   has_new;
+	bool	   moved; /* the new row has another key */
+	EsStoreRow old;	  /* its value is needed only where old_is_ours */
+	EsStoreRow new;	  /* version and time as foreseen */
 	ItemPointerData new_tid;
-	TimestampTz	time;			/* of a delete, and of a row without one */
-	Jsonb	   *metadata;		/* or NULL */
+	TimestampTz		time;	  /* of a delete, and of a row without one */
+	Jsonb		   *metadata; /* or NULL */
 } EsRowChange;
 
 /* The fields point into the tuple. */
@@ -60,4 +60,4 @@ extern TimestampTz es_store_not_before(TimestampTz time, const EsStoreRow *previ
 extern void es_store_record_rows(const EsStore *store, Relation rel, EsRowChange *changes,
 								 int nchanges);
 
-#endif							/* ES_STORE_RECORD_H */
+#endif /* ES_STORE_RECORD_H */

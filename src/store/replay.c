@@ -47,8 +47,8 @@ PG_FUNCTION_INFO_V1(es_rebuild);
 static Jsonb *
 event_value(TupleTableSlot *slot)
 {
-	bool		isnull;
-	Datum		data = slot_getattr(slot, ES_ATT_DATA, &isnull);
+	bool  isnull;
+	Datum data = slot_getattr(slot, ES_ATT_DATA, &isnull);
 
 	return isnull ? NULL : (Jsonb *) PG_DETOAST_DATUM_COPY(data);
 }
@@ -57,12 +57,12 @@ event_value(TupleTableSlot *slot)
 static Jsonb *
 value_at(Oid changelog, text *stream, TimestampTz at)
 {
-	EsReadArgs	args = {0};
-	EsRead	   *read;
+	EsReadArgs		args = {0};
+	EsRead		   *read;
 	TupleTableSlot *slot;
-	Jsonb	   *value = NULL;
-	int64		version = 1;
-	bool		found = false;
+	Jsonb		   *value = NULL;
+	int64			version = 1;
+	bool			found = false;
 
 	args.collection = changelog;
 	args.direction = BackwardScanDirection;
@@ -71,7 +71,7 @@ value_at(Oid changelog, text *stream, TimestampTz at)
 	read = es_read_begin(&args);
 	while (!found && (slot = es_read_next(read)) != NULL)
 	{
-		bool		isnull;
+		bool isnull;
 
 		CHECK_FOR_INTERRUPTS();
 		version = DatumGetInt64(slot_getattr(slot, ES_ATT_VERSION, &isnull));
@@ -81,21 +81,22 @@ value_at(Oid changelog, text *stream, TimestampTz at)
 	}
 	es_read_end(read);
 	if (!found && version > 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_ES_NOT_RETAINED),
-				 errmsg("the events of key \"%s\" at that time are no longer retained",
-						text_to_cstring(stream)),
-				 errdetail("The first kept in changelog \"%s\" is version " INT64_FORMAT ".",
-						   get_rel_name(changelog), version)));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_ES_NOT_RETAINED),
+			 errmsg("the events of key \"%s\" at that time are no longer retained",
+					text_to_cstring(stream)),
+			 errdetail("The first kept in changelog \"%s\" is version " INT64_FORMAT ".",
+					   get_rel_name(changelog), version)));
 	return value;
 }
 
 Datum
 es_get_at(PG_FUNCTION_ARGS)
 {
-	EsStore    *store;
-	Datum		key;
-	Jsonb	   *value;
+	EsStore *store;
+	Datum	 key;
+	Jsonb	*value;
 
 	es_require_arg(&fcinfo->args[0], "store");
 	store = es_store_open(PG_GETARG_OID(0), AccessShareLock);
@@ -104,7 +105,8 @@ es_get_at(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("store \"%s\" holds values of format %s, not json",
 						get_rel_name(store->relid), es_store_format_name(store->format)),
-				 errhint("Read the key's history with eventstore.read_stream() from the changelog.")));
+				 errhint("Read the key's history with eventstore.read_stream() from the "
+						 "changelog.")));
 	es_require_arg(&fcinfo->args[1], "key");
 	es_require_arg(&fcinfo->args[2], "at");
 	es_store_require_changelog(store);
@@ -124,18 +126,20 @@ es_get_at(PG_FUNCTION_ARGS)
 static void
 check_complete(const EsCollection *changelog)
 {
-	es_spi_execute(psprintf("SELECT stream, version FROM %s WHERE last_position < " INT64_FORMAT
-							" LIMIT 1",
-							es_relation_name(changelog->heads), changelog->first_position),
-				   0, NULL, NULL, NULL, false, SPI_OK_SELECT);
+	es_spi_execute(
+		psprintf("SELECT stream, version FROM %s WHERE last_position < " INT64_FORMAT
+				 " LIMIT 1",
+				 es_relation_name(changelog->heads), changelog->first_position),
+		0, NULL, NULL, NULL, false, SPI_OK_SELECT);
 	if (SPI_processed > 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_ES_NOT_RETAINED),
-				 errmsg("changelog \"%s\" no longer has the last event of each key",
-						get_rel_name(changelog->relid)),
-				 errdetail("That of key \"%s\", version %s, is not retained.",
-						   SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1),
-						   SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2))));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_ES_NOT_RETAINED),
+			 errmsg("changelog \"%s\" no longer has the last event of each key",
+					get_rel_name(changelog->relid)),
+			 errdetail("That of key \"%s\", version %s, is not retained.",
+					   SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1),
+					   SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2))));
 }
 
 static void
@@ -151,40 +155,43 @@ static void
 put_latest(const EsStore *store, const char *table, const char *last_events)
 {
 	static const char *const values[] = {
-		"e.data", "pg_catalog.convert_from(e.body, pg_catalog.getdatabaseencoding())", "e.body"
-	};
-	const char *key = store->key_format == ES_STORE_BYTES ?
-		"pg_catalog.decode(pg_catalog.substr(h.stream, 3), 'hex')" : "h.stream";
+		"e.data", "pg_catalog.convert_from(e.body, pg_catalog.getdatabaseencoding())",
+		"e.body"};
+	const char *key = store->key_format == ES_STORE_BYTES
+						  ? "pg_catalog.decode(pg_catalog.substr(h.stream, 3), 'hex')"
+						  : "h.stream";
 
-	es_spi_execute(psprintf("INSERT INTO %s AS s (key, value, version, updated_at)"
-							" SELECT %s, %s, e.version, e.created_at FROM %s WHERE e.type = 'put'"
-							" ON CONFLICT (key) DO UPDATE SET value = excluded.value,"
-							" version = excluded.version, updated_at = excluded.updated_at"
-							" WHERE ROW(s.value, s.version, s.updated_at)::record OPERATOR(pg_catalog.*<>)"
-							" ROW(excluded.value, excluded.version, excluded.updated_at)::record",
-							table, key, values[store->format], last_events),
-				   0, NULL, NULL, NULL, false, SPI_OK_INSERT);
+	es_spi_execute(
+		psprintf("INSERT INTO %s AS s (key, value, version, updated_at)"
+				 " SELECT %s, %s, e.version, e.created_at FROM %s WHERE e.type = 'put'"
+				 " ON CONFLICT (key) DO UPDATE SET value = excluded.value,"
+				 " version = excluded.version, updated_at = excluded.updated_at"
+				 " WHERE ROW(s.value, s.version, s.updated_at)::record "
+				 "OPERATOR(pg_catalog.*<>)"
+				 " ROW(excluded.value, excluded.version, excluded.updated_at)::record",
+				 table, key, values[store->format], last_events),
+		0, NULL, NULL, NULL, false, SPI_OK_INSERT);
 }
 
 static int64
 count_keys(const char *table)
 {
-	bool		isnull;
+	bool isnull;
 
-	es_spi_execute(psprintf("SELECT pg_catalog.count(*) FROM %s", table),
-				   0, NULL, NULL, NULL, false, SPI_OK_SELECT);
-	return DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-									   &isnull));
+	es_spi_execute(psprintf("SELECT pg_catalog.count(*) FROM %s", table), 0, NULL, NULL,
+				   NULL, false, SPI_OK_SELECT);
+	return DatumGetInt64(
+		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 }
 
 static int64
 rebuild(EsStore *store)
 {
 	EsCollection *changelog = es_collection_open(store->changelog, AccessShareLock);
-	char	   *table = es_relation_name(store->relid);
-	char	   *last_events = psprintf("%s h JOIN %s e ON e.\"position\" = h.last_position",
-									   es_relation_name(changelog->heads),
-									   es_relation_name(store->changelog));
+	char		 *table = es_relation_name(store->relid);
+	char		 *last_events =
+		psprintf("%s h JOIN %s e ON e.\"position\" = h.last_position",
+				 es_relation_name(changelog->heads), es_relation_name(store->changelog));
 	volatile int64 nkeys = 0;
 
 	check_complete(changelog);
@@ -206,7 +213,7 @@ rebuild(EsStore *store)
 static EsStore *
 open_to_rebuild(Oid relid)
 {
-	EsStore    *store = es_store_open(relid, AccessShareLock);
+	EsStore *store = es_store_open(relid, AccessShareLock);
 
 	es_collection_check_owner(relid);
 	es_store_require_changelog(store);
@@ -214,7 +221,8 @@ open_to_rebuild(Oid relid)
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 				 errmsg("rebuild() must run at isolation level READ COMMITTED"),
-				 errdetail("It has to see every change that was committed before its lock.")));
+				 errdetail(
+					 "It has to see every change that was committed before its lock.")));
 	store = es_store_open(relid, ShareRowExclusiveLock);
 	/* It may have changed hands while we waited for the lock. */
 	es_collection_check_owner(relid);
@@ -224,9 +232,9 @@ open_to_rebuild(Oid relid)
 Datum
 es_rebuild(PG_FUNCTION_ARGS)
 {
-	EsStore    *store;
+	EsStore		*store;
 	EsRoleSwitch saved;
-	int64		nkeys;
+	int64		 nkeys;
 
 	es_require_preloaded();
 	PreventCommandIfReadOnly("rebuild");

@@ -46,7 +46,7 @@
 
 EsStoreFollowHook es_store_follow_hook = NULL;
 EsStoreOriginHook es_store_origin_hook = NULL;
-uint32		es_store_following = 0;
+uint32			  es_store_following = 0;
 
 static HTAB *stores = NULL;
 
@@ -54,9 +54,7 @@ static const struct
 {
 	const char *name;
 	Oid			type;
-}			formats[] = {
-	{"json", JSONBOID}, {"text", TEXTOID}, {"bytes", BYTEAOID}
-};
+} formats[] = {{"json", JSONBOID}, {"text", TEXTOID}, {"bytes", BYTEAOID}};
 
 const char *
 es_store_format_name(EsStoreFormat format)
@@ -90,7 +88,7 @@ static void
 invalidate_all(void)
 {
 	HASH_SEQ_STATUS status;
-	EsStore    *store;
+	EsStore		   *store;
 
 	hash_seq_init(&status, stores);
 	while ((store = hash_seq_search(&status)) != NULL)
@@ -100,7 +98,7 @@ invalidate_all(void)
 static void
 invalidate_relation(Datum arg, Oid relid)
 {
-	EsStore    *store;
+	EsStore *store;
 
 	if (!OidIsValid(relid))
 	{
@@ -121,15 +119,15 @@ invalidate_schemas(Datum arg, int cacheid, uint32 hashvalue)
 static void
 init_cache(void)
 {
-	HASHCTL		ctl;
+	HASHCTL ctl;
 
 	if (stores != NULL)
 		return;
 	ctl.hcxt = TopMemoryContext;
 	ctl.keysize = sizeof(Oid);
 	ctl.entrysize = sizeof(EsStore);
-	stores = hash_create("eventstore stores", 16, &ctl,
-						 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	stores =
+		hash_create("eventstore stores", 16, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	CacheRegisterRelcacheCallback(invalidate_relation, (Datum) 0);
 	CacheRegisterSyscacheCallback(NAMESPACEOID, invalidate_schemas, (Datum) 0);
 }
@@ -137,7 +135,7 @@ init_cache(void)
 static EsStoreFormat
 format_of(Datum name)
 {
-	char	   *string = TextDatumGetCString(name);
+	char		 *string = TextDatumGetCString(name);
 	EsStoreFormat format;
 
 	if (!es_store_format_parse(string, &format))
@@ -150,21 +148,25 @@ format_of(Datum name)
 static bool
 load_row(EsStore *store)
 {
-	Datum		values[ES_STORE_CATALOG_NATTS];
-	bool		nulls[ES_STORE_CATALOG_NATTS];
-	HeapTuple	tuple = es_extension_row("store_catalog", NULL, ES_STORE_CATALOG_STORE,
-										 store->relid, ES_STORE_CATALOG_NATTS, values, nulls);
+	Datum	  values[ES_STORE_CATALOG_NATTS];
+	bool	  nulls[ES_STORE_CATALOG_NATTS];
+	HeapTuple tuple =
+		es_extension_row("store_catalog", NULL, ES_STORE_CATALOG_STORE, store->relid,
+						 ES_STORE_CATALOG_NATTS, values, nulls);
 
 	if (tuple == NULL)
 		return false;
-	store->changelog = nulls[ES_STORE_CATALOG_CHANGELOG - 1] ? InvalidOid :
-		DatumGetObjectId(values[ES_STORE_CATALOG_CHANGELOG - 1]);
+	store->changelog = nulls[ES_STORE_CATALOG_CHANGELOG - 1]
+						   ? InvalidOid
+						   : DatumGetObjectId(values[ES_STORE_CATALOG_CHANGELOG - 1]);
 	store->format = format_of(values[ES_STORE_CATALOG_FORMAT - 1]);
 	store->key_format = format_of(values[ES_STORE_CATALOG_KEY_FORMAT - 1]);
-	store->follower = nulls[ES_STORE_CATALOG_FOLLOWER - 1] ? 0 :
-		DatumGetInt32(values[ES_STORE_CATALOG_FOLLOWER - 1]);
-	store->publisher = nulls[ES_STORE_CATALOG_PUBLISHER - 1] ? 0 :
-		DatumGetInt32(values[ES_STORE_CATALOG_PUBLISHER - 1]);
+	store->follower = nulls[ES_STORE_CATALOG_FOLLOWER - 1]
+						  ? 0
+						  : DatumGetInt32(values[ES_STORE_CATALOG_FOLLOWER - 1]);
+	store->publisher = nulls[ES_STORE_CATALOG_PUBLISHER - 1]
+						   ? 0
+						   : DatumGetInt32(values[ES_STORE_CATALOG_PUBLISHER - 1]);
 	heap_freetuple(tuple);
 	return true;
 }
@@ -173,9 +175,9 @@ load_row(EsStore *store)
 static void
 load_reads_channel(EsStore *store)
 {
-	Datum		values[ES_CATALOG_NATTS];
-	bool		nulls[ES_CATALOG_NATTS];
-	HeapTuple	tuple = NULL;
+	Datum	  values[ES_CATALOG_NATTS];
+	bool	  nulls[ES_CATALOG_NATTS];
+	HeapTuple tuple = NULL;
 
 	store->reads_channel = 0;
 	if (OidIsValid(store->changelog))
@@ -183,7 +185,8 @@ load_reads_channel(EsStore *store)
 								 store->changelog, ES_CATALOG_NATTS, values, nulls);
 	if (tuple == NULL)
 		return;
-	if (!nulls[ES_CATALOG_FEED_READS - 1] && DatumGetBool(values[ES_CATALOG_FEED_READS - 1]))
+	if (!nulls[ES_CATALOG_FEED_READS - 1] &&
+		DatumGetBool(values[ES_CATALOG_FEED_READS - 1]))
 		store->reads_channel =
 			es_listeners_channel(TextDatumGetCString(values[ES_CATALOG_CHANNEL - 1]));
 	heap_freetuple(tuple);
@@ -193,17 +196,17 @@ load_reads_channel(EsStore *store)
 static bool
 has_key(const EsStore *store, Relation rel)
 {
-	Oid			pk = es_primary_key(rel);
-	Relation	index;
-	bool		fits;
+	Oid		 pk = es_primary_key(rel);
+	Relation index;
+	bool	 fits;
 
 	if (!OidIsValid(pk))
 		return false;
 	index = index_open(pk, AccessShareLock);
 	fits = index->rd_index->indnkeyatts == 1 &&
-		index->rd_index->indkey.values[0] == ES_STORE_KEY &&
-		(store->key_format == ES_STORE_BYTES ||
-		 index->rd_indcollation[0] == C_COLLATION_OID);
+		   index->rd_index->indkey.values[0] == ES_STORE_KEY &&
+		   (store->key_format == ES_STORE_BYTES ||
+			index->rd_indcollation[0] == C_COLLATION_OID);
 	index_close(index, AccessShareLock);
 	return fits;
 }
@@ -213,9 +216,10 @@ static void
 check_shape(const EsStore *store, Relation rel)
 {
 	const char *const names[ES_STORE_NATTS] = {"key", "value", "version", "updated_at"};
-	const Oid	types[ES_STORE_NATTS] = {es_store_type(store->key_format),
-	es_store_type(store->format), INT8OID, TIMESTAMPTZOID};
-	TupleDesc	desc = RelationGetDescr(rel);
+	const Oid		  types[ES_STORE_NATTS] = {es_store_type(store->key_format),
+											   es_store_type(store->format), INT8OID,
+											   TIMESTAMPTZOID};
+	TupleDesc		  desc = RelationGetDescr(rel);
 
 	for (int i = 0; i < ES_STORE_NATTS; i++)
 	{
@@ -223,36 +227,36 @@ check_shape(const EsStore *store, Relation rel)
 
 		if (att->attisdropped || att->atttypid != types[i] ||
 			strcmp(NameStr(att->attname), names[i]) != 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("store \"%s\" does not have the columns of a store in their order",
-							RelationGetRelationName(rel)),
-					 errdetail("Column %d should be \"%s\" of type %s.", i + 1, names[i],
-							   format_type_be(types[i]))));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg(
+					 "store \"%s\" does not have the columns of a store in their order",
+					 RelationGetRelationName(rel)),
+				 errdetail("Column %d should be \"%s\" of type %s.", i + 1, names[i],
+						   format_type_be(types[i]))));
 	}
 	if (!has_key(store, rel))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("store \"%s\" has lost its primary key", RelationGetRelationName(rel)),
-				 errhint("ALTER TABLE ... ADD PRIMARY KEY (key).")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("store \"%s\" has lost its primary key",
+							   RelationGetRelationName(rel)),
+						errhint("ALTER TABLE ... ADD PRIMARY KEY (key).")));
 }
 
 static void
 report_not_store(Oid relid)
 {
 	if (get_rel_relkind(relid) == '\0')
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation with OID %u does not exist", relid)));
-	ereport(ERROR,
-			(errcode(ERRCODE_ES_NOT_A_COLLECTION),
-			 errmsg("relation \"%s\" is not a store", get_rel_name(relid))));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+						errmsg("relation with OID %u does not exist", relid)));
+	ereport(ERROR, (errcode(ERRCODE_ES_NOT_A_COLLECTION),
+					errmsg("relation \"%s\" is not a store", get_rel_name(relid))));
 }
 
 static void
 load_store(EsStore *store)
 {
-	Relation	rel;
+	Relation rel;
 
 	/* An invalidation that arrives while we read must mark it again. */
 	store->valid = true;
@@ -288,8 +292,8 @@ forget_plans(EsStore *store)
 EsStore *
 es_store_get(Oid relid)
 {
-	EsStore    *store;
-	bool		found;
+	EsStore *store;
+	bool	 found;
 
 	init_cache();
 	store = hash_search(stores, &relid, HASH_ENTER, &found);
@@ -319,9 +323,9 @@ es_store_open(Oid relid, LOCKMODE mode)
 bool
 es_store_exists(Oid relid, Oid *changelog)
 {
-	EsStore		probe = {0};
-	EsStore    *store;
-	bool		found = true;
+	EsStore	 probe = {0};
+	EsStore *store;
+	bool	 found = true;
 
 	init_cache();
 	store = hash_search(stores, &relid, HASH_FIND, NULL);
@@ -330,7 +334,7 @@ es_store_exists(Oid relid, Oid *changelog)
 		store = &probe;
 		store->relid = relid;
 		found = OidIsValid(es_extension_schema()) &&
-			get_rel_relkind(relid) == RELKIND_RELATION && load_row(store);
+				get_rel_relkind(relid) == RELKIND_RELATION && load_row(store);
 	}
 	if (changelog != NULL)
 		*changelog = store->changelog;
@@ -360,8 +364,8 @@ static bool
 changelog_has_keys(const EsStore *store)
 {
 	EsCollection *changelog = es_collection_open(store->changelog, AccessShareLock);
-	EsRoleSwitch saved;
-	bool		found;
+	EsRoleSwitch  saved;
+	bool		  found;
 
 	es_role_assume(es_relation_owner(store->changelog), &saved);
 	SPI_connect();
@@ -384,11 +388,12 @@ es_store_check_filled(EsStore *store, Relation rel)
 		return;
 	/* The snapshot is older than this look, so it sees no event of a row that comes now. */
 	if (RelationGetNumberOfBlocks(rel) == 0 && changelog_has_keys(store))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("store \"%s\" is empty since a crash", RelationGetRelationName(rel)),
-				 errdetail("It is unlogged; its changelog is not, and has what it held."),
-				 errhint("Its owner can call eventstore.rebuild().")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("store \"%s\" is empty since a crash", RelationGetRelationName(rel)),
+			 errdetail("It is unlogged; its changelog is not, and has what it held."),
+			 errhint("Its owner can call eventstore.rebuild().")));
 	store->filled = true;
 }
 
@@ -401,8 +406,8 @@ text *
 es_store_key_to_text(const EsStore *store, Datum key)
 {
 	struct varlena *value = PG_DETOAST_DATUM_PACKED(key);
-	int			length = VARSIZE_ANY_EXHDR(value);
-	text	   *result;
+	int				length = VARSIZE_ANY_EXHDR(value);
+	text		   *result;
 
 	if (store->key_format != ES_STORE_BYTES)
 		return (text *) PG_DETOAST_DATUM(key);
@@ -424,18 +429,19 @@ es_store_key_from_text(const EsStore *store, text *key)
 const char *
 es_store_stream_sql(const EsStore *store)
 {
-	return store->key_format == ES_STORE_BYTES ?
-		"('\\x' || pg_catalog.encode(s.key, 'hex'))" : "s.key";
+	return store->key_format == ES_STORE_BYTES
+			   ? "('\\x' || pg_catalog.encode(s.key, 'hex'))"
+			   : "s.key";
 }
 
 bool
 es_store_find(const EsStore *store, Relation rel, Datum key, Snapshot snapshot,
 			  TupleTableSlot *slot)
 {
-	Relation	index = index_open(es_primary_key(rel), AccessShareLock);
+	Relation	  index = index_open(es_primary_key(rel), AccessShareLock);
 	IndexScanDesc scan = es_index_beginscan(rel, index, snapshot, 1);
-	ScanKeyData scankey;
-	bool		found;
+	ScanKeyData	  scankey;
+	bool		  found;
 
 	ScanKeyInit(&scankey, 1, BTEqualStrategyNumber,
 				store->key_format == ES_STORE_BYTES ? F_BYTEAEQ : F_TEXTEQ, key);
@@ -457,12 +463,13 @@ prepare(const EsStore *store, EsStoreStatement statement)
 	static const char *const sql[ES_STORE_NSTATEMENTS] = {
 		[ES_STORE_PUT] = ("INSERT INTO %s (key, value) VALUES ($1, $2)"
 						  " ON CONFLICT (key) DO UPDATE SET value = excluded.value"),
-		[ES_STORE_DELETE] = "DELETE FROM %s WHERE key OPERATOR(pg_catalog.=) $1 RETURNING value",
-		[ES_STORE_SELECT] = "SELECT value FROM %s WHERE key OPERATOR(pg_catalog.=) $1"
-	};
-	Oid			types[2] = {es_store_type(store->key_format), es_store_type(store->format)};
-	SPIPlanPtr	plan = SPI_prepare(psprintf(sql[statement], es_relation_name(store->relid)),
-								   statement == ES_STORE_PUT ? 2 : 1, types);
+		[ES_STORE_DELETE] =
+			"DELETE FROM %s WHERE key OPERATOR(pg_catalog.=) $1 RETURNING value",
+		[ES_STORE_SELECT] = "SELECT value FROM %s WHERE key OPERATOR(pg_catalog.=) $1"};
+	Oid types[2] = {es_store_type(store->key_format), es_store_type(store->format)};
+	SPIPlanPtr plan =
+		SPI_prepare(psprintf(sql[statement], es_relation_name(store->relid)),
+					statement == ES_STORE_PUT ? 2 : 1, types);
 
 	if (plan == NULL)
 		elog(ERROR, "could not prepare a statement on a store: %s",
@@ -472,12 +479,12 @@ prepare(const EsStore *store, EsStoreStatement statement)
 }
 
 void
-es_store_execute(EsStore *store, EsStoreStatement statement, Datum *values, bool read_only)
+es_store_execute(EsStore *store, EsStoreStatement statement, Datum *values,
+				 bool read_only)
 {
 	static const int expected[ES_STORE_NSTATEMENTS] = {
-		SPI_OK_INSERT, SPI_OK_DELETE_RETURNING, SPI_OK_SELECT
-	};
-	int			result = 0;
+		SPI_OK_INSERT, SPI_OK_DELETE_RETURNING, SPI_OK_SELECT};
+	int result = 0;
 
 	if (store->plans[statement] == NULL)
 		store->plans[statement] = prepare(store, statement);

@@ -20,16 +20,16 @@
 #include "utils/snapshot.h"
 
 /* Attribute numbers of a store; the owner may add columns behind them. */
-#define ES_STORE_KEY		1	/* text COLLATE "C" or bytea, primary key */
-#define ES_STORE_VALUE		2	/* jsonb, text or bytea */
-#define ES_STORE_VERSION	3	/* bigint */
-#define ES_STORE_UPDATED_AT	4	/* timestamptz */
+#define ES_STORE_KEY		1 /* text COLLATE "C" or bytea, primary key */
+#define ES_STORE_VALUE		2 /* jsonb, text or bytea */
+#define ES_STORE_VERSION	3 /* bigint */
+#define ES_STORE_UPDATED_AT 4 /* timestamptz */
 #define ES_STORE_NATTS		4
 
 /* Named to run after the user's triggers BEFORE, and before them AFTER. */
-#define ES_STORE_VERSION_TRIGGER	"~eventstore_version"
-#define ES_STORE_RECORD_TRIGGER		"!eventstore_record"
-#define ES_STORE_GUARD_TRIGGER		"eventstore_guard"
+#define ES_STORE_VERSION_TRIGGER "~eventstore_version"
+#define ES_STORE_RECORD_TRIGGER	 "!eventstore_record"
+#define ES_STORE_GUARD_TRIGGER	 "eventstore_guard"
 
 typedef enum EsStoreFormat
 {
@@ -40,26 +40,26 @@ typedef enum EsStoreFormat
 
 typedef enum EsStoreStatement
 {
-	ES_STORE_PUT,				/* key, value */
-	ES_STORE_DELETE,			/* key; returns the value */
-	ES_STORE_SELECT,			/* key; returns the value */
+	ES_STORE_PUT,	 /* key, value */
+	ES_STORE_DELETE, /* key; returns the value */
+	ES_STORE_SELECT, /* key; returns the value */
 	ES_STORE_NSTATEMENTS
 } EsStoreStatement;
 
 /* The address is good for the backend's life, the contents as EsCollection's are. */
 typedef struct EsStore
 {
-	Oid			relid;			/* hash key */
-	bool		valid;			/* cleared by invalidation */
-	bool		filled;			/* no crash has emptied it, as far as this backend lives */
+	Oid			  relid;  /* hash key */
+	bool		  valid;  /* cleared by invalidation */
+	bool		  filled; /* no crash has emptied it, as far as this backend lives */
 	EsStoreFormat format;
-	EsStoreFormat key_format;	/* text or bytes */
-	Oid			changelog;		/* InvalidOid without one */
-	uint32		follower;		/* the Kafka source by which it follows another store; 0 */
-	uint32		publisher;		/* the one that has its changes published; 0 */
-	EsChannel	reads_channel;	/* who listens to it hears of reads; 0 = nobody does */
-	int			running;		/* executions of the plans, which may be nested */
-	SPIPlanPtr	plans[ES_STORE_NSTATEMENTS];	/* NULL until needed */
+	EsStoreFormat key_format; /* text or bytes */
+	Oid			  changelog;  /* InvalidOid without one */
+	uint32		  follower;	  /* the Kafka source by which it follows another store; 0 */
+	uint32		  publisher;  /* the one that has its changes published; 0 */
+	EsChannel	  reads_channel; /* who listens to it hears of reads; 0 = nobody does */
+	int			  running;		 /* executions of the plans, which may be nested */
+	SPIPlanPtr	  plans[ES_STORE_NSTATEMENTS]; /* NULL until needed */
 } EsStore;
 
 extern const char *es_store_format_name(EsStoreFormat format);
@@ -67,7 +67,7 @@ extern const char *es_store_format_name(EsStoreFormat format);
 /* False where it is none. */
 extern bool es_store_format_parse(const char *name, EsStoreFormat *format);
 
-extern Oid	es_store_type(EsStoreFormat format);
+extern Oid es_store_type(EsStoreFormat format);
 
 /*
  * Locks the table until the end of the transaction.  Errors: 42P01, LG007 (no
@@ -101,24 +101,24 @@ extern const char *es_store_stream_sql(const EsStore *store);
 extern void es_store_require_changelog(const EsStore *store);
 
 /* The row of a key, by the primary key, whoever asks; it stays in the slot. */
-extern bool es_store_find(const EsStore *store, Relation rel, Datum key, Snapshot snapshot,
-						  TupleTableSlot *slot);
+extern bool es_store_find(const EsStore *store, Relation rel, Datum key,
+						  Snapshot snapshot, TupleTableSlot *slot);
 
 /*
  * A store that follows another one is changed only by who follows (he sets
  * es_store_following to the follower's id); all others' changes are checked by the hook, which raises
  * an error for a key that is not theirs.
  */
-typedef void (*EsStoreFollowHook) (const EsStore *store, Datum key);
+typedef void (*EsStoreFollowHook)(const EsStore *store, Datum key);
 extern EsStoreFollowHook es_store_follow_hook;
-extern uint32 es_store_following;
+extern uint32			 es_store_following;
 
 /* The metadata of a change that is not such a worker's, of a store that is published. */
-typedef Jsonb *(*EsStoreOriginHook) (const EsStore *store);
+typedef Jsonb *(*EsStoreOriginHook)(const EsStore *store);
 extern EsStoreOriginHook es_store_origin_hook;
 
 /* Runs a prepared statement; between SPI_connect and SPI_finish. */
 extern void es_store_execute(EsStore *store, EsStoreStatement statement, Datum *values,
 							 bool read_only);
 
-#endif							/* ES_STORE_H */
+#endif /* ES_STORE_H */

@@ -34,61 +34,73 @@
 PG_FUNCTION_INFO_V1(es_verify);
 
 /* Rows fetched at a time. */
-#define FAULTS_CHUNK	1000
+#define FAULTS_CHUNK 1000
 
 static void
 check_may_compare(const EsStore *store)
 {
-	AclResult	result = pg_class_aclcheck(store->relid, GetUserId(), ACL_SELECT);
+	AclResult result = pg_class_aclcheck(store->relid, GetUserId(), ACL_SELECT);
 
 	if (result != ACLCHECK_OK)
 		aclcheck_error(result, OBJECT_TABLE, get_rel_name(store->relid));
 	if (check_enable_rls(store->relid, InvalidOid, true) == RLS_ENABLED)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("cannot verify store \"%s\" under row-level security",
-						get_rel_name(store->relid)),
-				 errdetail("Whoever does not see every row cannot tell whether one is missing."),
-				 errhint("Call it as a role that row-level security does not apply to.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("cannot verify store \"%s\" under row-level security",
+					get_rel_name(store->relid)),
+			 errdetail(
+				 "Whoever does not see every row cannot tell whether one is missing."),
+			 errhint("Call it as a role that row-level security does not apply to.")));
 }
 
 /* Both are there, and the one should be the other. */
-#define COMPARABLE "s.stream IS NOT NULL AND l.stream IS NOT NULL AND l.type IS DISTINCT FROM 'delete' AND "
+#define COMPARABLE                                                                       \
+	"s.stream IS NOT NULL AND l.stream IS NOT NULL AND l.type IS DISTINCT FROM "         \
+	"'delete' AND "
 
 /* The statement that finds the faults; $1 and $2 are the bounds. */
 static char *
 compare_sql(const EsStore *store, const EsCollection *changelog)
 {
 	static const char *const stored[] = {
-		"ROW(s.value)", "ROW(pg_catalog.convert_to(s.value, pg_catalog.getdatabaseencoding()))",
-		"ROW(s.value)"
-	};
+		"ROW(s.value)",
+		"ROW(pg_catalog.convert_to(s.value, pg_catalog.getdatabaseencoding()))",
+		"ROW(s.value)"};
 	StringInfoData sql;
 
 	initStringInfo(&sql);
-	appendStringInfo(&sql,
-					 "SELECT l.last_position, coalesce(l.stream, s.stream), l.version, f.problem"
-					 " FROM (SELECT h.stream, h.version, h.last_position, h.last_at, e.type, e.data, e.body"
-					 " FROM %s h LEFT JOIN %s e ON e.\"position\" = h.last_position WHERE h.version > 0) l"
-					 " FULL JOIN (SELECT %s AS stream, s.value, s.version, s.updated_at FROM %s s) s"
-					 " ON s.stream = l.stream,",
-					 es_relation_name(changelog->heads), es_relation_name(store->changelog),
-					 es_store_stream_sql(store), es_relation_name(store->relid));
-	appendStringInfo(&sql,
-					 " LATERAL (VALUES"
-					 " (l.stream IS NULL, 'the store has the key, the changelog no event of it'),"
-					 " (l.type NOT IN ('put', 'delete'), 'the last event is neither put nor delete'),"
-					 " (s.stream IS NOT NULL AND l.type = 'delete', 'the last event is a delete, and the store has the key'),"
-					 " (s.stream IS NULL AND l.type = 'put', 'the last event is a put, and the store does not have the key'),"
-					 " (" COMPARABLE "l.type = 'put' AND %s::record OPERATOR(pg_catalog.*<>) ROW(%s)::record,"
-					 " 'the store has another value'),"
-					 " (" COMPARABLE "s.version IS DISTINCT FROM l.version,"
-					 " 'the store has version ' || coalesce(s.version::text, 'null')),"
-					 " (" COMPARABLE "s.updated_at IS DISTINCT FROM l.last_at,"
-					 " 'the store has the time ' || coalesce(s.updated_at::text, 'null'))"
-					 ") f (is_fault, problem)"
-					 " WHERE f.is_fault AND (l.stream IS NULL OR l.last_position > $1 AND l.last_position < $2)",
-					 stored[store->format], store->format == ES_STORE_JSON ? "l.data" : "l.body");
+	appendStringInfo(
+		&sql,
+		"SELECT l.last_position, coalesce(l.stream, s.stream), l.version, f.problem"
+		" FROM (SELECT h.stream, h.version, h.last_position, h.last_at, e.type, e.data, "
+		"e.body"
+		" FROM %s h LEFT JOIN %s e ON e.\"position\" = h.last_position WHERE h.version > "
+		"0) l"
+		" FULL JOIN (SELECT %s AS stream, s.value, s.version, s.updated_at FROM %s s) s"
+		" ON s.stream = l.stream,",
+		es_relation_name(changelog->heads), es_relation_name(store->changelog),
+		es_store_stream_sql(store), es_relation_name(store->relid));
+	appendStringInfo(
+		&sql,
+		" LATERAL (VALUES"
+		" (l.stream IS NULL, 'the store has the key, the changelog no event of it'),"
+		" (l.type NOT IN ('put', 'delete'), 'the last event is neither put nor delete'),"
+		" (s.stream IS NOT NULL AND l.type = 'delete', 'the last event is a delete, and "
+		"the store has the key'),"
+		" (s.stream IS NULL AND l.type = 'put', 'the last event is a put, and the store "
+		"does not have the key'),"
+		" (" COMPARABLE
+		"l.type = 'put' AND %s::record OPERATOR(pg_catalog.*<>) ROW(%s)::record,"
+		" 'the store has another value'),"
+		" (" COMPARABLE "s.version IS DISTINCT FROM l.version,"
+		" 'the store has version ' || coalesce(s.version::text, 'null')),"
+		" (" COMPARABLE "s.updated_at IS DISTINCT FROM l.last_at,"
+		" 'the store has the time ' || coalesce(s.updated_at::text, 'null'))"
+		") f (is_fault, problem)"
+		" WHERE f.is_fault AND (l.stream IS NULL OR l.last_position > $1 AND "
+		"l.last_position < $2)",
+		stored[store->format], store->format == ES_STORE_JSON ? "l.data" : "l.body");
 	return sql.data;
 }
 
@@ -109,18 +121,18 @@ static void
 compare(ReturnSetInfo *result, const EsStore *store, EsPosition after, EsPosition before)
 {
 	EsCollection *changelog = es_collection_open(store->changelog, AccessShareLock);
-	Oid			types[] = {INT8OID, INT8OID};
-	Datum		values[] = {Int64GetDatum(after), Int64GetDatum(before)};
-	EsRoleSwitch saved;
-	Portal		portal;
+	Oid			  types[] = {INT8OID, INT8OID};
+	Datum		  values[] = {Int64GetDatum(after), Int64GetDatum(before)};
+	EsRoleSwitch  saved;
+	Portal		  portal;
 
 	es_role_assume(es_relation_owner(store->relid), &saved);
 	/* Rather an error than what the policies let through. */
 	(void) set_config_option("row_security", "off", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
 	SPI_connect();
-	portal = SPI_cursor_open_with_args(NULL, compare_sql(store, changelog), lengthof(types),
-									   types, values, NULL, true, 0);
+	portal = SPI_cursor_open_with_args(NULL, compare_sql(store, changelog),
+									   lengthof(types), types, values, NULL, true, 0);
 	put_faults(result, portal);
 	SPI_cursor_close(portal);
 	SPI_finish();
@@ -131,8 +143,8 @@ compare(ReturnSetInfo *result, const EsStore *store, EsPosition after, EsPositio
 static EsStore *
 find_store(Oid relid)
 {
-	Oid			storeid = es_store_exists(relid, NULL) ? relid : es_collection_find_store(relid);
-	EsStore    *store;
+	Oid storeid = es_store_exists(relid, NULL) ? relid : es_collection_find_store(relid);
+	EsStore *store;
 
 	/* Left alone by a DROP TABLE, it is a plain collection. */
 	if (!OidIsValid(storeid) || !es_store_exists(storeid, NULL))
@@ -146,11 +158,11 @@ find_store(Oid relid)
 Datum
 es_verify(PG_FUNCTION_ARGS)
 {
-	Oid			relid = es_read_collection_arg(&fcinfo->args[0]);
-	EsPosition	after = es_read_position_arg(&fcinfo->args[1], "after", 0);
-	EsPosition	before = es_read_position_arg(&fcinfo->args[2], "before", ES_READ_END);
+	Oid			   relid = es_read_collection_arg(&fcinfo->args[0]);
+	EsPosition	   after = es_read_position_arg(&fcinfo->args[1], "after", 0);
+	EsPosition	   before = es_read_position_arg(&fcinfo->args[2], "before", ES_READ_END);
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	EsStore    *store = find_store(relid);
+	EsStore		  *store = find_store(relid);
 
 	InitMaterializedSRF(fcinfo, 0);
 	es_verify_collection(result, store != NULL ? store->changelog : relid, after, before);
