@@ -137,6 +137,19 @@ copy_programs()
 	done
 }
 
+# Where SERVER_UNDER is a command, that is what servers run under.  Not what the
+# program is asked in passing, nor initdb's work, which are PostgreSQL's own.
+wrap_server()
+{
+	local server=$1
+	[ -n "${SERVER_UNDER:-}" ] || return 0
+	mv "$server" "${server%/*}/pg_server"
+	# shellcheck disable=SC2016  # expanded by the script
+	printf '%s\n' '#!/bin/sh' 'case ${1:-} in -V | -C | --*) exec "${0%/*}/pg_server" "$@" ;; esac' \
+		"exec $SERVER_UNDER \"\${0%/*}/pg_server\" \"\$@\"" >"$server"
+	chmod +x "$server"
+}
+
 # build TARGET...: one at a time in a work tree; its objects are shared by all who call make.
 build()
 {
@@ -164,6 +177,7 @@ stage_postgres()
 	rm -f "$stage$pkglibdir"/eventstore.so "$stage$sharedir"/extension/eventstore[.-]*
 	build install
 	bindir=$stage$programs
+	wrap_server "$bindir/postgres"
 	export PATH=$bindir:$PATH
 }
 
@@ -190,7 +204,7 @@ start_cluster()
 		return 1
 	}
 	write_settings "$@" | as_server tee -a "$run/data/postgresql.conf" >/dev/null
-	as_server "$bindir/pg_ctl" start --silent --wait --timeout=60 \
+	as_server "$bindir/pg_ctl" start --silent --wait --timeout="${PG_TEST_TIMEOUT_DEFAULT:-60}" \
 		--pgdata="$run/data" --log="$server_log" >/dev/null || {
 		tail -n 20 "$server_log" >&2
 		printf '%s\n' "the temporary server did not start" >&2
