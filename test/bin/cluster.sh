@@ -139,15 +139,24 @@ copy_programs()
 
 # Where SERVER_UNDER is a command, that is what servers run under.  Not what the
 # program is asked in passing, nor initdb's work, which are PostgreSQL's own.
+# pg_ctl would restart the very program that ran.
 wrap_server()
 {
-	local server=$1
+	local bin=$1
 	[ -n "${SERVER_UNDER:-}" ] || return 0
-	mv "$server" "${server%/*}/pg_server"
-	# shellcheck disable=SC2016  # expanded by the script
-	printf '%s\n' '#!/bin/sh' 'case ${1:-} in -V | -C | --*) exec "${0%/*}/pg_server" "$@" ;; esac' \
-		"exec $SERVER_UNDER \"\${0%/*}/pg_server\" \"\$@\"" >"$server"
-	chmod +x "$server"
+	mv "$bin/postgres" "$bin/pg_server"
+	mv "$bin/pg_ctl" "$bin/pg_ctl_unwrapped"
+	cat >"$bin/postgres" <<-END
+		#!/bin/sh
+		case \${1:-} in -V | -C | --*) exec "\${0%/*}/pg_server" "\$@" ;; esac
+		exec $SERVER_UNDER "\${0%/*}/pg_server" "\$@"
+	END
+	cat >"$bin/pg_ctl" <<-END
+		#!/bin/sh
+		case " \$* " in *" restart "*) set -- "\$@" -p "$bin/postgres" ;; esac
+		exec "$bin/pg_ctl_unwrapped" "\$@"
+	END
+	chmod +x "$bin/postgres" "$bin/pg_ctl"
 }
 
 # build TARGET...: one at a time in a work tree; its objects are shared by all who call make.
@@ -177,7 +186,7 @@ stage_postgres()
 	rm -f "$stage$pkglibdir"/eventstore.so "$stage$sharedir"/extension/eventstore[.-]*
 	build install
 	bindir=$stage$programs
-	wrap_server "$bindir/postgres"
+	wrap_server "$bindir"
 	export PATH=$bindir:$PATH
 }
 
