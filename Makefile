@@ -4,8 +4,9 @@
 #   make demo    a temporary server, a year of flights, questions answered by SQL
 #   make test    every test, on temporary servers
 #   make psql    a psql on a temporary server with the extension created
+#   make dist    the release in build/dist: a zip for PGXN, a tarball; what is committed
 #
-# The last three need no pg_config to be there: they install what is missing
+# These need no pg_config to be there: they install what is missing
 # (as root; else they print the line to run) and call make again.  So nothing
 # above the "ifeq" below may depend on PostgreSQL.
 
@@ -109,6 +110,15 @@ $(INSTALL_SQL): $(SQL_PARTS) Makefile
 
 $(KAFKA_PROGRAMS): %: %.c
 	$(CC) -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -o $@ $< -lrdkafka -lpthread
+
+# The same bytes each time.
+DIST = $(EXTENSION)-$(EXTVERSION)
+
+.PHONY: dist
+dist:
+	@mkdir -p build/dist
+	TZ=UTC git archive --format=zip --prefix=$(DIST)/ --output=build/dist/$(DIST).zip HEAD
+	git archive --format=tar --prefix=$(DIST)/ HEAD | gzip -9n >build/dist/$(DIST).tar.gz
 
 .PHONY: demo test psql
 demo:

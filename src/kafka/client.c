@@ -301,6 +301,12 @@ set_trouble(EsKafkaClient *client, EsKafkaTrouble trouble)
 }
 
 void
+es_kafka_hear(EsKafkaClient *client, const rd_kafka_message_t *message)
+{
+	hear_error(client->handle, message->err, rd_kafka_message_errstr(message), client);
+}
+
+void
 es_kafka_note(EsKafkaClient *client)
 {
 	EsKafkaTrouble trouble = client->heard.trouble;
@@ -414,7 +420,8 @@ apply_settings(rd_kafka_conf_t *conf, rd_kafka_type_t type, const Setting *setti
 
 /* Frees the configuration and raises the error; what librdkafka said has no secrets any more. */
 es_noreturn static void
-refuse_configuration(EsKafkaClient *client, rd_kafka_conf_t *conf, const char *what, char *said)
+refuse_configuration(EsKafkaClient *client, rd_kafka_conf_t *conf, const char *what,
+					 char *said)
 {
 	char text[512];
 

@@ -106,6 +106,9 @@ extern void es_kafka_wait(EsKafkaClient **clients, int n, long timeout_ms);
 extern void es_kafka_serve(EsKafkaClient *client);
 extern void es_kafka_note(EsKafkaClient *client);
 
+/* A message of a group's member that is no record; before es_kafka_note. */
+extern void es_kafka_hear(EsKafkaClient *client, const rd_kafka_message_t *message);
+
 /*
  * How many partitions the topic has, asked of a broker; 0 with the error where
  * that cannot be told or there is none.

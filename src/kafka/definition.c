@@ -445,16 +445,6 @@ check_group(const EsSource *source, const NullableDatum *args)
 }
 
 static void
-refuse_unbuilt(const NullableDatum *args, const EsSource *source)
-{
-	if (source->mode == ES_SOURCE_RELAY && !args[ARG_GROUP_ID].isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("\"%s\" is not supported in mode \"%s\" yet", arg_names[ARG_GROUP_ID],
-						mode_words[source->mode])));
-}
-
-static void
 check_properties(NullableDatum *args)
 {
 	static const struct
@@ -484,7 +474,6 @@ check_arguments(EsSource *source, NullableDatum *args)
 	source->server = es_kafka_server(source->server_name);
 	(void) es_kafka_properties(source->server, GetUserId(), NULL);
 	source->topic = es_kafka_topic_arg(&args[ARG_TOPIC], arg_names[ARG_TOPIC]);
-	refuse_unbuilt(args, source);
 	if (source->mode != ES_SOURCE_RELAY)
 		set_target(source, DatumGetObjectId(args[ARG_TARGET].value));
 	else if (!args[ARG_TARGET].isnull)
@@ -600,6 +589,8 @@ publish_changelog(const EsSource *source, const NullableDatum *args)
 	sink.collection = changelog;
 	sink.producer_properties = DatumGetJsonbP(args[ARG_CHANGELOG_PROPERTIES].value);
 	sink.changelog_of = source->id;
+	/* In transactions that the group's coordinator vouches for: share.c. */
+	sink.exactly_once = !args[ARG_GROUP_ID].isnull;
 	(void) es_sink_create_internal(&sink);
 }
 
@@ -640,7 +631,9 @@ es_create_source(PG_FUNCTION_ARGS)
 		es_publish_mark(source.target, "publisher", source.id);
 		publish_changelog(&source, args);
 	}
-	if (source.mode == ES_SOURCE_REPLICA || !args[ARG_REPLICA_PARTITIONS].isnull)
+	if (source.mode == ES_SOURCE_REPLICA || !args[ARG_REPLICA_PARTITIONS].isnull ||
+		(source.mode == ES_SOURCE_PRIMARY && source.changelog_topic != NULL &&
+		 !args[ARG_GROUP_ID].isnull))
 	{
 		/* Whoever is writing it does not know of the mark. */
 		LockRelationOid(source.target, ShareRowExclusiveLock);

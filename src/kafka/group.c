@@ -30,7 +30,9 @@
  *
  * A partition that is taken away: what was read of it is written, or where that
  * cannot be done now forgotten, and then it is given up.  Its keys stay in the
- * store, as they were.
+ * store, as they were.  With a changelog topic its changes get a moment to be
+ * published, by the membership that we then have; what is not then, never is (the
+ * fence: share.c).
  *
  * Offsets are committed to Kafka behind the transaction that wrote them, once in
  * a while, for tools that watch a group's lag, and for 'latest'.
@@ -75,10 +77,14 @@ struct EsGroup
 
 	/* Written by the callback. */
 	rd_kafka_topic_partition_list_t *owned;
+	rd_kafka_topic_partition_list_t *going;	   /* ours until we have answered */
+	bool							 lost;	   /* they are another's already */
 	bool							 assigned; /* it has been said which are ours */
 	bool							 changed;  /* which they are */
 	bool							 asked;	   /* the group waits for our answer */
 	bool							 giving;   /* which is to: partitions were given */
+
+	bool shared; /* it is said what may be published */
 
 	TimestampTz						 commit_at;
 	rd_kafka_topic_partition_list_t *committed; /* what was committed last */
@@ -107,9 +113,14 @@ hear_rebalance(rd_kafka_t *handle, rd_kafka_resp_err_t error,
 		group->assigned = true;
 		return;
 	}
+	group->lost = group->lost || rd_kafka_assignment_lost(handle);
 	for (int i = 0; i < partitions->cnt; i++)
-		rd_kafka_topic_partition_list_del(group->owned, partitions->elems[i].topic,
-										  partitions->elems[i].partition);
+	{
+		const rd_kafka_topic_partition_t *gone = &partitions->elems[i];
+
+		rd_kafka_topic_partition_list_del(group->owned, gone->topic, gone->partition);
+		rd_kafka_topic_partition_list_add(group->going, gone->topic, gone->partition);
+	}
 	/* In a cooperative group the rest stays ours. */
 	group->assigned = group->owned->cnt > 0;
 }
@@ -118,20 +129,99 @@ hear_rebalance(rd_kafka_t *handle, rd_kafka_resp_err_t error,
  * Membership
  * ------------------------------------------------------------------------- */
 
+/* How librdkafka spells a membership: this, then the generation in four bytes. */
+#define MEMBERSHIP_MAGIC "CGMDv2:"
+
+/*
+ * In no generation: a coordinator lets one without a member's name pass for a
+ * client that is no member, and the fence is open.
+ */
+static bool
+is_in_generation(const rd_kafka_consumer_group_metadata_t *metadata)
+{
+#if RD_KAFKA_VERSION >= 0x020800ff
+	return rd_kafka_consumer_group_metadata_generation_id(metadata) >= 0;
+#else
+	int32			  generation = -1;
+	size_t			  magic = strlen(MEMBERSHIP_MAGIC);
+	void			 *bytes;
+	size_t			  length;
+	rd_kafka_error_t *error =
+		rd_kafka_consumer_group_metadata_write(metadata, &bytes, &length);
+
+	if (error != NULL)
+	{
+		rd_kafka_error_destroy(error);
+		return false;
+	}
+	if (length >= magic + sizeof(generation) &&
+		memcmp(bytes, MEMBERSHIP_MAGIC, magic) == 0)
+		memcpy(&generation, (char *) bytes + magic, sizeof(generation));
+	rd_kafka_mem_free(NULL, bytes);
+	return generation >= 0;
+#endif
+}
+
+rd_kafka_consumer_group_metadata_t *
+es_group_membership(EsSourceRun *run)
+{
+	rd_kafka_consumer_group_metadata_t *metadata =
+		rd_kafka_consumer_group_metadata(run->group->member->handle);
+
+	if (metadata == NULL || is_in_generation(metadata))
+		return metadata;
+	rd_kafka_consumer_group_metadata_destroy(metadata);
+	return NULL;
+}
+
+/* As librdkafka spells it, to be read by the sink's process. */
+static bytea *
+read_membership(EsSourceRun *run)
+{
+	rd_kafka_consumer_group_metadata_t *metadata = es_group_membership(run);
+	void							   *bytes = NULL;
+	size_t								length = 0;
+	rd_kafka_error_t				   *error;
+	bytea							   *membership = NULL;
+
+	if (metadata == NULL)
+		return NULL;
+	error = rd_kafka_consumer_group_metadata_write(metadata, &bytes, &length);
+	rd_kafka_consumer_group_metadata_destroy(metadata);
+	if (error != NULL)
+	{
+		rd_kafka_error_destroy(error);
+		return NULL;
+	}
+	membership = palloc_extended(VARHDRSZ + length, MCXT_ALLOC_NO_OOM);
+	if (membership != NULL)
+	{
+		SET_VARSIZE(membership, VARHDRSZ + length);
+		memcpy(VARDATA(membership), bytes, length);
+	}
+	rd_kafka_mem_free(NULL, bytes);
+	return membership;
+}
+
 /* Which partitions are ours and restored; 'known' false: that changes just now. */
 static void
 note_share(EsSourceRun *run, bool known)
 {
-	const rd_kafka_topic_partition_list_t *owned = run->group->owned;
-	int32								  *numbers;
+	const struct EsGroup *group = run->group;
+	int32				 *numbers;
+	int					  n = 0;
 
 	es_run_begin();
-	numbers = palloc(sizeof(int32) * Max(owned->cnt, 1));
-	for (int i = 0; i < owned->cnt; i++)
-		numbers[i] = owned->elems[i].partition;
+	numbers = palloc(sizeof(int32) * (group->owned->cnt + group->going->cnt + 1));
+	for (int i = 0; i < group->owned->cnt; i++)
+		numbers[n++] = group->owned->elems[i].partition;
+	for (int i = 0; i < group->going->cnt; i++)
+		numbers[n++] = group->going->elems[i].partition;
 	if (es_task_hold(es_source_key(run->source->id)))
-		es_share_note(run->source->id, known ? numbers : NULL, known ? owned->cnt : 0);
+		es_share_note(run->source->id, known ? numbers : NULL, known ? n : 0,
+					  known ? read_membership(run) : NULL);
 	es_run_commit(run);
+	run->group->shared = known;
 }
 
 void
@@ -167,11 +257,18 @@ spell(List *properties)
 static void
 open_member(EsSourceRun *run, struct EsGroup *group)
 {
-	const char *const own[][2] = {
-		{"group.id", run->source->group_id},   {"enable.auto.commit", "false"},
-		{"enable.auto.offset.store", "false"}, {"auto.offset.reset", "error"},
-		{"allow.auto.create.topics", "false"}, {NULL, NULL}};
-	List *properties = list_copy(run->properties);
+	/* The end of a changelog topic (es_group_find_end); where a relay goes on. */
+	const char *isolation =
+		run->source->mode == ES_SOURCE_RELAY ? "read_committed" : "read_uncommitted";
+	const char *const own[][2] = {{"group.id", run->source->group_id},
+								  {"enable.auto.commit", "false"},
+								  {"enable.auto.offset.store", "false"},
+								  {"auto.offset.reset", "error"},
+								  /* es_group_find_end */
+								  {"isolation.level", isolation},
+								  {"allow.auto.create.topics", "false"},
+								  {NULL, NULL}};
+	List			 *properties = list_copy(run->properties);
 
 	if (es_kafka_get_property(properties, "topic.metadata.refresh.interval.ms") == NULL)
 		properties = es_kafka_set_property(
@@ -220,6 +317,7 @@ es_group_join(EsSourceRun *run)
 	es_group_leave(run);
 	group = MemoryContextAllocZero(TopMemoryContext, sizeof(struct EsGroup));
 	group->owned = rd_kafka_topic_partition_list_new(0);
+	group->going = rd_kafka_topic_partition_list_new(0);
 	group->committed = rd_kafka_topic_partition_list_new(0);
 	run->group = group;
 	open_member(run, group);
@@ -238,6 +336,7 @@ es_group_leave(EsSourceRun *run)
 	if (group->member != NULL)
 		es_kafka_close(group->member);
 	rd_kafka_topic_partition_list_destroy(group->owned);
+	rd_kafka_topic_partition_list_destroy(group->going);
 	rd_kafka_topic_partition_list_destroy(group->committed);
 	if (group->made_for != NULL)
 		pfree(group->made_for);
@@ -249,12 +348,34 @@ es_group_leave(EsSourceRun *run)
  * Offsets, for others to look at
  * ------------------------------------------------------------------------- */
 
+/*
+ * A relay's are in its transactions, and must not be overtaken by older ones.  Of
+ * who is no member any more an empty group would take what it knows better.
+ */
+static bool
+may_commit(EsSourceRun *run)
+{
+	rd_kafka_consumer_group_metadata_t *membership;
+
+	if (run->source->mode == ES_SOURCE_RELAY || run->group->lost)
+		return false;
+	membership = es_group_membership(run);
+	if (membership == NULL)
+		return false;
+	rd_kafka_consumer_group_metadata_destroy(membership);
+	return true;
+}
+
 static void
 commit_offsets(EsSourceRun *run)
 {
 	struct EsGroup					*group = run->group;
-	rd_kafka_topic_partition_list_t *news = rd_kafka_topic_partition_list_new(0);
+	rd_kafka_topic_partition_list_t *news;
 
+	group->commit_at = es_run_ms_from_now(COMMIT_MS);
+	if (!may_commit(run))
+		return;
+	news = rd_kafka_topic_partition_list_new(0);
 	for (int i = 0; i < run->npartitions; i++)
 	{
 		const EsPartition		   *partition = &run->partitions[i];
@@ -278,7 +399,6 @@ commit_offsets(EsSourceRun *run)
 	if (news->cnt > 0)
 		(void) rd_kafka_commit(group->member->handle, news, 1);
 	rd_kafka_topic_partition_list_destroy(news);
-	group->commit_at = es_run_ms_from_now(COMMIT_MS);
 }
 
 bool
@@ -296,9 +416,26 @@ es_group_find_committed(EsSourceRun *run, int32 partition, int64 *offset)
 	return error == RD_KAFKA_RESP_ERR_NO_ERROR;
 }
 
+/* The reader would be told where the first open transaction begins. */
+bool
+es_group_find_end(EsSourceRun *run, int32 partition, int64 *end)
+{
+	int64 low;
+
+	return rd_kafka_query_watermark_offsets(
+			   run->group->member->handle, run->source->changelog_topic, partition, &low,
+			   end, ES_RUN_CALL_MS) == RD_KAFKA_RESP_ERR_NO_ERROR;
+}
+
 /* ---------------------------------------------------------------------------
  * Partitions come and go
  * ------------------------------------------------------------------------- */
+
+static bool
+is_cooperative(const struct EsGroup *group)
+{
+	return strcmp(rd_kafka_rebalance_protocol(group->member->handle), "COOPERATIVE") == 0;
+}
 
 /* The member itself reads nothing, whatever it was given. */
 static void
@@ -308,7 +445,7 @@ answer(struct EsGroup *group)
 	rd_kafka_topic_partition_list_t *none = rd_kafka_topic_partition_list_new(0);
 	rd_kafka_error_t				*error = NULL;
 
-	if (strcmp(rd_kafka_rebalance_protocol(handle), "COOPERATIVE") != 0)
+	if (!is_cooperative(group))
 		(void) rd_kafka_assign(handle, group->giving ? none : NULL);
 	else if (group->giving)
 		error = rd_kafka_incremental_assign(handle, none);
@@ -317,36 +454,49 @@ answer(struct EsGroup *group)
 	if (error != NULL)
 		rd_kafka_error_destroy(error);
 	rd_kafka_topic_partition_list_destroy(none);
-	group->asked = false;
+	rd_kafka_topic_partition_list_destroy(group->going);
+	group->going = rd_kafka_topic_partition_list_new(0);
+	group->asked = group->lost = false;
 }
 
-/* What was read of partitions that go: later than this they are another's. */
+/*
+ * What was read of partitions that go: later than this they are another's.  In a
+ * cooperative group there is a new generation already, of which they are ours as
+ * long as we do not answer.
+ */
 static void
 settle(EsSourceRun *run)
 {
-	uint32 sink;
+	struct EsGroup *group = run->group;
+	uint32			sink;
 
 	if (run->halt == ES_HALT_NONE && run->retry_at == 0 && run->leave == ES_LEAVE_NOT)
 		es_batch_write(run);
 	commit_offsets(run);
 	/* Nothing is published while something is restored. */
-	if (run->npartitions == 0 || run->restoring)
+	if (run->npartitions == 0 || run->restoring || group->lost || !group->shared)
 		return;
 	es_run_begin();
 	sink = es_share_find_sink(run->source->id);
 	es_run_commit(run);
-	if (sink != 0)
-		es_share_drain(sink, DRAIN_MS);
+	if (sink == 0)
+		return;
+	if (is_cooperative(group))
+		note_share(run, true);
+	es_share_drain(sink, DRAIN_MS);
 }
 
-/* Errors are all that a member can be sent; the reader meets those of the topic, too. */
+/* Errors are all that a member can be sent: a right on the group that is missing, say. */
 static void
 poll_member(EsKafkaClient *member)
 {
 	rd_kafka_message_t *message;
 
 	while ((message = rd_kafka_consumer_poll(member->handle, 0)) != NULL)
+	{
+		es_kafka_hear(member, message);
 		rd_kafka_message_destroy(message);
+	}
 	es_kafka_note(member);
 }
 
@@ -355,6 +505,7 @@ es_group_serve(EsSourceRun *run)
 {
 	struct EsGroup *group = run->group;
 	bool			changed;
+	bool			shared;
 
 	if (group == NULL)
 		return false;
@@ -375,9 +526,13 @@ es_group_serve(EsSourceRun *run)
 	}
 	if (!group->giving)
 		settle(run);
+	shared = group->shared && !group->changed;
 	if (group->changed)
 		note_share(run, false);
 	answer(group);
+	/* The same partitions, and another generation. */
+	if (shared && group->giving)
+		note_share(run, true);
 	/* The coordinator has answered. */
 	es_kafka_fine(group->member);
 	changed = group->changed;

@@ -45,6 +45,18 @@ extern bool es_group_has(const EsSourceRun *run, int32 partition);
 extern bool es_group_is_restored(const EsSourceRun *run, int32 partition);
 extern void es_group_note_restored(EsSourceRun *run, int32 partition);
 
+/*
+ * The end of a partition of the changelog topic, behind all that who had it before
+ * us may still commit (share.c); false: not known now.
+ */
+extern bool es_group_find_end(EsSourceRun *run, int32 partition, int64 *end);
+
+/*
+ * Of the generation that has been told to us last, for a transaction of a producer's;
+ * to be destroyed.  NULL: we are in none.
+ */
+extern rd_kafka_consumer_group_metadata_t *es_group_membership(EsSourceRun *run);
+
 /* How far the group has come with a partition, -1: it has not begun; false: not known now. */
 extern bool es_group_find_committed(EsSourceRun *run, int32 partition, int64 *offset);
 

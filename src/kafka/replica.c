@@ -1,11 +1,15 @@
 /*
  * kafka/replica.c
- *		Stores that follow the changelog topic of another one.
+ *		Whose a key is to change: stores that follow the changelog topic of another
+ *		one, and stores that share a topic with others.
  *
  * A key belongs to a partition, and a partition to one server: its changes reach
  * the changelog topic from there, in their order.  A change that was made
  * elsewhere would be in one copy and in no other.  So a replica takes none, and a
- * store with replica partitions none of keys in these.
+ * store with replica partitions none of keys in these.  In a consumer group with
+ * a changelog topic which partitions are ours changes: it is asked at a
+ * transaction's first change, and while nobody knows, no key is ours.  A partition
+ * that is lost before the transaction commits makes a dead letter of the change (share.c).
  *
  * Which partition a key is in: the one that Kafka's own partitioner gives it
  * (murmur2), of as many as the topic had when the worker last looked.  Who writes
@@ -26,6 +30,7 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "kafka/codec.h"
+#include "kafka/share.h"
 #include "kafka/source.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
@@ -36,30 +41,50 @@
  * Whose is a key?
  * ------------------------------------------------------------------------- */
 
+typedef struct Follower
+{
+	LocalTransactionId known_in;
+	uint32		id;
+	const EsSource *source;		/* NULL: it is gone */
+	const EsShare *share;		/* of a group's member, else NULL */
+} Follower;
+
 /* For the length of a transaction: a statement may change many keys. */
-static const EsSource *
+static const Follower *
 load_follower(uint32 id)
 {
-	static const EsSource *known = NULL;
-	static LocalTransactionId known_in = InvalidLocalTransactionId;
-	static uint32 known_id = 0;
+	static Follower known = {InvalidLocalTransactionId};
 	MemoryContext old;
 
-	if (known_in == es_local_xid() && known_id == id)
-		return known;
-	known_in = InvalidLocalTransactionId;
+	if (known.known_in == es_local_xid() && known.id == id)
+		return &known;
+	known.known_in = InvalidLocalTransactionId;
 	old = MemoryContextSwitchTo(TopTransactionContext);
-	known = es_source_load(id);
+	known.source = es_source_load(id);
+	known.share = known.source != NULL && known.source->group_id != NULL ? es_share_load(id) : NULL;
 	MemoryContextSwitchTo(old);
-	known_in = es_local_xid();
-	known_id = id;
-	return known;
+	known.id = id;
+	known.known_in = es_local_xid();
+	return &known;
+}
+
+static const char *
+reason_against_member(const Follower *follower, int32 partition)
+{
+	if (!es_share_is_settled(follower->share))
+		return psprintf("Which partitions are this server's is not known now (source \"%s\").",
+						follower->source->name);
+	if (es_share_has(follower->share, partition))
+		return NULL;
+	return psprintf("The key is in partition %d, which is not this server's (source \"%s\", group \"%s\").",
+					partition, follower->source->name, follower->source->group_id);
 }
 
 /* Why the key must not be changed here; NULL: it may. */
 static const char *
-reason_against(const EsStore *store, const EsSource *source, Datum key)
+reason_against(const EsStore *store, const Follower *follower, Datum key)
 {
+	const EsSource *source = follower->source;
 	const char *bytes;
 	size_t		length;
 	int32		partition;
@@ -73,6 +98,8 @@ reason_against(const EsStore *store, const EsSource *source, Datum key)
 	bytes = es_codec_bytes(store->key_format, key, &length);
 	partition = rd_kafka_msg_partitioner_murmur2(NULL, bytes, length, source->partition_count,
 												 NULL, NULL);
+	if (follower->share != NULL)
+		return reason_against_member(follower, partition);
 	for (int i = 0; i < source->nreplicas; i++)
 		if (source->replicas[i] == partition)
 			return psprintf("The key is in partition %d, which is a replica (source \"%s\").",
@@ -83,8 +110,8 @@ reason_against(const EsStore *store, const EsSource *source, Datum key)
 void
 es_replica_check(const EsStore *store, Datum key)
 {
-	const EsSource *source = load_follower(store->follower);
-	const char *reason = source != NULL ? reason_against(store, source, key) : NULL;
+	const Follower *follower = load_follower(store->follower);
+	const char *reason = follower->source != NULL ? reason_against(store, follower, key) : NULL;
 
 	if (reason != NULL)
 		ereport(ERROR,

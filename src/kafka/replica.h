@@ -1,6 +1,7 @@
 /*
  * kafka/replica.h
- *		Stores that follow the changelog topic of another one.
+ *		Whose a key is to change: stores that follow the changelog topic of another
+ *		one, and stores that share a topic with others.
  */
 #ifndef ES_KAFKA_REPLICA_H
 #define ES_KAFKA_REPLICA_H

@@ -28,7 +28,8 @@
  *
  * A change made by SQL that was published before the restore began is not in the
  * way: the topic has it, and what follows there is newer (the partition was
- * another server's meanwhile).
+ * another server's meanwhile).  Nor is one that was made before the source had come
+ * to the record that a change in the topic is of (publish.c): another server has.
  *
  * Following.  Replica partitions are partitions of the changelog topic that are
  * read like those of the source, without an end.
@@ -129,13 +130,14 @@ array_of(Datum *elements, bool *nulls, int n, Oid type, int length, bool by_valu
 											  by_value, length == 8 ? TYPALIGN_DOUBLE : TYPALIGN_INT));
 }
 
-/* The keys of the records from a changelog, and the offsets they came from, as arrays. */
+/* The keys of the records from a changelog, partitions, and the offsets they came from, as arrays. */
 static int
 collect_changes(const EsSource *source, const EsRecord *records, int n,
 				const EsProblem *problems, int *numbers, Datum *values)
 {
 	Datum	   *keys = palloc(sizeof(Datum) * n);
 	Datum	   *offsets = palloc(sizeof(Datum) * n);
+	Datum	   *partitions = palloc(sizeof(Datum) * n);
 	bool	   *key_nulls = palloc0(sizeof(bool) * n);
 	bool	   *offset_nulls = palloc0(sizeof(bool) * n);
 	int			count = 0;
@@ -151,10 +153,12 @@ collect_changes(const EsSource *source, const EsRecord *records, int n,
 															   (int) records[i].key_length));
 		offsets[count] = Int64GetDatum(offset);
 		offset_nulls[count] = offset < 0;
+		partitions[count] = CStringGetTextDatum(psprintf("%d", records[i].partition));
 		numbers[count++] = i;
 	}
 	values[0] = array_of(keys, key_nulls, count, BYTEAOID, -1, false);
 	values[1] = array_of(offsets, offset_nulls, count, INT8OID, 8, true);
+	values[2] = array_of(partitions, key_nulls, count, TEXTOID, -1, false);
 	return count;
 }
 
@@ -194,15 +198,17 @@ es_restore_guard(const EsSourceRun *run, const EsRecord *records, int n, EsProbl
 {
 	/* A change without a topic was made by SQL, here. */
 	static const char sql[] =
-	"SELECT r.i FROM unnest($1, $2) WITH ORDINALITY r (key, source_offset, i),"
-	" LATERAL eventstore.peek($3::pg_catalog.regclass,"
-	" CASE WHEN $4 THEN r.key::text ELSE pg_catalog.convert_from(r.key, 'UTF8') END) e"
+	"SELECT r.i FROM unnest($1, $2, $3) WITH ORDINALITY r (key, source_offset, partition, i),"
+	" LATERAL eventstore.peek($4::pg_catalog.regclass,"
+	" CASE WHEN $5 THEN r.key::text ELSE pg_catalog.convert_from(r.key, 'UTF8') END) e"
 	" WHERE e.position IS NOT NULL"
-	" AND ((e.metadata->>'topic') IS NULL AND e.position > $6"
-	" OR e.metadata->>'topic' = $5 AND " ES_METADATA_OFFSET " >= r.source_offset)";
+	" AND ((e.metadata->>'topic') IS NULL AND e.position > $7"
+	" AND (e.metadata->'progress'->>'topic' = $6"
+	" AND (e.metadata->'progress'->>r.partition)::int8 <= r.source_offset) IS NOT TRUE"
+	" OR e.metadata->>'topic' = $6 AND " ES_METADATA_OFFSET " >= r.source_offset)";
 	const EsSource *source = run->source;
-	Oid			types[6] = {BYTEAARRAYOID, INT8ARRAYOID, OIDOID, BOOLOID, TEXTOID, INT8OID};
-	Datum		values[6];
+	Oid			types[7] = {BYTEAARRAYOID, INT8ARRAYOID, TEXTARRAYOID, OIDOID, BOOLOID, TEXTOID, INT8OID};
+	Datum		values[7];
 	EsStore    *store = es_store_open(source->target, RowExclusiveLock);
 	int		   *numbers = palloc(sizeof(int) * n);
 	EsRoleSwitch saved;
@@ -210,13 +216,13 @@ es_restore_guard(const EsSourceRun *run, const EsRecord *records, int n, EsProbl
 	if (!OidIsValid(store->changelog) ||
 		collect_changes(source, records, n, problems, numbers, values) == 0)
 		return;
-	values[2] = ObjectIdGetDatum(store->changelog);
-	values[3] = BoolGetDatum(store->key_format == ES_STORE_BYTES);
-	values[4] = CStringGetTextDatum(source->topic);
-	values[5] = Int64GetDatum(run->published);
+	values[3] = ObjectIdGetDatum(store->changelog);
+	values[4] = BoolGetDatum(store->key_format == ES_STORE_BYTES);
+	values[5] = CStringGetTextDatum(source->topic);
+	values[6] = Int64GetDatum(run->published);
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
-	es_spi_execute(sql, 6, types, values, NULL, false, SPI_OK_SELECT);
+	es_spi_execute(sql, 7, types, values, NULL, false, SPI_OK_SELECT);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool		isnull;
@@ -250,7 +256,8 @@ add_partition(EsSourceRun *run, int32 number, const EsProgress *loaded, int n)
 	partition->progress.topic = topic;
 	partition->progress.partition = number;
 	partition->progress.resume = -1;
-	if (!es_topic_find_ends(run, partition, &low, &partition->restore_end))
+	if (!es_topic_find_ends(run, partition, &low, &partition->restore_end) ||
+		(run->group != NULL && !es_group_find_end(run, number, &partition->restore_end)))
 		return false;
 	for (int i = 0; i < n; i++)
 		if (loaded[i].partition == number)
@@ -415,60 +422,67 @@ rebuild_store(EsSourceRun *run)
 	es_run_commit(run);
 }
 
-/* Each partition from the first record that it has. */
+/* These partitions, from the first record that each has. */
 static bool
-read_again(EsSourceRun *run)
+read_again(EsSourceRun *run, EsProgress *moves, int n)
 {
-	EsProgress *moves = palloc(sizeof(EsProgress) * run->npartitions);
+	bool		moved;
 
-	for (int i = 0; i < run->npartitions; i++)
+	for (int i = 0; i < n; i++)
 	{
+		EsPartition partition = {.progress = moves[i]};
 		int64		high;
 
-		moves[i] = run->partitions[i].progress;
-		if (!es_topic_find_ends(run, &run->partitions[i], &moves[i].next, &high))
+		if (!es_topic_find_ends(run, &partition, &moves[i].next, &high))
 			return false;
+		moves[i].has_time = false;
 	}
 	es_run_begin();
-	if (!es_task_hold(es_source_key(run->source->id)) ||
-		!es_progress_advance(run->source, moves, run->npartitions))
-		run->leave = ES_LEAVE_AND_RETURN;
+	moved = es_task_hold(es_source_key(run->source->id)) &&
+		es_progress_advance(run->source, moves, n);
 	es_run_commit(run);
-	if (run->leave != ES_LEAVE_NOT)
-		return false;
-	for (int i = 0; i < run->npartitions; i++)
-	{
-		EsPartition *partition = &run->partitions[i];
+	if (!moved)
+		run->leave = ES_LEAVE_AND_RETURN;
+	else
+		ereport(LOG, (errmsg("source \"%s\": an unlogged store is filled again from the topic",
+							 run->source->name)));
+	return moved;
+}
 
-		partition->progress.written = partition->progress.next = moves[i].next;
-		partition->progress.has_time = false;
-		partition->position = moves[i].next;
-	}
-	ereport(LOG, (errmsg("source \"%s\": an unlogged store is filled again from the topic",
-						 run->source->name)));
-	return true;
+/*
+ * All partitions that were begun: in a group others have some of them now, and they
+ * may be ours again when the store is not empty any more.
+ */
+static bool
+read_all_again(EsSourceRun *run, const EsProgress *begun, int n, int count)
+{
+	EsProgress *moves = palloc(sizeof(EsProgress) * Max(n, 1));
+	int			nmoves = 0;
+
+	for (int i = 0; i < n; i++)
+		if (begun[i].written > 0 && begun[i].partition < count)
+			moves[nmoves++] = begun[i];
+	return nmoves == 0 || read_again(run, moves, nmoves);
 }
 
 bool
-es_restore_refill(EsSourceRun *run)
+es_restore_refill(EsSourceRun *run, const EsProgress *begun, int n, int count)
 {
 	const EsSource *source = run->source;
 	Oid			changelog = InvalidOid;
-	bool		begun = false;
 	bool		unlogged;
 
-	for (int i = 0; i < run->npartitions; i++)
-		begun = begun || run->partitions[i].progress.written > 0;
-	if (!begun || !source->is_store)
+	if (!source->is_store)
 		return true;
 	es_run_begin();
 	unlogged = get_rel_persistence(source->target) == RELPERSISTENCE_UNLOGGED &&
-		es_store_exists(source->target, &changelog);
+		es_store_exists(source->target, &changelog) &&
+		(!OidIsValid(changelog) || last_change(run) > 0);
 	es_run_commit(run);
 	if (!unlogged || !store_is_empty(run))
 		return true;
 	if (!OidIsValid(changelog))
-		return read_again(run);
+		return read_all_again(run, begun, n, count);
 	rebuild_store(run);
 	return true;
 }

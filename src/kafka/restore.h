@@ -25,10 +25,11 @@ extern bool es_restore_follow(EsSourceRun *run);
 
 /*
  * A crash empties an unlogged store and leaves our offsets: fills it again, from
- * its changelog or, where it has none, from the first records of the run's
- * partitions.  False: not now.
+ * its changelog or, where it has none, from the first records of the partitions
+ * that were begun ('begun', n of them) and are among 'count'.  Before anything is
+ * restored or read.  False: not now.
  */
-extern bool es_restore_refill(EsSourceRun *run);
+extern bool es_restore_refill(EsSourceRun *run, const EsProgress *begun, int n, int count);
 
 /* Where the source's own partition goes on after this record of the changelog topic; -1. */
 extern int64 es_restore_resume_offset(const EsSource *source, const EsRecord *record);

@@ -5,14 +5,35 @@
  *
  * A changelog topic has the changes of a key in their order as long as one server
  * at a time publishes those of its partition.  A server that lost a partition
- * may have changes that are not published yet: it was too slow, or it had died and
- * is back.  The partition's next owner has read their records once more and
- * published what came of them, and later ones (restore.c), so it would
- * put old values behind new ones.
+ * may have changes that are not published yet: it was too slow, or stood still,
+ * or had died and is back.  The partition's next owner has read their records once
+ * more and published what came of them, and later ones (restore.c): an old value
+ * behind a new one would be the key's last, and compaction would leave nothing else.
  *
- * So the source's worker says which partitions are ours (source.assigned), once
- * they are restored, and that nobody knows (null) while that changes; the sink of
- * the changelog publishes nothing meanwhile.  Then it leaves out
+ * The fence is the group's coordinator, who alone knows whose a partition is.
+ *
+ *	1.	The sink publishes in transactions of Kafka.  When all records of one are
+ *		acknowledged it commits offsets of our partitions with it, in the name of the
+ *		membership (member, generation) by which they were ours as it began.  The
+ *		coordinator takes that from members of the present generation only; what it
+ *		does not take is aborted, whoever the sink believes to be
+ *		(sink_transaction.c).
+ *	2.	The next owner has been given the partition in a later generation, so what may
+ *		still be committed of the last owner's is in the changelog topic by then, if
+ *		not committed: it restores up to the end that the topic has from now on, which
+ *		is the high watermark, not the last stable offset, and waits for transactions
+ *		that are open below (restore.c).
+ *	3.	Then it publishes, by its own membership.
+ *
+ * So whoever reads what is committed finds the changes of one owner behind those
+ * of the other, never among them.  No clock is needed for that; a transaction that
+ * a dead member left open is over after ten seconds.  test/model/group.pml has it
+ * all searched, with what goes wrong where a step is left out.
+ *
+ * So the source's worker says which partitions are ours and by which membership
+ * (source.assigned, assigned_as), once they are restored, and that nobody knows
+ * (null) while that changes; the sink publishes nothing meanwhile.  Then it leaves
+ * out
  *
  *	-	what came from partitions that are another's now;
  *	-	of what was recorded before the last restore (assigned_after), changes of
@@ -20,17 +41,21 @@
  *		is one that was restored.
  *
  * What it leaves out for good is in the topic already, or the next owner's to
- * publish.  What the worker said last may be of a worker that has died: it counts
- * only as long as that process lives (assigned_by).
+ * publish; but for changes by SQL of keys that are another's now, of which nobody
+ * else knows: those become dead letters.  What the worker said last may be of a
+ * worker that has died: it counts only as long as that process lives (assigned_by).
  *
  * A partition is given up in good order after the sink has published all
- * (es_share_drain), so that the next owner need not read it once more.
+ * (es_share_drain), so that the next owner need not read it once more, and there
+ * are no such letters.
  *
  * Locks: the source's row, when the worker says so.
  */
 #include "postgres.h"
 
 #include "kafka/share.h"
+
+#include <librdkafka/rdkafka.h>
 
 #include "catalog/pg_type.h"
 #include "kafka/sink.h"
@@ -48,8 +73,11 @@ struct EsShare
 	bool	   settled;
 	EsPosition after;
 	char	  *topic;
+	int		   count; /* partitions of the topic; 0: not known */
 	int		   n;
 	int32	  *partitions; /* ours */
+	int64	  *offsets;	   /* of the next record of each */
+	bytea	  *membership;
 	char	  *changelog_topic;
 	Oid		   changelog;
 };
@@ -59,15 +87,19 @@ struct EsShare
  * ------------------------------------------------------------------------- */
 
 void
-es_share_note(uint32 source, const int32 *partitions, int n)
+es_share_note(uint32 source, const int32 *partitions, int n, bytea *membership)
 {
 	static const char sql[] =
-		"UPDATE eventstore.source s SET assigned = $2, assigned_by = $3,"
+		"UPDATE eventstore.source s SET assigned = $2, assigned_by = $3, assigned_as = "
+		"$4,"
 		" assigned_after = COALESCE((SELECT eventstore.collection_head(k.collection)"
 		" FROM eventstore.sink k WHERE k.changelog_of = s.id), 0) WHERE s.id = $1";
-	Oid			 types[3] = {INT4OID, INT4ARRAYOID, INT4OID};
-	Datum		 values[3] = {Int32GetDatum((int32) source), 0, Int32GetDatum(MyProcPid)};
+	Oid			 types[4] = {INT4OID, INT4ARRAYOID, INT4OID, BYTEAOID};
+	Datum		 values[4] = {Int32GetDatum((int32) source), 0, Int32GetDatum(MyProcPid),
+							  PointerGetDatum(membership)};
 	Datum		*elements = palloc(sizeof(Datum) * Max(n, 1));
+	char		 nulls[] = {' ', partitions == NULL ? 'n' : ' ', ' ',
+					membership == NULL ? 'n' : ' ', '\0'};
 	EsRoleSwitch saved;
 
 	for (int i = 0; i < n; i++)
@@ -76,8 +108,7 @@ es_share_note(uint32 source, const int32 *partitions, int n)
 		PointerGetDatum(construct_array(elements, n, INT4OID, 4, true, TYPALIGN_INT));
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
-	es_spi_execute(sql, 3, types, values, partitions == NULL ? " n " : NULL, false,
-				   SPI_OK_UPDATE);
+	es_spi_execute(sql, 4, types, values, nulls, false, SPI_OK_UPDATE);
 	SPI_finish();
 	es_role_restore(&saved);
 }
@@ -133,33 +164,44 @@ worker_of(uint32 source)
 	return 0;
 }
 
+static Datum
+column(uint64 row, int number, bool *isnull)
+{
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, number, isnull);
+}
+
 /* One row for each partition that is ours, or one without. */
 static EsShare *
 read_share(uint32 source, MemoryContext context)
 {
-	EsShare	 *share = MemoryContextAllocZero(context, sizeof(EsShare));
-	TupleDesc desc = SPI_tuptable->tupdesc;
-	bool	  isnull;
-	char	 *topic = SPI_getvalue(SPI_tuptable->vals[0], desc, 1);
+	EsShare		 *share = MemoryContextAllocZero(context, sizeof(EsShare));
+	MemoryContext old = MemoryContextSwitchTo(context);
+	Datum		  membership;
+	bool		  isnull;
 
-	share->topic = MemoryContextStrdup(context, topic);
-	share->settled =
-		DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], desc, 2, &isnull)) &&
-		DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], desc, 3, &isnull)) ==
-			worker_of(source);
-	share->after = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], desc, 4, &isnull));
-	share->partitions = MemoryContextAlloc(context, sizeof(int32) * SPI_processed);
-	share->changelog_topic =
-		MemoryContextStrdup(context, SPI_getvalue(SPI_tuptable->vals[0], desc, 6));
-	share->changelog =
-		DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0], desc, 7, &isnull));
+	share->topic = TextDatumGetCString(column(0, 1, &isnull));
+	share->settled = DatumGetInt32(column(0, 2, &isnull)) == worker_of(source);
+	share->after = DatumGetInt64(column(0, 3, &isnull));
+	share->changelog_topic = TextDatumGetCString(column(0, 4, &isnull));
+	share->changelog = DatumGetObjectId(column(0, 5, &isnull));
+	share->count = DatumGetInt32(column(0, 6, &isnull));
+	membership = column(0, 7, &isnull);
+	if (isnull)
+		share->settled = false;
+	else
+		share->membership = DatumGetByteaPCopy(membership);
+	share->partitions = palloc(sizeof(int32) * SPI_processed);
+	share->offsets = palloc(sizeof(int64) * SPI_processed);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		Datum partition = SPI_getbinval(SPI_tuptable->vals[i], desc, 5, &isnull);
+		Datum partition = column(i, 8, &isnull);
 
-		if (!isnull)
-			share->partitions[share->n++] = DatumGetInt32(partition);
+		if (isnull)
+			continue;
+		share->partitions[share->n] = DatumGetInt32(partition);
+		share->offsets[share->n++] = DatumGetInt64(column(i, 9, &isnull));
 	}
+	MemoryContextSwitchTo(old);
 	return share;
 }
 
@@ -167,10 +209,15 @@ EsShare *
 es_share_load(uint32 source)
 {
 	static const char sql[] =
-		"SELECT s.topic, s.assigned IS NOT NULL, COALESCE(s.assigned_by, 0),"
-		" COALESCE(s.assigned_after, 0), p.number, s.changelog_topic, k.collection::oid"
+		"SELECT s.topic, CASE WHEN s.assigned IS NOT NULL THEN COALESCE(s.assigned_by, 0)"
+		" ELSE -1 END, COALESCE(s.assigned_after, 0), s.changelog_topic, "
+		"k.collection::oid,"
+		" COALESCE(s.partition_count, 0), s.assigned_as, p.number, "
+		"COALESCE(o.next_offset, 0)"
 		" FROM eventstore.source s JOIN eventstore.sink k ON k.changelog_of = s.id"
 		" LEFT JOIN LATERAL unnest(s.assigned) p (number) ON true"
+		" LEFT JOIN eventstore.source_offset o ON o.source = s.id AND o.topic = s.topic"
+		" AND o.partition = p.number"
 		" WHERE s.id = $1 AND s.group_id IS NOT NULL";
 	Oid			  types[1] = {INT4OID};
 	Datum		  values[1] = {Int32GetDatum((int32) source)};
@@ -217,13 +264,54 @@ is_overtaken(const EsShare *share, EsPosition position, Datum stream)
 }
 
 bool
-es_share_has(const EsShare *share, EsPosition position, const char *topic,
-			 int32 partition, Datum stream)
+es_share_has(const EsShare *share, int32 partition)
 {
-	if (share == NULL || strcmp(share->topic, topic) != 0)
-		return true;
 	for (int i = 0; i < share->n; i++)
 		if (share->partitions[i] == partition)
-			return position > share->after || !is_overtaken(share, position, stream);
+			return true;
 	return false;
+}
+
+int32
+es_share_partition_of(const EsShare *share, const char *key, size_t length)
+{
+	if (share->count < 1)
+		return -1;
+	return rd_kafka_msg_partitioner_murmur2(NULL, key, length, share->count, NULL, NULL);
+}
+
+EsShareVerdict
+es_share_judge(const EsShare *share, EsPosition position, const char *topic,
+			   int32 partition, Datum stream)
+{
+	if (!es_share_has(share, partition))
+		return topic != NULL && strcmp(share->topic, topic) == 0 ? ES_SHARE_KNOWN
+																 : ES_SHARE_LOST;
+	return position > share->after || !is_overtaken(share, position, stream)
+			   ? ES_SHARE_OURS
+			   : ES_SHARE_KNOWN;
+}
+
+const bytea *
+es_share_membership(const EsShare *share)
+{
+	return share->settled ? share->membership : NULL;
+}
+
+bool
+es_share_is_by(const EsShare *share, const bytea *membership)
+{
+	return membership != NULL && share->membership != NULL &&
+		   VARSIZE(membership) == VARSIZE(share->membership) &&
+		   memcmp(membership, share->membership, VARSIZE(membership)) == 0;
+}
+
+int
+es_share_partitions(const EsShare *share, const char **topic, const int32 **partitions,
+					const int64 **offsets)
+{
+	*topic = share->topic;
+	*partitions = share->partitions;
+	*offsets = share->offsets;
+	return share->n;
 }

@@ -272,10 +272,12 @@ hear(EsSinkRun *run)
 	if (run->delivery.first > first)
 	{
 		/* The last one of a transaction is its position. */
-		es_worker_count(
-			ES_WORKER_RECORDS,
-			run->delivery.first - first -
-				(run->closing && es_delivery_is_empty(&run->delivery) ? 1 : 0));
+		es_worker_count(ES_WORKER_RECORDS,
+						run->delivery.first - first -
+							(run->closing && run->progress_topic != NULL &&
+									 es_delivery_is_empty(&run->delivery)
+								 ? 1
+								 : 0));
 		es_kafka_fine(run->client);
 		run->retry_at = 0;
 		run->retry_ms = 0;
@@ -615,6 +617,9 @@ run_client(EsSinkRun *run)
 	run->retry_at = 0;
 	run->retry_ms = 0;
 	run->in_transaction = run->closing = run->full = false;
+	run->share = NULL;
+	run->refused = NULL;
+	run->vouched = run->stale = false;
 	run->flush_wanted = false;
 	run->flush_ticket = 0;
 	run->bad = run->single_to = 0;
@@ -726,6 +731,8 @@ es_sink_main(Datum arg)
 										 ALLOCSET_DEFAULT_SIZES);
 	run->event = AllocSetContextCreate(TopMemoryContext, "eventstore sink event",
 									   ALLOCSET_DEFAULT_SIZES);
+	run->share_life = AllocSetContextCreate(TopMemoryContext, "eventstore sink share",
+											ALLOCSET_DEFAULT_SIZES);
 	es_delivery_init(&run->delivery);
 	MemoryContextSwitchTo(run->scratch);
 	es_worker_set_running();

@@ -54,7 +54,7 @@ typedef struct EsSink
 	EsSinkPolicy on_error;
 	int			 flush_count;
 	int64		 flush_us;
-	char		*progress_topic; /* NULL unless exactly_once */
+	char		*progress_topic; /* NULL unless exactly_once, or where a group vouches (share.c) */
 	Jsonb		*producer_properties;
 	uint32		 changelog_of; /* the source whose store's changelog this publishes; 0 */
 	bool		 paused;
@@ -85,7 +85,7 @@ typedef struct EsSinkDefinition
 	EsSinkPolicy on_error;
 	int			 flush_count;
 	Datum		 flush_interval; /* an Interval */
-	const char	*progress_topic; /* NULL unless exactly_once */
+	const char	*progress_topic; /* as in EsSink */
 	Jsonb		*producer_properties;
 	uint32		 changelog_of; /* 0: of no source */
 } EsSinkDefinition;

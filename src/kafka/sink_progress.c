@@ -7,7 +7,13 @@
  * crash of the server together with the last commits: then events come again, or,
  * with exactly_once, Kafka knows better.
  *
- * Locks: the row of sink_position, for the time of a statement.
+ * What a group's member publishes is in its own store, so it need not restore it
+ * when it gets a partition back: how far it has come in the changelog topic moves
+ * along behind what it has committed there, of the partitions that are ours.
+ * Before those records lies only what it had restored (share.c).
+ *
+ * Locks: the row of sink_position, then rows of source_offset; to the end of the
+ * transaction.
  */
 #include "postgres.h"
 
@@ -32,6 +38,30 @@ acknowledged_ends(const EsDelivery *delivery)
 										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 }
 
+/* Behind what is acknowledged of ours; what the source has restored may be further. */
+static void
+save_restored(EsSinkRun *run)
+{
+	static const char sql[] =
+		"UPDATE eventstore.source_offset o SET next_offset = e.next,"
+		" end_offset = GREATEST(o.end_offset, e.next), record_time = NULL,"
+		" updated_at = pg_catalog.clock_timestamp()"
+		" FROM unnest($3) WITH ORDINALITY e (next, number)"
+		" WHERE o.source = $1 AND o.topic = $2 AND o.partition = e.number - 1"
+		" AND o.next_offset < e.next";
+	const EsDelivery *delivery = &run->delivery;
+	Datum			 *ends = palloc0(sizeof(Datum) * delivery->nends);
+	Oid				  types[3] = {INT4OID, TEXTOID, INT8ARRAYOID};
+	Datum			  values[3] = {Int32GetDatum((int32) run->sink->changelog_of),
+								   CStringGetTextDatum(run->sink->topic), 0};
+
+	for (int i = 0; i < delivery->nends; i++)
+		ends[i] = Int64GetDatum(es_share_has(run->share, i) ? delivery->ends[i] : 0);
+	values[2] = PointerGetDatum(construct_array(ends, delivery->nends, INT8OID, sizeof(int64),
+												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	(void) es_spi_execute_as_owner(sql, 3, types, values, NULL, SPI_OK_UPDATE);
+}
+
 void
 es_sink_save(EsSinkRun *run, EsPosition position)
 {
@@ -50,6 +80,8 @@ es_sink_save(EsSinkRun *run, EsPosition position)
 	{
 		run->saved = position;
 		run->progressed = true;
+		if (run->share != NULL && run->delivery.nends > 0)
+			save_restored(run);
 	}
 	else if (es_spi_execute_as_owner("SELECT FROM eventstore.sink_position WHERE sink = $1", 1,
 						   types, values, NULL, SPI_OK_SELECT) > 0)

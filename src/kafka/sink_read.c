@@ -80,7 +80,12 @@ put_event(EsSinkRun *run, EsSinkWriter *writer, TupleTableSlot *slot, size_t *by
 	EsRecord			record;
 
 	if (!es_sink_record_make(writer, slot, &record))
+	{
+		if (es_sink_record_is_lost(writer))
+			es_sink_park(run, run->current, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+						 "the key's partition is another member's of the group now");
 		return true;
+	}
 	if (run->sink->exactly_once && !es_sink_transaction_begin(run))
 		return false;
 	StaticAssertStmt(ES_SINK_ANY_PARTITION == RD_KAFKA_PARTITION_UA, "one meaning");
@@ -100,6 +105,12 @@ put_event(EsSinkRun *run, EsSinkWriter *writer, TupleTableSlot *slot, size_t *by
 			return false;
 		default:
 			es_sink_retry_later(run, "retrying", rd_kafka_err2str(result));
+			/* The topic has grown: by itself the client looks every five minutes. */
+			if (result == RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION)
+			{
+				run->leave = ES_LEAVE_AND_RETURN;
+				run->pause_first = true;
+			}
 			/* A transaction that takes nothing more is to be ended. */
 			if (run->in_transaction && run->oldest == 0)
 				run->oldest = GetCurrentTimestamp();
@@ -118,9 +129,9 @@ note_read(EsSinkRun *run, EsPosition position, int events)
 
 /* True at the end of what there is. */
 static bool
-put_events(EsSinkRun *run, EsCollection *coll, EsRead *read, const EsShare *share)
+put_events(EsSinkRun *run, EsCollection *coll, EsRead *read)
 {
-	EsSinkWriter *writer = es_sink_record_begin(run->sink, coll, share);
+	EsSinkWriter *writer = es_sink_record_begin(run->sink, coll, run->share);
 	MemoryContext chunk = CurrentMemoryContext;
 	int64		  limit = chunk_limit(run);
 	size_t		  bytes = 0;
@@ -167,13 +178,11 @@ read_chunk(EsSinkRun *run)
 	EsView		  view;
 	EsRead		 *read;
 	bool		  end;
-	EsShare		 *share = NULL;
 
 	run->current = 0;
 	run->at_bad = false;
-	if (run->sink->changelog_of != 0)
-		share = es_share_load(run->sink->changelog_of);
-	if (!es_share_is_settled(share))
+	if (run->sink->changelog_of != 0 && run->sink->exactly_once &&
+		!es_sink_transaction_share(run))
 	{
 		run->more = true;
 		run->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), UNSETTLED_MS);
@@ -186,7 +195,7 @@ read_chunk(EsSinkRun *run)
 	es_collection_check_cursor(coll, run->read_to);
 	flush_log();
 	read = es_read_begin_in(&args, &view);
-	end = put_events(run, coll, read, share);
+	end = put_events(run, coll, read);
 	es_read_end(read);
 	es_view_close(&view);
 	es_role_restore(&saved);
@@ -281,7 +290,9 @@ es_sink_read(EsSinkRun *run)
 		catch_error(run);
 	}
 	PG_END_TRY();
-	if (run->at_bad)
+	if (run->stale)
+		es_sink_transaction_abort(run);
+	else if (run->at_bad)
 		pass_bad(run);
 }
 

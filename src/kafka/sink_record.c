@@ -45,10 +45,11 @@
 
 struct EsSinkWriter
 {
-	const EsSink *sink;
-	const EsShare *share;  /* of a changelog's sink; NULL: all */
+	const EsSink  *sink;
+	const EsShare *share;	/* of a changelog's sink; NULL: all */
 	EsPosition	   current; /* of the event that is being made */
 	Datum		   stream;	/* its own */
+	EsShareVerdict verdict;
 	const EsStore
 			 *byte_keys; /* the store whose changelog this is, if its keys are bytes */
 	bool	  text_body; /* the body is text, in the database's encoding */
@@ -79,7 +80,8 @@ find_key_function(EsSinkWriter *writer)
 		DirectFunctionCall1(regprocedurein, CStringGetDatum(sink->key_text)));
 	es_kafka_check_execute(function, sink->owner);
 	if (!es_kafka_function_types(function, &argument, &writer->key_type) ||
-		argument != event || (writer->key_type != TEXTOID && writer->key_type != BYTEAOID))
+		argument != event ||
+		(writer->key_type != TEXTOID && writer->key_type != BYTEAOID))
 		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
 						errmsg("function %s returns neither text nor bytea any more",
 							   sink->key_text),
@@ -379,7 +381,8 @@ metadata_text(Jsonb *metadata, const char *key)
 }
 
 static void
-add_text_header(EsSinkWriter *writer, EsRecord *record, const char *name, const char *value)
+add_text_header(EsSinkWriter *writer, EsRecord *record, const char *name,
+				const char *value)
 {
 	add_header(writer, record, name, value, strlen(value));
 }
@@ -402,6 +405,21 @@ add_progress(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 	add_text_header(writer, record, ES_HEADER_OFFSET, psprintf(INT64_FORMAT, offset));
 }
 
+/* May the change be published?  By SQL ('topic' NULL) or by a record of that topic. */
+static bool
+judge(EsSinkWriter *writer, EsRecord *record, const char *topic)
+{
+	if (writer->share == NULL)
+		return true;
+	/* One that was made before there was a source, say. */
+	if (record->partition == ES_SINK_ANY_PARTITION)
+		record->partition =
+			es_share_partition_of(writer->share, record->key, record->key_length);
+	writer->verdict = es_share_judge(writer->share, writer->current, topic,
+									 record->partition, writer->stream);
+	return writer->verdict == ES_SHARE_OURS;
+}
+
 /* False where the change came from the topic itself, or is not ours to publish. */
 static bool
 add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
@@ -412,19 +430,20 @@ add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 	const char *since;
 
 	if (!JB_ROOT_IS_OBJECT(metadata))
-		return true;
+		return judge(writer, record, NULL);
 	topic = metadata_text(metadata, "topic");
 	partition = metadata_text(metadata, "partition");
 	offset = metadata_text(metadata, "offset");
 	if (topic == NULL || partition == NULL || offset == NULL)
 	{
 		add_progress(writer, record, metadata);
-		return true;
+		return judge(writer, record, NULL);
 	}
 	if (strcmp(topic, writer->sink->topic) == 0)
 		return false;
-	if (!es_share_has(writer->share, writer->current, topic, pg_strtoint32(partition),
-					  writer->stream))
+	/* Who restores a partition of the source looks into the one of that number. */
+	record->partition = pg_strtoint32(partition);
+	if (!judge(writer, record, topic))
 		return false;
 	add_text_header(writer, record, ES_HEADER_TOPIC, topic);
 	add_text_header(writer, record, ES_HEADER_PARTITION, partition);
@@ -432,8 +451,6 @@ add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 	since = metadata_text(metadata, "since");
 	if (since != NULL)
 		add_text_header(writer, record, ES_HEADER_SINCE, since);
-	/* Who restores a partition of the source looks into the one of that number. */
-	record->partition = pg_strtoint32(partition);
 	return true;
 }
 
@@ -460,11 +477,13 @@ es_sink_record_make(EsSinkWriter *writer, TupleTableSlot *slot, EsRecord *record
 	record->partition = ES_SINK_ANY_PARTITION;
 	writer->current = DatumGetInt64(slot->tts_values[ES_ATT_POSITION - 1]);
 	writer->stream = slot->tts_values[ES_ATT_STREAM - 1];
+	writer->verdict = ES_SHARE_OURS;
 	record->headers = writer->headers;
 	make_headers(writer, slot, record);
 	make_key(writer, slot, record);
-	if (!slot->tts_isnull[ES_ATT_METADATA - 1] &&
-		!add_metadata(writer, record, slot->tts_values[ES_ATT_METADATA - 1]))
+	if (slot->tts_isnull[ES_ATT_METADATA - 1]
+			? !judge(writer, record, NULL)
+			: !add_metadata(writer, record, slot->tts_values[ES_ATT_METADATA - 1]))
 		return false;
 	make_value(writer, slot, record);
 	created_at = DatumGetTimestampTz(slot->tts_values[ES_ATT_CREATED_AT - 1]);
@@ -473,4 +492,10 @@ es_sink_record_make(EsSinkWriter *writer, TupleTableSlot *slot, EsRecord *record
 		!TIMESTAMP_NOT_FINITE(created_at) && es_codec_kafka_time(created_at) > 0;
 	record->time = created_at;
 	return true;
+}
+
+bool
+es_sink_record_is_lost(const EsSinkWriter *writer)
+{
+	return writer->verdict == ES_SHARE_LOST;
 }

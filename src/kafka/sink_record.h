@@ -33,4 +33,7 @@ extern EsSinkWriter *es_sink_record_begin(const EsSink *sink, const EsCollection
 extern bool es_sink_record_make(EsSinkWriter *writer, TupleTableSlot *slot,
 								EsRecord *record);
 
+/* The last one is not, and nobody else will publish it. */
+extern bool es_sink_record_is_lost(const EsSinkWriter *writer);
+
 #endif /* ES_KAFKA_SINK_RECORD_H */

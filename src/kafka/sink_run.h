@@ -14,6 +14,7 @@
 
 #include "kafka/delivery.h"
 #include "kafka/run.h"
+#include "kafka/share.h"
 #include "kafka/sink.h"
 
 /* What a sink has stopped at, until resume(). */
@@ -68,6 +69,13 @@ typedef struct EsSinkRun
 	TimestampTz		  transaction_began;
 	rd_kafka_topic_t *progress_topic;
 	char			  identity[128]; /* transactional.id, and the key of its progress */
+
+	/* What a group's member publishes: whose partitions the transaction writes for (share.c). */
+	MemoryContext share_life;
+	EsShare		 *share;   /* of the transaction, or to begin one; NULL */
+	bytea		 *refused; /* a membership that is not one any more; NULL */
+	bool		  vouched; /* the group has taken the transaction's offsets */
+	bool stale; /* the transaction is to be aborted: there is a later membership */
 
 	TimestampTz retry_at; /* 0 = the last thing went well */
 	int			retry_ms;
@@ -166,6 +174,12 @@ extern void es_sink_transaction_own(EsSinkRun *run, const char *own[][2]);
  * where that cannot be now, or the client is to be left.
  */
 extern bool es_sink_transaction_init(EsSinkRun *run);
+
+/*
+ * Looks whose partitions may be written for; false: none now.  Before anything is
+ * read for a group's member, in a transaction with a snapshot.
+ */
+extern bool es_sink_transaction_share(EsSinkRun *run);
 
 /* Before an event is put; false where it cannot be now. */
 extern bool es_sink_transaction_begin(EsSinkRun *run);

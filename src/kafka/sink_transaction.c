@@ -26,6 +26,14 @@
  * fence means that somebody else runs as this sink (a copy of this server), and
  * is a reason to stop.
  *
+ * The changelog of a store whose source is in a consumer group.  There the group's
+ * coordinator is asked whether what a transaction has written is still ours to
+ * write: before the commit it is given offsets of those partitions, with the
+ * membership by which they were ours when the transaction began (share.c).  There
+ * is no progress topic then, and a position that was lost only has the same changes
+ * published once more, by whoever the partitions are of.  A membership that was
+ * refused is not tried again: the source's worker will say a later one.
+ *
  * Each call into librdkafka ends after CALL_MS, is made again where that was the
  * only reason, and interrupts are served between.
  */
@@ -43,6 +51,8 @@
 
 #define CALL_MS	   500
 #define TIMEOUT_MS 60000
+/* A dead member's transaction is in the way of who takes its partitions over. */
+#define GROUP_TIMEOUT_MS 10000
 /* An abort that takes longer is left to the next client. */
 #define ABORT_CALLS 10
 
@@ -53,9 +63,17 @@
  * Settings
  * ------------------------------------------------------------------------- */
 
+static bool
+is_groups(const EsSinkRun *run)
+{
+	return run->sink->progress_topic == NULL;
+}
+
 void
 es_sink_transaction_own(EsSinkRun *run, const char *own[][2])
 {
+	const char *timeout =
+		is_groups(run) ? CppAsString2(GROUP_TIMEOUT_MS) : CppAsString2(TIMEOUT_MS);
 	int n = 0;
 
 	/* Ids begin anew with the extension: another sink of the same id is not this one. */
@@ -67,10 +85,10 @@ es_sink_transaction_own(EsSinkRun *run, const char *own[][2])
 	own[n][0] = "transactional.id";
 	own[n++][1] = run->identity;
 	own[n][0] = "transaction.timeout.ms";
-	own[n++][1] = CppAsString2(TIMEOUT_MS);
+	own[n++][1] = timeout;
 	/* no record may take longer than its transaction */
 	own[n][0] = "delivery.timeout.ms";
-	own[n++][1] = CppAsString2(TIMEOUT_MS);
+	own[n++][1] = timeout;
 	own[n][0] = own[n][1] = NULL;
 }
 
@@ -86,14 +104,33 @@ is_fence(int code)
 		   code == RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH;
 }
 
+/* The group knows no such member, in this generation. */
+static bool
+is_no_member(int code)
+{
+	return code == RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION ||
+		   code == RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID ||
+		   code == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID;
+}
+
+static const char *
+state_after(int code)
+{
+	return code == RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED ||
+				   code == RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED ||
+				   code == RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED
+			   ? "denied"
+			   : "retrying";
+}
+
 /* The client will do nothing any more. */
 static void
 leave_client(EsSinkRun *run, int code, const char *message)
 {
-	bool too_long =
-		run->in_transaction &&
-		TimestampDifferenceExceeds(run->transaction_began, GetCurrentTimestamp(),
-								   TIMEOUT_MS * 9 / 10);
+	bool too_long = run->in_transaction &&
+					TimestampDifferenceExceeds(
+						run->transaction_began, GetCurrentTimestamp(),
+						(is_groups(run) ? GROUP_TIMEOUT_MS : TIMEOUT_MS) * 9 / 10);
 
 	if (is_fence(code) && !too_long)
 	{
@@ -102,9 +139,18 @@ leave_client(EsSinkRun *run, int code, const char *message)
 		es_sink_stop_at(run, ES_SINK_FENCED, message);
 		return;
 	}
-	es_sink_retry_later(run, "retrying", message);
+	es_sink_retry_later(run, state_after(code), message);
 	run->leave = ES_LEAVE_AND_RETURN;
 	run->pause_first = true;
+}
+
+static void
+note_refused(EsSinkRun *run)
+{
+	const bytea *membership = es_share_membership(run->share);
+
+	run->refused = MemoryContextAlloc(run->life, VARSIZE(membership));
+	memcpy(run->refused, membership, VARSIZE(membership));
 }
 
 /*
@@ -130,8 +176,10 @@ settle(EsSinkRun *run, rd_kafka_error_t *error)
 	else if (rd_kafka_error_txn_requires_abort(error))
 	{
 		rd_kafka_error_destroy(error);
+		if (is_no_member(code))
+			note_refused(run);
 		es_sink_transaction_abort(run);
-		es_sink_retry_later(run, "retrying", message);
+		es_sink_retry_later(run, state_after(code), message);
 	}
 	else if (rd_kafka_error_is_retriable(error) || code == RD_KAFKA_RESP_ERR__TIMED_OUT)
 		rd_kafka_error_destroy(error);
@@ -355,31 +403,40 @@ read_progress(EsSinkRun *run, EsKafkaClient *reader, EsPosition *position)
  * Transactions
  * ------------------------------------------------------------------------- */
 
+/* Fences whoever was this sink before; false where that cannot be now. */
+static bool
+fence_predecessor(EsSinkRun *run)
+{
+	while (run->leave == ES_LEAVE_NOT && run->halt == ES_SINK_GOES_ON &&
+		   es_worker_pending(ES_WAKE_CONFIG) == 0)
+	{
+		if (es_process_interrupts())
+		{
+			run->leave = ES_LEAVE_FOR_GOOD;
+			return false;
+		}
+		if (settle(run, rd_kafka_init_transactions(run->client->handle, CALL_MS)))
+			return true;
+		if (run->client->trouble != ES_KAFKA_FINE && run->leave == ES_LEAVE_NOT)
+			es_sink_set_state(
+				run, run->client->trouble == ES_KAFKA_DENIED ? "denied" : "disconnected",
+				run->client->message);
+	}
+	return false;
+}
+
 bool
 es_sink_transaction_init(EsSinkRun *run)
 {
-	EsKafkaClient *reader = open_reader(run);
+	EsKafkaClient *reader;
 	EsPosition	   position = 0;
-	bool		   done = false;
+	bool		   done;
 
-	if (find_topic(run, reader))
-	{
-		while (!done && run->leave == ES_LEAVE_NOT && run->halt == ES_SINK_GOES_ON &&
-			   es_worker_pending(ES_WAKE_CONFIG) == 0)
-		{
-			if (es_process_interrupts())
-				run->leave = ES_LEAVE_FOR_GOOD;
-			else
-				done =
-					settle(run, rd_kafka_init_transactions(run->client->handle, CALL_MS));
-			if (!done && run->client->trouble != ES_KAFKA_FINE)
-				es_sink_set_state(
-					run,
-					run->client->trouble == ES_KAFKA_DENIED ? "denied" : "disconnected",
-					run->client->message);
-		}
-		done = done && read_progress(run, reader, &position);
-	}
+	if (is_groups(run))
+		return fence_predecessor(run);
+	reader = open_reader(run);
+	done = find_topic(run, reader) && fence_predecessor(run) &&
+		   read_progress(run, reader, &position);
 	es_kafka_close(reader);
 	if (!done)
 		return false;
@@ -395,6 +452,28 @@ es_sink_transaction_init(EsSinkRun *run)
 }
 
 bool
+es_sink_transaction_share(EsSinkRun *run)
+{
+	MemoryContext old;
+	EsShare		 *now;
+
+	if (!run->in_transaction)
+	{
+		MemoryContextReset(run->share_life);
+		run->share = NULL;
+	}
+	old = MemoryContextSwitchTo(run->in_transaction ? run->scratch : run->share_life);
+	now = es_share_load(run->sink->changelog_of);
+	MemoryContextSwitchTo(old);
+	if (run->in_transaction)
+		run->stale = now == NULL || !es_share_is_by(now, es_share_membership(run->share));
+	else if (now != NULL && es_share_is_settled(now) &&
+			 !es_share_is_by(now, run->refused))
+		run->share = now;
+	return run->share != NULL && !run->stale;
+}
+
+bool
 es_sink_transaction_begin(EsSinkRun *run)
 {
 	if (run->in_transaction)
@@ -402,7 +481,7 @@ es_sink_transaction_begin(EsSinkRun *run)
 	if (!settle(run, rd_kafka_begin_transaction(run->client->handle)))
 		return false;
 	run->in_transaction = true;
-	run->closing = false;
+	run->closing = run->vouched = false;
 	run->transaction_began = GetCurrentTimestamp();
 	return true;
 }
@@ -416,6 +495,8 @@ put_progress(EsSinkRun *run)
 	EsHeader letter = {LETTER_HEADER, run->letter, strlen(run->letter)};
 	rd_kafka_resp_err_t result;
 
+	if (is_groups(run))
+		return run->closing = true;
 	pg_lltoa(run->read_to, digits);
 	record.value = digits;
 	record.value_length = strlen(digits);
@@ -435,10 +516,40 @@ put_progress(EsSinkRun *run)
 	return run->closing;
 }
 
+/* The group's word that the partitions are ours, as a part of the transaction. */
+static bool
+ask_group(EsSinkRun *run)
+{
+	const bytea						   *membership = es_share_membership(run->share);
+	rd_kafka_consumer_group_metadata_t *metadata;
+	rd_kafka_topic_partition_list_t	   *list;
+	rd_kafka_error_t				   *error;
+	const char						   *topic;
+	const int32						   *partitions;
+	const int64						   *offsets;
+	int n = es_share_partitions(run->share, &topic, &partitions, &offsets);
+
+	error = rd_kafka_consumer_group_metadata_read(&metadata, VARDATA_ANY(membership),
+												  VARSIZE_ANY_EXHDR(membership));
+	if (error == NULL)
+	{
+		list = rd_kafka_topic_partition_list_new(n);
+		for (int i = 0; i < n; i++)
+			rd_kafka_topic_partition_list_add(list, topic, partitions[i])->offset =
+				offsets[i];
+		error = rd_kafka_send_offsets_to_transaction(run->client->handle, list, metadata,
+													 CALL_MS);
+		rd_kafka_topic_partition_list_destroy(list);
+		rd_kafka_consumer_group_metadata_destroy(metadata);
+	}
+	return run->vouched = settle(run, error);
+}
+
 void
 es_sink_transaction_close(EsSinkRun *run)
 {
 	if ((!run->closing && !put_progress(run)) || !es_delivery_is_empty(&run->delivery) ||
+		(is_groups(run) && !run->vouched && !ask_group(run)) ||
 		!settle(run, rd_kafka_commit_transaction(run->client->handle, CALL_MS)))
 		return;
 	run->in_transaction = run->closing = false;
@@ -493,6 +604,6 @@ es_sink_transaction_abort(EsSinkRun *run)
 		run->leave = ES_LEAVE_AND_RETURN;
 		run->pause_first = true;
 	}
-	run->in_transaction = run->closing = false;
+	run->in_transaction = run->closing = run->stale = false;
 	es_sink_rewind(run, run->saved);
 }

@@ -405,10 +405,11 @@ es_topic_find_start(EsSourceRun *run, int32 partition, int64 *offset)
 	bool	known = true;
 
 	*offset = -1;
-	if (start == ES_START_LATEST && run->group != NULL)
+	if (run->group != NULL &&
+		(start == ES_START_LATEST || run->source->mode == ES_SOURCE_RELAY))
 	{
 		known = es_group_find_committed(run, partition, offset);
-		if (n > 0)
+		if (n > 0 && start == ES_START_LATEST)
 			start = ES_START_EARLIEST;
 	}
 	if (known && (*offset >= 0 || find_start(run, partition, start, offset)))
@@ -437,6 +438,43 @@ begin_partitions(EsSourceRun *run, const bool *begin, int count)
 			es_progress_begin(run->source, es_topic_followed(run->source), i, offsets[i]);
 	es_run_commit(run);
 	return true;
+}
+
+/*
+ * A relay's partitions go on where the group is, if that is later: what it says was
+ * published with it (relay.c).  False where it is not known now.
+ */
+static bool
+follow_group(EsSourceRun *run, const bool *begin, int count)
+{
+	EsProgress *moves;
+	int			n = es_run_load_progress(run, run->source->topic, &moves);
+	int			nmoves = 0;
+	bool		moved = true;
+
+	for (int i = 0; i < n; i++)
+	{
+		EsProgress move = moves[i];
+
+		if (move.partition >= count || !begin[move.partition])
+			continue;
+		if (!es_group_find_committed(run, move.partition, &move.next))
+		{
+			es_run_set_state(run, "joining", "where the group is, is not settled yet");
+			return false;
+		}
+		move.has_time = false;
+		if (move.next > move.written)
+			moves[nmoves++] = move;
+	}
+	es_run_begin();
+	moved = es_task_hold(es_source_key(run->source->id)) &&
+			es_progress_advance(run->source, moves, nmoves);
+	es_run_commit(run);
+	for (int32 i = 0; moved && i < count; i++)
+		if (begin[i])
+			es_group_note_restored(run, i);
+	return moved;
 }
 
 /* Why the topic is another one, by its name's having come again; NULL. */
@@ -500,6 +538,8 @@ es_topic_load_partitions(EsSourceRun *run, int count)
 	int n = es_run_load_progress(run, es_topic_followed(run->source), &loaded);
 
 	run->restoring = run->guarded = false;
+	if (!es_restore_refill(run, loaded, n, count))
+		return false;
 	for (int32 i = 0; i < count; i++)
 		begin[i] = is_wanted_partition(run, i) &&
 				   (run->group != NULL && source->changelog_topic != NULL
@@ -508,10 +548,12 @@ es_topic_load_partitions(EsSourceRun *run, int count)
 	if (source->mode == ES_SOURCE_PRIMARY && source->changelog_topic != NULL &&
 		es_restore_begin(run, begin, count, &ready))
 		return ready;
-	if (!begin_partitions(run, begin, count))
+	if (!begin_partitions(run, begin, count) ||
+		(source->mode == ES_SOURCE_RELAY && run->group != NULL &&
+		 !follow_group(run, begin, count)))
 		return false;
 	add_partitions(run, count);
-	return es_restore_refill(run) && es_restore_follow(run);
+	return es_restore_follow(run);
 }
 
 /*

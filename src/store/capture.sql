@@ -39,4 +39,4 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_capture_record';
 COMMENT ON FUNCTION eventstore.capture_record() IS
 'Trigger of captured tables, after each change of a row and after TRUNCATE: adds the event to those of the statement.
-Errors: 55000 the table is not captured, or has lost its primary key; LG006.';
+Errors: 55000 the table is not captured, or has lost its primary key; 39P01 called otherwise, or by a deferrable trigger; LG006.';

@@ -455,8 +455,8 @@ static SPIPlanPtr
 prepare(const EsStore *store, EsStoreStatement statement)
 {
 	static const char *const sql[ES_STORE_NSTATEMENTS] = {
-		[ES_STORE_PUT] = "INSERT INTO %s (key, value) VALUES ($1, $2)"
-						 " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+		[ES_STORE_PUT] = ("INSERT INTO %s (key, value) VALUES ($1, $2)"
+						  " ON CONFLICT (key) DO UPDATE SET value = excluded.value"),
 		[ES_STORE_DELETE] = "DELETE FROM %s WHERE key OPERATOR(pg_catalog.=) $1 RETURNING value",
 		[ES_STORE_SELECT] = "SELECT value FROM %s WHERE key OPERATOR(pg_catalog.=) $1"
 	};

@@ -3,7 +3,8 @@
 # by test/run, test/bin/psql and demo/run.
 #
 #   begin_work               a private folder, removed at exit with all that runs in it
-#   stage_postgres           PostgreSQL's programs with the extension, in that folder
+#   stage_programs           PostgreSQL's programs, in that folder
+#   stage_postgres           the same with the extension
 #   start_cluster SETTING…   initdb and start; PGHOST, PGPORT, PGUSER point to it
 #   as_server COMMAND…       run as the user who may run a server
 #
@@ -172,22 +173,29 @@ build()
 	fi
 }
 
-stage_postgres()
+# Without the extension.
+stage_programs()
 {
 	local programs sharedir
 	programs=$("$PG_CONFIG" --bindir)
 	sharedir=$("$PG_CONFIG" --sharedir)
 	pkglibdir=$("$PG_CONFIG" --pkglibdir)
-	stage=$work/stage
+	stage=${1:-$work/stage}
 	copy_programs "$programs"
 	link_tree "$pkglibdir"
 	link_tree "$sharedir"
 	# The machine's own eventstore, if there is one, is not the one under test.
 	rm -f "$stage$pkglibdir"/eventstore.so "$stage$sharedir"/extension/eventstore[.-]*
-	build install
 	bindir=$stage$programs
 	wrap_server "$bindir"
 	export PATH=$bindir:$PATH
+}
+
+# stage_postgres [FOLDER]
+stage_postgres()
+{
+	stage_programs "$@"
+	build install
 }
 
 write_settings()

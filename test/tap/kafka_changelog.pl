@@ -150,6 +150,19 @@ query("SELECT eventstore.create_source('again', 'k', 'same', 'again', changelog_
 caught_up('again');
 is(in_store('again'), 'k=2', 'the record that changed nothing is not read again');
 
+# Another server has read on, and this one is back.
+query("SELECT eventstore.drop_source('again'), eventstore.put('again', 'mine', '1')");
+query("SELECT eventstore.create_source('again', 'k', 'same', 'again', changelog_topic => 'same-changelog', $fast)");
+caught_up('again');
+query("SELECT eventstore.put('again', 'k', '3'), eventstore.put('again', 'mine', '2')");
+await_true($node, "SELECT changelog_lag = 0 FROM eventstore.sources WHERE name = 'again'");
+query("SELECT eventstore.drop_source('again')");
+$mock->produce('same', [ 'k', 4 ]);
+$mock->produce('same-changelog', [ 'k', '4', made_by('same', 0, 2) ], [ 'mine', '0', made_by('same', 0, 1) ]);
+query("SELECT eventstore.create_source('again', 'k', 'same', 'again', changelog_topic => 'same-changelog', $fast)");
+caught_up('again');
+is(in_store('again'), 'k=4 mine=2', 'a change by SQL is older than that of a record that the source had not read then');
+
 # ---- a replica -------------------------------------------------------------------------------
 
 query("SELECT eventstore.create_store('copy')");

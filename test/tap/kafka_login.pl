@@ -92,6 +92,22 @@ $kafka->allow('alice', 'read',     'topic', 't');
 reads('alice', 'b');
 await_state('alice', 'running');
 
+# ---- but by a member of one, and by who publishes for it ---------------------------------------
+
+$kafka->create_topic('t-changelog', 1);
+query("SELECT eventstore.create_store('member', 'text')");
+query("SELECT eventstore.create_source('member', 'alice', 't', 'member', group_id => 'g', changelog_topic => 't-changelog')");
+await_state('member', 'denied');
+$kafka->allow('alice', $_, 'topic', 't-changelog') foreach 'describe', 'read', 'write';
+$kafka->allow('alice', 'read', 'group', 'g');
+reads('member', 'b');
+await_state('member', 'running');
+await_true($node, "SELECT changelog_state = 'denied' AND changelog_message ~* 'transactional' FROM eventstore.sources WHERE name = 'member'");
+pass('its changes cannot be published');
+query("ALTER USER MAPPING FOR CURRENT_USER SERVER alice OPTIONS (SET \"sasl.username\" 'admin', SET \"sasl.password\" 'admin-secret')");
+await_true($node, "SELECT changelog_state = 'running' AND changelog_lag = 0 FROM eventstore.sources WHERE name = 'member'");
+is(scalar(grep { $_->{key} eq 'b' } $kafka->consume('t-changelog')), 1, 'with the right to the transactional id they are');
+
 # ---- a client that the broker does not know ------------------------------------------------------
 
 query("ALTER USER MAPPING FOR CURRENT_USER SERVER tls OPTIONS (DROP \"ssl.key.pem\", DROP \"ssl.certificate.pem\")");

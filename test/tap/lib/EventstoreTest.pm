@@ -15,6 +15,8 @@ use EventstoreTest::Session;
 
 our @EXPORT = qw(
   new_server
+  copy_installation
+  extension_dir
   configure
   session
   sqlstate_of
@@ -44,18 +46,44 @@ sub configure
 	return;
 }
 
-# new_server($name, streaming => 1 | 'logical', settings => [lines], extension => 0):
+# new_server($name, streaming => 1 | 'logical', settings => [lines], extension => 0,
+# init => [options of initdb], install_path => where another PostgreSQL lies):
 # started, with the extension in database postgres.
 sub new_server
 {
 	my ($name, %options) = @_;
-	my $node = PostgreSQL::Test::Cluster->new($name);
+	my $node = PostgreSQL::Test::Cluster->new($name, install_path => $options{install_path});
 
-	$node->init(allows_streaming => $options{streaming} // 0, extra => ['--no-locale', '-E', 'UTF8']);
+	$node->init(
+		allows_streaming => $options{streaming} // 0,
+		extra            => [ '--no-locale', '-E', 'UTF8', @{ $options{init} // [] } ]);
 	configure($node, @settings, @{ $options{settings} // [] });
 	$node->start;
 	$node->safe_psql('postgres', 'CREATE EXTENSION eventstore') if $options{extension} // 1;
 	return $node;
+}
+
+# A copy of the PostgreSQL under test in a folder, for tests that change what is
+# installed; its install_path.  Programs find the rest by where they lie.
+sub copy_installation
+{
+	my ($dir) = @_;
+	my %folder = map { chomp(my $path = `pg_config --$_`); $_ => $path } qw(bindir pkglibdir sharedir);
+
+	system('mkdir', '-p', map { "$dir$_" } values %folder) == 0 or BAIL_OUT('cannot make folders');
+	system("cp -L $folder{bindir}/* $dir$folder{bindir}/") == 0 or BAIL_OUT('cannot copy the programs');
+	foreach my $path (@folder{qw(pkglibdir sharedir)})
+	{
+		system('cp', '-rs', "$path/.", "$dir$path/") == 0 or BAIL_OUT("cannot copy $path");
+	}
+	return "$dir$folder{bindir}" =~ s,/bin$,,r;
+}
+
+# Where the server's extensions' scripts lie.
+sub extension_dir
+{
+	my ($node) = @_;
+	return $node->config_data('--sharedir') . '/extension';
 }
 
 sub session

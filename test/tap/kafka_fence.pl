@@ -1,0 +1,144 @@
+# Two servers in one consumer group over one changelog topic: whoever has lost a
+# partition publishes nothing for it any more, whatever he believes.  Against a real
+# broker, which one of them reaches through a proxy.
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+
+use EventstoreTest;
+use EventstoreTest::Kafka;
+use Test::More;
+
+my $kafka = kafka_broker();
+my $proxy = $kafka->proxy;
+my %servers;
+
+sub query
+{
+	my ($name, $sql) = @_;
+	return $servers{$name}->safe_psql('postgres', $sql);
+}
+
+foreach my $name ('a', 'b')
+{
+	my $address = $kafka->address($name eq 'a' ? 'proxied' : 'plaintext');
+
+	$servers{$name} = new_server("fence_$name", settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms' ]);
+	query($name, qq(CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '$address')));
+}
+
+# A member that is silent is out of the group soon, and comes back soon.
+sub create
+{
+	my ($name, $store, $more) = @_;
+	my $properties = '{"session.timeout.ms": 2000, "heartbeat.interval.ms": 300, "fetch.wait.max.ms": 20, "reconnect.backoff.max.ms": 200'
+	  . ($more // '') . '}';
+
+	query($name, "SELECT eventstore.create_store('$store', 'text')");
+	query($name, "SELECT eventstore.create_source('$store', 'k', '$store', '$store', group_id => '$store', changelog_topic => '$store-changelog', consumer_properties => '$properties')");
+	return;
+}
+
+sub make_topics
+{
+	my ($store, $partitions) = @_;
+
+	$kafka->create_topic($store,             $partitions);
+	$kafka->create_topic("$store-changelog", $partitions, 'cleanup.policy' => 'compact');
+	return;
+}
+
+sub await_assigned
+{
+	my ($name, $source, $count) = @_;
+
+	await_true($servers{$name},
+		"SELECT count(*) = $count AND (SELECT state = 'running' FROM eventstore.sources WHERE name = '$source') FROM eventstore.source_partitions WHERE source = '$source' AND assigned");
+	pass("$name has $count partitions of $source");
+	return;
+}
+
+sub caught_up
+{
+	my ($name, $source) = @_;
+	is(query($name, "SELECT eventstore.wait_for_source('$source')"), 't', "$name has caught up with $source");
+	return;
+}
+
+sub await_published
+{
+	my ($name, $source) = @_;
+
+	await_true($servers{$name}, "SELECT changelog_lag = 0 FROM eventstore.sources WHERE name = '$source'");
+	return;
+}
+
+# What who reads what is committed has last of each key.
+sub last_values
+{
+	my ($topic) = @_;
+	my %last;
+
+	$last{ $_->{key} } = $_->{value} foreach $kafka->consume($topic);
+	return join ' ', map { "$_=$last{$_}" } sort grep { defined $last{$_} } keys %last;
+}
+
+# ---- one that was cut off comes back, and what it had sent arrives ----------------------------
+
+make_topics('kv', 1);
+create('a', 'kv');
+await_assigned('a', 'kv', 1);
+$kafka->produce('kv', [ 'k', 'first' ], [ 'other', '1' ]);
+caught_up('a', 'kv');
+await_published('a', 'kv');
+is(last_values('kv-changelog'), 'k=first other=1', 'published');
+my ($last) = sort { $b <=> $a } map { $_->{offset} } $kafka->consume('kv-changelog');
+is(query('a', "SELECT position FROM eventstore.source_partitions WHERE source = 'kv' AND topic = 'kv-changelog'"),
+	$last + 1, 'what it has published it need not restore');
+
+$proxy->ask('hole');
+query('a', "SELECT eventstore.put_text('kv', 'k', 'too late')");
+create('b', 'kv');
+await_assigned('b', 'kv', 1);
+is(query('b', "SELECT eventstore.get_text('kv', 'k')"), 'first', 'the next owner restores what was published');
+$kafka->produce('kv', [ 'k', 'second' ]);
+caught_up('b', 'kv');
+await_published('b', 'kv');
+$proxy->ask('pass');
+await_true($servers{a}, "SELECT changelog_lag = 0 AND state = 'running' FROM eventstore.sources WHERE name = 'kv'");
+is(last_values('kv-changelog'), 'k=second other=1', 'what the former owner had sent is not behind it');
+my $left = query('a', "SELECT reason FROM eventstore.dead_letters WHERE collection = 'kv_changelog'::regclass");
+my $owner = query('a', "SELECT bool_or(assigned) FROM eventstore.source_partitions WHERE source = 'kv'") eq 't' ? 'a' : 'b';
+note("the partition is now $owner\'s");
+$owner eq 'b' and is($left, "the key's partition is another member's of the group now", 'the change by SQL that nobody else knows of is a dead letter');
+
+$servers{b}->stop;
+await_assigned('a', 'kv', 1);
+is(query('a', "SELECT eventstore.get_text('kv', 'k')"), 'second', 'back again, it has what the other one published');
+$servers{b}->start;
+
+# ---- whose a key is to change ------------------------------------------------------------------
+
+make_topics('shared', 2);
+create($_, 'shared') foreach 'a', 'b';
+await_assigned($_, 'shared', 1) foreach 'a', 'b';
+my %owner;
+foreach my $key (map { "k$_" } 1 .. 20)
+{
+	my %state = map { $_ => sqlstate_of($servers{$_}, "SELECT eventstore.put_text('shared', '$key', '$_')") } 'a', 'b';
+
+	$owner{$key} = join ' ', grep { $state{$_} eq '00000' } sort keys %state;
+	fail("$key: $state{a} $state{b}") unless join(' ', sort values %state) eq '00000 55000';
+}
+is(join(' ', sort keys %{ { reverse %owner } }), 'a b', 'each key can be changed by SQL where its partition is, and nowhere else');
+await_published($_, 'shared') foreach 'a', 'b';
+is(last_values('shared-changelog'), join(' ', map { "$_=$owner{$_}" } sort keys %owner), 'and is published from there');
+my ($mine) = grep { $owner{$_} eq 'a' } sort keys %owner;
+query('b', "SELECT eventstore.pause('shared')");
+is(sqlstate_of($servers{b}, "SELECT eventstore.put_text('shared', '$mine', 'b')"), '55000', 'while it is not known, no key can');
+
+no_crash($_) foreach values %servers;
+$_->stop foreach values %servers;
+done_testing();
