@@ -221,7 +221,7 @@ start_cluster()
 		return 1
 	}
 	write_settings "$@" | as_server tee -a "$run/data/postgresql.conf" >/dev/null
-	as_server "$bindir/pg_ctl" start --silent --wait --timeout="${PG_TEST_TIMEOUT_DEFAULT:-60}" \
+	as_server "$bindir/pg_ctl" start --silent --wait --timeout=180 \
 		--pgdata="$run/data" --log="$server_log" >/dev/null || {
 		tail -n 20 "$server_log" >&2
 		printf '%s\n' "the temporary server did not start" >&2
