@@ -129,10 +129,10 @@ demo:
 test:
 	@PG_CONFIG='$(PG_CONFIG)' test/run $(TESTS)
 
-# Everything together for SECONDS, and hostile calls for as long; both are in "make test", in short.
+# Everything together for SECONDS, and hostile calls and queries for as long; all are in "make test", in short.
 SECONDS = 3600
-.PHONY: soak fuzz
-soak fuzz:
+.PHONY: soak fuzz sqlsmith
+soak fuzz sqlsmith:
 	@PG_CONFIG='$(PG_CONFIG)' EVENTSTORE_SOAK_SECONDS=$(SECONDS) EVENTSTORE_FUZZ_SECONDS=$(SECONDS) \
 		TEST_FILE_LIMIT=$$(($(SECONDS) + 900)) test/run test/tap/$@.pl
 

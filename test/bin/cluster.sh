@@ -138,6 +138,28 @@ copy_programs()
 	done
 }
 
+# Where SERVER_UNDER is a command, that is what servers run under.  Not what the
+# program is asked in passing, nor initdb's work, which are PostgreSQL's own.
+# pg_ctl would restart the very program that ran.
+wrap_server()
+{
+	local bin=$1
+	[ -n "${SERVER_UNDER:-}" ] || return 0
+	mv "$bin/postgres" "$bin/pg_server"
+	mv "$bin/pg_ctl" "$bin/pg_ctl_unwrapped"
+	cat >"$bin/postgres" <<-END
+		#!/bin/sh
+		case \${1:-} in -V | -C | --*) exec "\${0%/*}/pg_server" "\$@" ;; esac
+		exec $SERVER_UNDER "\${0%/*}/pg_server" "\$@"
+	END
+	cat >"$bin/pg_ctl" <<-END
+		#!/bin/sh
+		case " \$* " in *" restart "*) set -- "\$@" -p "$bin/postgres" ;; esac
+		exec "$bin/pg_ctl_unwrapped" "\$@"
+	END
+	chmod +x "$bin/postgres" "$bin/pg_ctl"
+}
+
 # build TARGET...: one at a time in a work tree; its objects are shared by all who call make.
 build()
 {
@@ -165,6 +187,7 @@ stage_programs()
 	# The machine's own eventstore, if there is one, is not the one under test.
 	rm -f "$stage$pkglibdir"/eventstore.so "$stage$sharedir"/extension/eventstore[.-]*
 	bindir=$stage$programs
+	wrap_server "$bindir"
 	export PATH=$bindir:$PATH
 }
 
@@ -198,7 +221,7 @@ start_cluster()
 		return 1
 	}
 	write_settings "$@" | as_server tee -a "$run/data/postgresql.conf" >/dev/null
-	as_server "$bindir/pg_ctl" start --silent --wait --timeout=60 \
+	as_server "$bindir/pg_ctl" start --silent --wait --timeout=180 \
 		--pgdata="$run/data" --log="$server_log" >/dev/null || {
 		tail -n 20 "$server_log" >&2
 		printf '%s\n' "the temporary server did not start" >&2

@@ -110,7 +110,7 @@ foreach my $crash (@crashes)
 	await_progress(1000);
 	$crash->{by}->();
 	$load->wait_for_all;
-	await_true($node, 'SELECT true');
+	await_up($node);
 
 	foreach my $collection (@collections)
 	{

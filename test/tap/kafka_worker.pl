@@ -273,7 +273,7 @@ query("SELECT eventstore.drop_source('lost')");
 
 # A crash, of which each process is ended.
 kill 'KILL', pid_of('s');
-await_true($node, 'SELECT true');
+await_up($node);
 produce(1);
 caught_up('s', 'after a crash');
 

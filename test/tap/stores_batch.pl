@@ -58,7 +58,7 @@ foreach my $store ('kv', 'bare')
 		}
 		$session->receive;
 		is($session->{state}, 'LOST', "$store, $end: the session is gone");
-		$node->poll_query_until('postgres', 'SELECT true') or BAIL_OUT('no server');
+		await_up($node);
 		is($node->safe_psql('postgres', "SELECT count(*), count(*) FILTER (WHERE value = 'old' || substr(key, 5) AND version = 1) FROM $store"),
 			'20000|20000', "$store, $end: nothing of the batch is there");
 		is($node->safe_psql('postgres', 'SELECT count(*) FROM kv_changelog'), 20000, "$store, $end: nor of its events");

@@ -205,7 +205,7 @@ $holder->run('BEGIN');
 $holder->run("SELECT * FROM eventstore.poll('tx', 5)");
 kill 9, $holder->backend_pid or BAIL_OUT('the holder of a lane is gone already');
 is($holder->try('SELECT 1'), 'LOST', 'the holder of a lane is killed');
-await_true($node, 'SELECT true');
+await_up($node);
 is(polled('tx', 5), '6 7 8 9 10', 'after a crash what was committed holds, and no more');
 is(polled('job', 3), '', 'a lease outlives it');
 is(sql("SELECT holder FROM eventstore.leases"), 'm', 'each kind of it');

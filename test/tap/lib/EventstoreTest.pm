@@ -9,6 +9,7 @@ use Exporter 'import';
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(usleep);
 
 use EventstoreTest::Session;
 
@@ -24,6 +25,7 @@ our @EXPORT = qw(
   await_true
   await_gone
   await_asleep
+  await_up
   no_crash
 );
 
@@ -150,6 +152,21 @@ sub await_asleep
 	my ($node, $name) = @_;
 	await_true($node, "SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE application_name = '$name'");
 	return;
+}
+
+# Until a server that crashed takes connections.  Not by a query that is written
+# to psql, which may have been turned away by then: whoever writes gets SIGPIPE.
+sub await_up
+{
+	my ($node) = @_;
+	my @command = ($node->installed_command('psql'), '-XAtq', '-d', $node->connstr('postgres'), '-c', 'SELECT 1');
+
+	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		return if IPC::Run::run(\@command, '>', \my $out, '2>', \my $err);
+		usleep(100_000);
+	}
+	BAIL_OUT($node->name . ' does not come back');
 }
 
 # Until a relation (a segment that was let go) is gone.
