@@ -116,7 +116,8 @@ es_lookup_begin(Oid relid, const EsIndexShape *shape, const ScanKeyData *keys, i
 	lookup->index = open_index(rel, shape);
 	lookup->direction = direction;
 	lookup->slot = table_slot_create(rel, NULL);
-	memcpy(lookup->keys, keys, sizeof(ScanKeyData) * nkeys);
+	if (nkeys > 0)
+		memcpy(lookup->keys, keys, sizeof(ScanKeyData) * nkeys);
 	lookup->scan = es_index_beginscan(rel, lookup->index, snapshot, nkeys);
 	index_rescan(lookup->scan, lookup->keys, nkeys, NULL, 0);
 	return lookup;
