@@ -177,6 +177,8 @@ build()
 stage_programs()
 {
 	local programs sharedir
+	# The copy that comes first in the PATH from here on knows of no headers.
+	PG_CONFIG=$(command -v "$PG_CONFIG")
 	programs=$("$PG_CONFIG" --bindir)
 	sharedir=$("$PG_CONFIG" --sharedir)
 	pkglibdir=$("$PG_CONFIG" --pkglibdir)
