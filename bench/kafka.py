@@ -110,21 +110,16 @@ class Go(Contender):
         self.run(BUILD / "kafka-go", topic.broker.address, topic.name, topic.partitions, "kept")
 
 
-def fetch_jars(name):
-    """Those of a POM beside this file, by Maven; their folder."""
-    jars = BUILD / f"kafka-{name}/jars"
-    subprocess.run(["mvn", "--batch-mode", "--quiet", "--file", HERE / f"kafka/{name}/pom.xml",
-                    "dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={jars}"], check=True)
-    return jars
-
-
 class Debezium(Contender):
     """It stores text: a topic of JSON without its schema it does not take apart."""
     name = "Debezium JDBC sink, Kafka Connect"
     number = "(value::jsonb->>'i')::bigint"
 
     def build(self):
-        self.jars = fetch_jars("debezium")
+        self.jars = BUILD / "kafka-debezium/jars"
+        subprocess.run(["mvn", "--batch-mode", "--quiet", "--file", HERE / "kafka/debezium/pom.xml",
+                        "dependency:copy-dependencies", "-DincludeScope=runtime",
+                        f"-DoutputDirectory={self.jars}"], check=True)
 
     def start(self, topic):
         server.sql("CREATE TABLE kept (key text COLLATE \"C\" PRIMARY KEY, value text NOT NULL)")
@@ -138,14 +133,12 @@ class Streams(Contender):
     name = "Kafka Streams, RocksDB and changelog, exactly once"
 
     def build(self):
-        self.jars = fetch_jars("streams")
-        subprocess.run(["javac", "-encoding", "UTF-8", "-d", BUILD / "kafka-streams/classes", "-cp", f"{self.jars}/*",
-                        HERE / "kafka/streams/Latest.java"], check=True)
+        subprocess.run([HERE.parent / "test/kafka/streams/build", BUILD / "kafka-streams"], check=True)
 
     def start(self, topic):
         folder = tempfile.mkdtemp(dir=topic.broker.folder.name)
         self.run("java", "-Xmx1g", "-XX:+UseParallelGC", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
-                 "-cp", f"{BUILD}/kafka-streams/classes:{self.jars}/*", "Latest", topic.broker.address, topic.name,
+                 "-cp", f"{BUILD}/kafka-streams/classes:{BUILD}/kafka-streams/jars/*", "Latest", topic.broker.address, topic.name,
                  topic.partitions, folder, *topic.expected, *(f"{key}={number}" for key, number in topic.last),
                  output=subprocess.PIPE)
 
