@@ -129,6 +129,12 @@ demo:
 test:
 	@PG_CONFIG='$(PG_CONFIG)' test/run $(TESTS)
 
+# BENCH names benchmarks and options, see bench/run; then pictures of all results.
+.PHONY: bench
+bench:
+	@PG_CONFIG='$(PG_CONFIG)' bench/run $(BENCH)
+	@build/bench/venv/bin/python bench/plot.py
+
 # Everything together for SECONDS, and hostile calls and queries for as long; all are in "make test", in short.
 SECONDS = 3600
 .PHONY: soak fuzz sqlsmith

@@ -10,6 +10,7 @@ from lib.kafka_topic import KEYS, RIG, SIZE_BYTES, Broker, Topic
 RECORDS = 20_000 if options.QUICK else 500_000
 RESTORED_KEYS = 10_000 if options.QUICK else 1_000_000
 PINGS = 20 if options.QUICK else 300
+RESTARTS = 5
 LIMIT_SECONDS = 600
 
 
@@ -78,9 +79,9 @@ def out_of_collection(topic, title, events, exactly_once):
                 ["SELECT eventstore.drop_sink('k')"])
 
 
-def restore(topic, title, changelog):
-    return Flow(f"restore of {topic.expected[0]:,} keys from a changelog topic, {title}", topic.records,
-                f"SELECT eventstore.create_store('restored', changelog => {changelog}); "
+def restore(topic):
+    return Flow(f"restore of {topic.expected[0]:,} keys from a changelog topic", topic.records,
+                "SELECT eventstore.create_store('restored'); "
                 "SELECT eventstore.create_source('r', 'bench', 'nothing', 'restored', mode => 'replica',"
                 f" changelog_topic => '{topic.name}')",
                 "SELECT count(*) > 0 FROM eventstore.source_partitions WHERE source = 'r' AND position > 0",
@@ -115,6 +116,26 @@ def latency(broker):
     return statistics.median(times), times[int(len(times) * 0.99)], memory
 
 
+def restart(broker):
+    """Seconds from the end of a worker to the first new record that the next one shows."""
+    broker.client("create", "restarts", 1)
+    times = []
+    with connect() as session:
+        session.execute("SELECT eventstore.create_store('restarted', 'text')")
+        session.execute("SELECT eventstore.create_source('again', 'bench', 'restarts', 'restarted', flush_interval => '1 ms')")
+        for number in range(RESTARTS):
+            session.execute("SELECT eventstore.wait_for_source('again')")
+            began = time.time()
+            session.execute("SELECT pg_terminate_backend(pid) FROM eventstore.sources WHERE name = 'again'")
+            subprocess.run([RIG / "client", "-b", broker.address, "produce", "restarts"], check=True,
+                           input=f"key=k\tvalue={number}\n", stdout=subprocess.DEVNULL, text=True)
+            ended = await_answer(session, f"SELECT coalesce(eventstore.get_text('restarted', 'k') = '{number}', false)")
+            times.append(ended - began)
+        session.execute("SELECT eventstore.drop_source('again')")
+        session.execute("SELECT eventstore.drop_store('restarted')")
+    return statistics.median(times)
+
+
 def main():
     postmaster = int(server.sql("SELECT split_part(pg_read_file('postmaster.pid'), E'\\n', 1)"))
     broker = Broker()
@@ -132,21 +153,23 @@ def main():
              into_store(topic, "without changelog", "false"),
              out_of_collection("out", "at least once", RECORDS, "false"),
              out_of_collection("out", "exactly once", RECORDS, "true"),
-             restore(keys, "with a changelog here too", "true"),
-             restore(keys, "without", "false")]
+             restore(keys)]
     figures = report.measure({flow.name: lambda flow=flow: flow.run(postmaster) for flow in flows})
     lines = [[flow.name, report.median(figures, flow.name), f"{flow.cpu:.1f}"] for flow in flows]
     middle, late, memory = latency(broker)
+    again = restart(broker)
     report.write("kafka_flow", "Kafka: what goes through", [
         f"Records of {SIZE_BYTES} bytes, JSON, {KEYS:,} keys, 4 partitions; events of 100 bytes with three tags in"
         " 10,000 streams. CPU is PostgreSQL's, without the broker's; of the last round.",
         report.table(["flow", "records/s", "CPU seconds per million"], lines),
         report.table(["produced to visible, one record at a time, flush_interval 1 ms", "ms"],
                      [["median", f"{middle:.1f}"], ["99 %", f"{late:.1f}"],
-                      ["worker's peak memory, MB, shared memory included", f"{memory:.0f}"]])],
+                      ["worker's peak memory, MB, shared memory included", f"{memory:.0f}"],
+                      ["from the end of a worker to a new record, no restore", f"{again * 1000:.0f}"]])],
         [["topic into a collection", report.at_least(figures, flows[1].name, 250_000), "250,000/s"],
          ["collection to a topic", report.at_least(figures, flows[4].name, 200_000), "200,000/s"],
-         ["restore, without changelog here", report.at_least(figures, flows[7].name, 400_000), "400,000/s"],
+         ["restore", report.at_least(figures, flows[6].name, 400_000), "400,000/s"],
+         ["a worker's restart", f"{again:.2f} s" + ("" if again < 1 else " (missed)"), "1 s"],
          ["produced to visible", f"{middle:.1f} ms" + ("" if middle < 15 else " (missed)"), "15 ms"]])
 
 
