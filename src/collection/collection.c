@@ -180,11 +180,25 @@ forget_segments(EsCollection *coll)
 	coll->nsegments = 0;
 }
 
+/*
+ * PostgreSQL builds a relation's list of partitions when it is first asked for,
+ * opens relations meanwhile, and so may take the message that there is a new
+ * one: the list is thrown away before it is there, and then kept without the
+ * new one.  So have it built again here; a message that comes in the middle of
+ * that has marked 'coll' before we return, and we are called once more.
+ */
+static PartitionDesc
+build_partition_list(Relation rel)
+{
+	RelationCacheInvalidateEntry(RelationGetRelid(rel));
+	return RelationGetPartitionDesc(rel, false);
+}
+
 /* The partitions, by their bounds.  A default partition is not a segment. */
 static void
 load_segments(EsCollection *coll, Relation rel)
 {
-	PartitionDesc	   partdesc = RelationGetPartitionDesc(rel, false);
+	PartitionDesc	   partdesc = build_partition_list(rel);
 	PartitionBoundInfo bounds = partdesc->boundinfo;
 	EsSegment		  *segments;
 	int				   n = 0;

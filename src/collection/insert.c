@@ -275,7 +275,9 @@ begin_target(Oid collection)
 	}
 	/* The rows of an append function have their positions already. */
 	target->end = es_segments_prepare(collection, nhanded == 0);
+	/* The executor routes by the list of partitions that this may build anew. */
 	AcceptInvalidationMessages();
+	(void) es_collection_get(collection);
 }
 
 static void

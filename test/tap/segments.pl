@@ -75,6 +75,33 @@ scalar_of("COPY rapid (type) FROM PROGRAM 'yes x | head -10'");
 is(scalar_of('SELECT count(*), max(version) FROM rapid'), '1610|1600', 'and COPY');
 is_clean($node, 'rapid');
 
+# A list of partitions that PostgreSQL built while the message of a new one came
+# lacks it for good.  Catalog rows taken away without a message give such a list.
+scalar_of("SELECT eventstore.create_collection('stale', segment_size => 10)");
+my $stale = session($node);
+$stale->run('SET allow_system_table_mods = on');
+
+sub keep_old_list
+{
+	$stale->run('CREATE TEMP TABLE kept ON COMMIT DROP AS SELECT * FROM pg_inherits WHERE inhrelid = \'stale_11\'::regclass');
+	$stale->run("DELETE FROM pg_inherits WHERE inhrelid = 'stale_11'::regclass");
+	$stale->run("UPDATE pg_class SET relname = relname WHERE oid = 'stale'::regclass");
+	$stale->run('SELECT count(*) FROM stale');
+	$stale->run('INSERT INTO pg_inherits SELECT * FROM kept');
+}
+
+$stale->run('BEGIN');
+keep_old_list();
+is($stale->try("INSERT INTO stale (type) SELECT 'x' FROM generate_series(1, 15)"), '00000', 'an INSERT goes on where PostgreSQL keeps an old list of segments');
+is($stale->try('COMMIT'), '00000', 'and is there');
+$stale->run('BEGIN');
+keep_old_list();
+is($stale->run("SELECT count(*) FROM eventstore.read('stale')"), 15, 'a read finds all');
+is($stale->run("SELECT version FROM eventstore.append('stale', 'x', stream => 's')"), 1, 'an append its segment');
+$stale->run('COMMIT');
+$stale->quit;
+is_clean($node, 'stale');
+
 # One that begins a segment has the worker make the next, at once.
 scalar_of("SELECT eventstore.create_collection('awake', segment_size => 100)");
 $node->append_conf('postgresql.conf', "eventstore.tick_delay = '1 h'\neventstore.maintenance_interval = '1 h'");
