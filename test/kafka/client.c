@@ -61,6 +61,7 @@
 #define MAX_PROPERTIES	64
 #define MAX_HEADERS		64
 #define DEFAULT_LIMIT_S 30
+#define OPEN_LIMIT_MS	3000 /* so long the end of an open transaction is waited for */
 
 static const char *properties[MAX_PROPERTIES][2];
 static int		   property_count = 0;
@@ -637,13 +638,72 @@ list_partitions(rd_kafka_t *handle, const char *topic, int64_t offset)
 	return list;
 }
 
+/* What lies behind the end that was reached belongs to an open transaction. */
+static bool
+is_open_behind(rd_kafka_t *consumer, const rd_kafka_message_t *end)
+{
+	int64_t low;
+	int64_t high;
+
+	return rd_kafka_get_watermark_offsets(consumer, rd_kafka_topic_name(end->rkt),
+										  end->partition, &low,
+										  &high) == RD_KAFKA_RESP_ERR_NO_ERROR &&
+		   end->offset < high;
+}
+
+/*
+ * To the end.  A transaction's end is written into its partitions after its
+ * producer was told of it, so one that is still open gets a while.
+ */
+static void
+print_to_end(rd_kafka_t *consumer, const rd_kafka_topic_partition_list_t *list)
+{
+	enum
+	{
+		READING,
+		OPEN,
+		ENDED
+	} *states =
+		calloc((size_t) list->elems[list->cnt - 1].partition + 1, sizeof(*states));
+	int reading = list->cnt;
+	int open = 0;
+
+	while (reading + open > 0)
+	{
+		rd_kafka_message_t *message =
+			rd_kafka_consumer_poll(consumer, reading > 0 ? limit_ms : OPEN_LIMIT_MS);
+
+		if (message == NULL && reading > 0)
+			fail("nothing came for %d s, and the end is not reached", limit_ms / 1000);
+		if (message == NULL)
+			break;
+		if (message->err != RD_KAFKA_RESP_ERR__PARTITION_EOF)
+		{
+			check(message->err, rd_kafka_topic_name(message->rkt));
+			print_message(message);
+		}
+		else if (states[message->partition] != ENDED)
+		{
+			bool is_open = is_open_behind(consumer, message);
+
+			if (states[message->partition] == READING)
+				reading--;
+			else
+				open--;
+			states[message->partition] = is_open ? OPEN : ENDED;
+			open += is_open;
+		}
+		rd_kafka_message_destroy(message);
+	}
+	free(states);
+}
+
 static void
 consume(int count, char **arguments)
 {
 	rd_kafka_t						*consumer = open_consumer();
 	int64_t							 from = RD_KAFKA_OFFSET_BEGINNING;
 	rd_kafka_topic_partition_list_t *list;
-	int								 going_on;
 
 	if (count > 2)
 		from = number_of(arguments[2]);
@@ -656,23 +716,8 @@ consume(int count, char **arguments)
 	}
 	else
 		list = list_partitions(consumer, arguments[0], from);
-	going_on = list->cnt;
 	check(rd_kafka_assign(consumer, list), "assign");
-	while (going_on > 0)
-	{
-		rd_kafka_message_t *message = rd_kafka_consumer_poll(consumer, limit_ms);
-
-		if (message == NULL)
-			fail("nothing came for %d s, and the end is not reached", limit_ms / 1000);
-		if (message->err == RD_KAFKA_RESP_ERR__PARTITION_EOF)
-			going_on--;
-		else
-		{
-			check(message->err, arguments[0]);
-			print_message(message);
-		}
-		rd_kafka_message_destroy(message);
-	}
+	print_to_end(consumer, list);
 }
 
 static void
