@@ -578,6 +578,8 @@ sub start_follower
 	});
 	return $self->start_worker($self->{readers}, sub {
 		$self->connect;
+		# One statement as long as all the others together.
+		$self->{session}{deadline} *= 10;
 		$self->attempt(qq{
 			DO \$\$
 			DECLARE
