@@ -85,10 +85,8 @@ sub run_transaction
 sub worker_of
 {
 	my ($name) = @_;
-	my $pid = '';
 
-	$node->psql('postgres', "SELECT pid FROM eventstore.sources WHERE name = '$name'", stdout => \$pid);
-	return $pid;
+	return try_query($node, "SELECT pid FROM eventstore.sources WHERE name = '$name'");
 }
 
 sub kill_worker
@@ -112,8 +110,8 @@ my %done;
 
 sub written
 {
-	my $sum = '';
-	$node->psql('postgres', 'SELECT sum(position) FROM eventstore.source_partitions', stdout => \$sum);
+	my $sum = try_query($node, 'SELECT sum(position) FROM eventstore.source_partitions');
+
 	return $sum eq '' ? undef : $sum;
 }
 

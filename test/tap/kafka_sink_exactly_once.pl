@@ -87,7 +87,7 @@ foreach my $round (1 .. 8)
 	elsif ($how == 1)
 	{
 		my $pid = worker_of('once');
-		kill 'KILL', $pid if $pid;
+		crash_by($node, $pid) if $pid;
 	}
 	elsif ($how == 2)
 	{

@@ -272,8 +272,7 @@ await_true($node, "SELECT starts = 0 FROM eventstore.source WHERE name = 'lost'"
 query("SELECT eventstore.drop_source('lost')");
 
 # A crash, of which each process is ended.
-kill 'KILL', pid_of('s');
-await_up($node);
+crash_by($node, pid_of('s'));
 produce(1);
 caught_up('s', 'after a crash');
 

@@ -190,7 +190,7 @@ sub kill_one
 	my ($where) = @_;
 	my ($pid) = positions($node, "SELECT pid FROM pg_stat_activity WHERE $where ORDER BY random() LIMIT 1");
 
-	kill 'KILL', $pid if $pid;
+	crash_by($node, $pid) if $pid;
 	return;
 }
 

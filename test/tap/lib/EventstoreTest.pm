@@ -25,7 +25,9 @@ our @EXPORT = qw(
   await_true
   await_gone
   await_asleep
+  try_query
   await_up
+  crash_by
   no_crash
 );
 
@@ -154,19 +156,44 @@ sub await_asleep
 	return;
 }
 
-# Until a server that crashed takes connections.  Not by a query that is written
-# to psql, which may have been turned away by then: whoever writes gets SIGPIPE.
+# The answer, or nothing while the server takes no connections.  The query is not
+# written to psql, which may have been turned away by then: whoever writes gets SIGPIPE.
+sub try_query
+{
+	my ($node, $sql) = @_;
+	my @command = ($node->installed_command('psql'), '-XAtq', '-d', $node->connstr('postgres'), '-c', $sql);
+	my $came = IPC::Run::run(\@command, '>', \my $out, '2>', \my $err);
+
+	chomp $out;
+	return $came ? $out : '';
+}
+
+# Until a server that crashed takes connections, and the query gives something else.
 sub await_up
 {
-	my ($node) = @_;
-	my @command = ($node->installed_command('psql'), '-XAtq', '-d', $node->connstr('postgres'), '-c', 'SELECT 1');
+	my ($node, $sql, $before) = @_;
 
 	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
 	{
-		return if IPC::Run::run(\@command, '>', \my $out, '2>', \my $err);
+		my $answer = try_query($node, $sql // 'SELECT 1');
+
+		return if $answer ne '' && $answer ne ($before // '');
 		usleep(100_000);
 	}
 	BAIL_OUT($node->name . ' does not come back');
+}
+
+# Kills a process of the server, and waits until the server has ended all the
+# others too and is there again.
+sub crash_by
+{
+	my ($node, $pid) = @_;
+	my $checkpointer = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'};
+	my $before = try_query($node, $checkpointer);
+
+	kill 'KILL', $pid or return;
+	await_up($node, $checkpointer, $before);
+	return;
 }
 
 # Until a relation (a segment that was let go) is gone.
