@@ -746,9 +746,7 @@ es_source_drop_internal(uint32 id)
 	if (sink != 0)
 		es_sink_drop_internal(sink);
 	es_publish_unmark(id);
-	execute_for("DELETE FROM eventstore.source"
-				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
-				id, SPI_OK_DELETE);
+	execute_for("DELETE FROM eventstore.source WHERE id = $1", id, SPI_OK_DELETE);
 	es_task_call_at_commit(es_source_key(id));
 }
 
@@ -775,9 +773,8 @@ es_resync_source(PG_FUNCTION_ARGS)
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("source \"%s\" cannot be resynchronised", source->name),
 			 errdetail("Only a source that feeds a store from its own partitions can.")));
-	execute_for("UPDATE eventstore.source SET resync = true"
-				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
-				source->id, SPI_OK_UPDATE);
+	execute_for("UPDATE eventstore.source SET resync = true WHERE id = $1", source->id,
+				SPI_OK_UPDATE);
 	es_task_call_at_commit(es_source_key(source->id));
 	PG_RETURN_VOID();
 }

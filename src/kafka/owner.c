@@ -270,7 +270,7 @@ drop_owned(const DropOwnedStmt *stmt)
 		foreach (cell,
 				 run_for_owned(kinds[i].kind,
 							   "SELECT id FROM eventstore.%s WHERE owner::oid = ANY ($1)"
-							   " AND $2 IS NOT NULL FOR UPDATE",
+							   " FOR UPDATE",
 							   roles, InvalidOid, SPI_OK_SELECT))
 		{
 			EsWorkerKey *key = lfirst(cell);

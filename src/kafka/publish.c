@@ -82,7 +82,7 @@ es_publish_unmark(uint32 source)
 	(void) mark_stores(
 		"UPDATE eventstore.store_catalog SET follower = NULLIF(follower, $1),"
 		" publisher = NULLIF(publisher, $1)"
-		" WHERE $1 IN (follower, publisher) AND $2 IS NOT NULL RETURNING store::oid",
+		" WHERE $1 IN (follower, publisher) RETURNING store::oid",
 		source, InvalidOid);
 }
 

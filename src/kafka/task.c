@@ -121,9 +121,7 @@ es_task_hold(EsWorkerKey key)
 void
 es_task_lock(EsWorkerKey key)
 {
-	(void) run_for(key,
-				   "SELECT FROM eventstore.%s t WHERE t.id = $1"
-				   " AND $2 IS NOT NULL AND $3 IS NOT NULL FOR NO KEY UPDATE",
+	(void) run_for(key, "SELECT FROM eventstore.%s t WHERE t.id = $1 FOR NO KEY UPDATE",
 				   SPI_OK_SELECT, NULL);
 }
 
@@ -133,8 +131,7 @@ es_task_note_start(EsWorkerKey key)
 	char *sql = psprintf("UPDATE eventstore.%%s SET starts = starts + 1,"
 						 " failure = CASE WHEN starts >= %d THEN"
 						 " 'the worker has ended %d times without any progress' END"
-						 " WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL"
-						 " RETURNING (failure IS NOT NULL)::integer",
+						 " WHERE id = $1 RETURNING (failure IS NOT NULL)::integer",
 						 STARTS_MAX, STARTS_MAX);
 	int32 failed = 1;
 
@@ -146,8 +143,7 @@ void
 es_task_lives(EsWorkerKey key)
 {
 	(void) run_for(key,
-				   "UPDATE eventstore.%s SET starts = 0 WHERE id = $1 AND starts > 0"
-				   " AND $2 IS NOT NULL AND $3 IS NOT NULL",
+				   "UPDATE eventstore.%s SET starts = 0 WHERE id = $1 AND starts > 0",
 				   SPI_OK_UPDATE, NULL);
 }
 
@@ -414,8 +410,7 @@ Datum
 es_kafka_pause(PG_FUNCTION_ARGS)
 {
 	(void) change(&fcinfo->args[0],
-				  "UPDATE eventstore.%s SET paused = true"
-				  " WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL");
+				  "UPDATE eventstore.%s SET paused = true WHERE id = $1");
 	PG_RETURN_VOID();
 }
 
