@@ -205,8 +205,7 @@ role_array(List *roles)
 
 	foreach (cell, roles)
 		oids[n++] = ObjectIdGetDatum(lfirst_oid(cell));
-	return PointerGetDatum(
-		construct_array(oids, n, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+	return es_spi_array(oids, NULL, n, OIDOID);
 }
 
 /* The ids, of EsWorkerKey *, that a statement about those of some roles ($1) returns. */

@@ -43,6 +43,7 @@
 #include "utils/datum.h"
 #include "utils/memutils.h"
 #include "utils/rls.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "worker/process.h"
 
@@ -104,6 +105,40 @@ run_for(EsWorkerKey key, const char *format, int expected, int32 *result)
 	SPI_finish();
 	es_role_restore(&saved);
 	return rows;
+}
+
+void
+es_task_begin(void)
+{
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+void
+es_task_commit(MemoryContext scratch)
+{
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(scratch);
+}
+
+ErrorData *
+es_task_catch(MemoryContext scratch)
+{
+	ErrorData *error;
+
+	MemoryContextSwitchTo(scratch);
+	error = CopyErrorData();
+	FlushErrorState();
+	AbortCurrentTransaction();
+	MemoryContextSwitchTo(scratch);
+	return error;
+}
+
+const char *
+es_task_state_after(const ErrorData *error)
+{
+	return error->sqlerrcode == ERRCODE_INSUFFICIENT_PRIVILEGE ? "denied" : "retrying";
 }
 
 bool
