@@ -24,6 +24,7 @@
 #include "compat.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
@@ -215,6 +216,20 @@ es_spi_execute_as_owner(const char *sql, int nargs, Oid *types, Datum *values,
 	SPI_finish();
 	es_role_restore(&saved);
 	return rows;
+}
+
+Datum
+es_spi_array(Datum *elements, bool *nulls, int n, Oid type)
+{
+	int	  dims[1] = {n};
+	int	  lower[1] = {1};
+	int16 length;
+	bool  by_value;
+	char  align;
+
+	get_typlenbyvalalign(type, &length, &by_value, &align);
+	return PointerGetDatum(construct_md_array(elements, nulls, 1, dims, lower, type,
+											  length, by_value, align));
 }
 
 char *

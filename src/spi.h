@@ -62,6 +62,9 @@ extern void es_spi_execute(const char *sql, int nargs, Oid *types, Datum *values
 extern uint64 es_spi_execute_as_owner(const char *sql, int nargs, Oid *types,
 									  Datum *values, const char *nulls, int expected);
 
+/* An array to be a statement's value; nulls as flags, NULL: there are none. */
+extern Datum es_spi_array(Datum *elements, bool *nulls, int n, Oid type);
+
 /* The schema-qualified, quoted name of a relation; an error when it is gone. */
 extern char *es_relation_name(Oid relid);
 

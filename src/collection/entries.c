@@ -20,7 +20,6 @@
 #include "collection/collection.h"
 #include "collection/label_index.h"
 #include "collection/tree_insert.h"
-#include "commands/defrem.h"
 #include "compat.h"
 #include "executor/executor.h"
 #include "utils/rel.h"
@@ -139,7 +138,7 @@ void
 es_entries_insert(ResultRelInfo *rri, EState *estate, const EsEvent *events,
 				  TupleTableSlot **slots, int n)
 {
-	if (n > 1 && fits(rri, get_index_am_oid("eventstore_labels", true)))
+	if (n > 1 && fits(rri, es_label_index_am()))
 		insert_by_index(rri, estate, events, slots, n);
 	else
 		insert_by_row(rri, estate, slots, n);

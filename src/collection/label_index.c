@@ -355,10 +355,11 @@ compare_tuples(const void *a, const void *b)
 static int
 make_tuples(const EsEvent *events, TupleTableSlot **slots, int n, LabelTuple **tuples)
 {
-	EsLabel *labels = palloc(sizeof(EsLabel) * es_events_count_labels(events, n));
+	int		 room = es_events_count_labels(events, n);
+	EsLabel *labels = palloc(sizeof(EsLabel) * room);
 	int		 ntuples = 0;
 
-	*tuples = palloc(sizeof(LabelTuple) * es_events_count_labels(events, n));
+	*tuples = palloc(sizeof(LabelTuple) * room);
 	for (int i = 0; i < n; i++)
 	{
 		int nlabels = es_event_labels(events[i].type, events[i].tags, labels);
@@ -872,9 +873,15 @@ has_event_columns(Relation index)
 }
 
 Oid
+es_label_index_am(void)
+{
+	return get_index_am_oid("eventstore_labels", true);
+}
+
+Oid
 es_label_index_of(Relation segment)
 {
-	Oid		  am = get_index_am_oid("eventstore_labels", true);
+	Oid		  am = es_label_index_am();
 	List	 *indexes = RelationGetIndexList(segment);
 	Oid		  found = InvalidOid;
 	ListCell *cell;

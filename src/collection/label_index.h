@@ -32,6 +32,9 @@ extern EsLabel es_label_of_stream(const text *stream);
 /* Sorts them, and drops those that are there already; returns how many are left. */
 extern int es_labels_sort(EsLabel *labels, int n);
 
+/* The access method; InvalidOid where it is missing. */
+extern Oid es_label_index_am(void);
+
 /* The OID of a segment's label index, usable and valid; InvalidOid. */
 extern Oid es_label_index_of(Relation segment);
 

@@ -21,7 +21,6 @@
 #include "kafka/task.h"
 #include "kafka/writer.h"
 
-#include "access/xact.h"
 #include "miscadmin.h"
 #include "spi.h"
 #include "utils/memutils.h"
@@ -341,25 +340,21 @@ try_range(EsSourceRun *run, int from, int *to, EsProblem *problem)
 			outcome = OUTCOME_RETRY;
 		else
 		{
-			es_run_begin();
+			es_task_begin();
 			if (!es_task_hold(es_source_key(run->source->id)))
 				outcome = OUTCOME_LEAVE;
 			else
 				end = write_range(run, from, *to, known, &stopped_by);
 			if (end < *to && outcome == OUTCOME_WRITTEN)
 				stopped_by.reason = MemoryContextStrdup(run->scratch, stopped_by.reason);
-			es_run_commit(run);
+			es_task_commit(run->scratch);
 			es_run_note_advanced(run);
 		}
 	}
 	PG_CATCH();
 	{
-		ErrorData *error;
+		ErrorData *error = es_task_catch(run->scratch);
 
-		MemoryContextSwitchTo(run->scratch);
-		error = CopyErrorData();
-		FlushErrorState();
-		es_run_abort(run);
 		problem->sqlstate = error->sqlerrcode;
 		problem->reason = error->message;
 		outcome = es_batch_is_records_fault(error->sqlerrcode) ? OUTCOME_BAD_RECORD

@@ -121,6 +121,9 @@ extern int es_kafka_count_partitions(EsKafkaClient *client, rd_kafka_topic_t *to
 extern void es_kafka_topic_id(EsKafkaClient *client, const char *topic, int timeout_ms,
 							  char *id);
 
+/* Why a topic that had the one id (NULL: not known) is not that of the other; NULL: it may be. */
+extern char *es_kafka_doubt_topic_id(const char *known, const char *id);
+
 /*
  * Has it found no broker for so long (eventstore.kafka_renew_after) that another
  * client is to look for them?  Says so in the log.

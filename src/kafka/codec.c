@@ -10,6 +10,8 @@
 
 #include "kafka/codec.h"
 
+#include <librdkafka/rdkafka.h>
+
 #include "common/base64.h"
 #include "common/int.h"
 #include "errors.h"
@@ -111,6 +113,12 @@ es_codec_bytes(EsStoreFormat format, Datum value, size_t *length)
 	if (converted != bytes)
 		*length = strlen(converted);
 	return converted;
+}
+
+int32
+es_codec_partition(const char *key, size_t length, int32 count)
+{
+	return rd_kafka_msg_partitioner_murmur2(NULL, key, length, count, NULL, NULL);
 }
 
 /* ---------------------------------------------------------------------------

@@ -65,6 +65,9 @@ extern bool es_codec_decode(EsStoreFormat format, const char *bytes, size_t leng
 /* The bytes that Kafka has of a value: text is UTF-8 there. */
 extern const char *es_codec_bytes(EsStoreFormat format, Datum value, size_t *length);
 
+/* The partition, of so many, that Kafka's own partitioner gives a key. */
+extern int32 es_codec_partition(const char *key, size_t length, int32 count);
+
 /* False for headers that are too many or too large to be kept as JSON. */
 extern bool es_codec_headers_fit(const EsRecord *record);
 

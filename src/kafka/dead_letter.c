@@ -231,9 +231,8 @@ retry_letter(const EsSource *source, EsWriter *writer, const DeadLetter *letter)
 	CurrentResourceOwner = owner;
 
 	if (problem.sqlstate == 0)
-		execute_for("DELETE FROM eventstore.source_dead_letter"
-					" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
-					letter, &problem, SPI_OK_DELETE);
+		execute_for("DELETE FROM eventstore.source_dead_letter WHERE id = $1", letter,
+					&problem, SPI_OK_DELETE);
 	else
 		execute_for(
 			"UPDATE eventstore.source_dead_letter"

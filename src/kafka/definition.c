@@ -25,6 +25,7 @@
 #include "kafka/argument.h"
 #include "kafka/connection.h"
 #include "kafka/publish.h"
+#include "kafka/share.h"
 #include "kafka/sink.h"
 #include "kafka/source.h"
 #include "kafka/task.h"
@@ -676,28 +677,6 @@ publish_changelog(const EsSource *source, const NullableDatum *args)
 	(void) es_sink_create_internal(&sink);
 }
 
-/* The sink of a source's changelog topic; 0. */
-static uint32
-changelog_sink(uint32 source)
-{
-	Oid			 types[1] = {INT4OID};
-	Datum		 values[1] = {Int32GetDatum((int32) source)};
-	EsRoleSwitch saved;
-	uint32		 id = 0;
-	bool		 isnull;
-
-	es_role_assume(es_extension_owner(), &saved);
-	SPI_connect();
-	es_spi_execute("SELECT id FROM eventstore.sink WHERE changelog_of = $1", 1, types,
-				   values, NULL, true, SPI_OK_SELECT);
-	if (SPI_processed > 0)
-		id = DatumGetInt32(
-			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	SPI_finish();
-	es_role_restore(&saved);
-	return id;
-}
-
 Datum
 es_create_source(PG_FUNCTION_ARGS)
 {
@@ -741,14 +720,12 @@ execute_for(const char *sql, uint32 id, int expected)
 void
 es_source_drop_internal(uint32 id)
 {
-	uint32 sink = changelog_sink(id);
+	uint32 sink = es_share_find_sink(id);
 
 	if (sink != 0)
 		es_sink_drop_internal(sink);
 	es_publish_unmark(id);
-	execute_for("DELETE FROM eventstore.source"
-				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
-				id, SPI_OK_DELETE);
+	execute_for("DELETE FROM eventstore.source WHERE id = $1", id, SPI_OK_DELETE);
 	es_task_call_at_commit(es_source_key(id));
 }
 
@@ -775,9 +752,8 @@ es_resync_source(PG_FUNCTION_ARGS)
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("source \"%s\" cannot be resynchronised", source->name),
 			 errdetail("Only a source that feeds a store from its own partitions can.")));
-	execute_for("UPDATE eventstore.source SET resync = true"
-				" WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL",
-				source->id, SPI_OK_UPDATE);
+	execute_for("UPDATE eventstore.source SET resync = true WHERE id = $1", source->id,
+				SPI_OK_UPDATE);
 	es_task_call_at_commit(es_source_key(source->id));
 	PG_RETURN_VOID();
 }

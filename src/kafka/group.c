@@ -211,7 +211,7 @@ note_share(EsSourceRun *run, bool known)
 	int32				 *numbers;
 	int					  n = 0;
 
-	es_run_begin();
+	es_task_begin();
 	numbers = palloc(sizeof(int32) * (group->owned->cnt + group->going->cnt + 1));
 	for (int i = 0; i < group->owned->cnt; i++)
 		numbers[n++] = group->owned->elems[i].partition;
@@ -220,7 +220,7 @@ note_share(EsSourceRun *run, bool known)
 	if (es_task_hold(es_source_key(run->source->id)))
 		es_share_note(run->source->id, known ? numbers : NULL, known ? n : 0,
 					  known ? read_membership(run) : NULL);
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	run->group->shared = known;
 }
 
@@ -476,9 +476,9 @@ settle(EsSourceRun *run)
 	/* Nothing is published while something is restored. */
 	if (run->npartitions == 0 || run->restoring || group->lost || !group->shared)
 		return;
-	es_run_begin();
+	es_task_begin();
 	sink = es_share_find_sink(run->source->id);
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	if (sink == 0)
 		return;
 	if (is_cooperative(group))

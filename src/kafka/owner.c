@@ -205,8 +205,7 @@ role_array(List *roles)
 
 	foreach (cell, roles)
 		oids[n++] = ObjectIdGetDatum(lfirst_oid(cell));
-	return PointerGetDatum(
-		construct_array(oids, n, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+	return es_spi_array(oids, NULL, n, OIDOID);
 }
 
 /* The ids, of EsWorkerKey *, that a statement about those of some roles ($1) returns. */
@@ -270,7 +269,7 @@ drop_owned(const DropOwnedStmt *stmt)
 		foreach (cell,
 				 run_for_owned(kinds[i].kind,
 							   "SELECT id FROM eventstore.%s WHERE owner::oid = ANY ($1)"
-							   " AND $2 IS NOT NULL FOR UPDATE",
+							   " FOR UPDATE",
 							   roles, InvalidOid, SPI_OK_SELECT))
 		{
 			EsWorkerKey *key = lfirst(cell);

@@ -96,20 +96,6 @@ enum
 	MOVE_COLUMNS
 };
 
-static Datum
-make_array(Datum *elements, bool *nulls, int n, Oid type)
-{
-	int	  dims[1] = {n};
-	int	  lower[1] = {1};
-	int16 length;
-	bool  by_value;
-	char  align;
-
-	get_typlenbyvalalign(type, &length, &by_value, &align);
-	return PointerGetDatum(construct_md_array(elements, nulls, 1, dims, lower, type,
-											  length, by_value, align));
-}
-
 bool
 es_progress_advance(const EsSource *source, const EsProgress *partitions, int n)
 {
@@ -144,7 +130,7 @@ es_progress_advance(const EsSource *source, const EsProgress *partitions, int n)
 		nulls[MOVE_TIME][i] = !move->has_time;
 	}
 	for (int c = 0; c < MOVE_COLUMNS; c++)
-		values[1 + c] = make_array(columns[c], nulls[c], n, elements[c]);
+		values[1 + c] = es_spi_array(columns[c], nulls[c], n, elements[c]);
 
 	return es_spi_execute_as_owner(
 			   "UPDATE eventstore.source_offset o"

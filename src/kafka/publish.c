@@ -21,8 +21,6 @@
 
 #include "kafka/publish.h"
 
-#include <librdkafka/rdkafka.h>
-
 #include "catalog/pg_type.h"
 #include "spi.h"
 #include "utils/builtins.h"
@@ -82,7 +80,7 @@ es_publish_unmark(uint32 source)
 	(void) mark_stores(
 		"UPDATE eventstore.store_catalog SET follower = NULLIF(follower, $1),"
 		" publisher = NULLIF(publisher, $1)"
-		" WHERE $1 IN (follower, publisher) AND $2 IS NOT NULL RETURNING store::oid",
+		" WHERE $1 IN (follower, publisher) RETURNING store::oid",
 		source, InvalidOid);
 }
 
@@ -168,8 +166,7 @@ es_publish_progress(Jsonb *metadata, const EsRecord *record, const char **topic,
 		name.type != jbvString)
 		return false;
 	*topic = pnstrdup(name.val.string.val, name.val.string.len);
-	*partition = rd_kafka_msg_partitioner_murmur2(NULL, record->key, record->key_length,
-												  (int32) count, NULL, NULL);
+	*partition = es_codec_partition(record->key, record->key_length, (int32) count);
 	*offset = number_of(progress, psprintf("%d", *partition)) - 1;
 	return true;
 }

@@ -36,6 +36,7 @@
 #include "kafka/delivery.h"
 #include "kafka/group.h"
 #include "kafka/restore.h"
+#include "kafka/task.h"
 #include "kafka/writer.h"
 #include "access/xlog.h"
 #include "miscadmin.h"
@@ -89,11 +90,11 @@ open_producer(EsSourceRun *run)
 	if (delivery.slots == NULL)
 		es_delivery_init(&delivery);
 	es_delivery_reset(&delivery);
-	es_run_begin();
+	es_task_begin();
 	MemoryContextSwitchTo(run->life);
 	properties = es_delivery_properties(run->source->server, run->source->owner,
 										run->source->changelog_properties);
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	producer = es_kafka_open(RD_KAFKA_PRODUCER, run->source->name, properties, own,
 							 es_delivery_configure, &delivery);
 	producer->owner = run->source->owner;
@@ -144,7 +145,7 @@ make_records(EsSourceRun *run, int from, int to, const EsProblem *known, EsRecor
 	EsRoleSwitch saved;
 	int			 n = 0;
 
-	es_run_begin();
+	es_task_begin();
 	/* What is made is sent after the transaction. */
 	MemoryContextSwitchTo(run->scratch);
 	writer = es_writer_begin(run->source);
@@ -164,7 +165,7 @@ make_records(EsSourceRun *run, int from, int to, const EsProblem *known, EsRecor
 			n++;
 	}
 	es_role_restore(&saved);
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	return n;
 }
 

@@ -24,8 +24,6 @@
 
 #include "kafka/replica.h"
 
-#include <librdkafka/rdkafka.h>
-
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
@@ -100,8 +98,7 @@ reason_against(const EsStore *store, const Follower *follower, Datum key)
 			"How many partitions topic \"%s\" has is not known yet (source \"%s\").",
 			source->topic, source->name);
 	bytes = es_codec_bytes(store->key_format, key, &length);
-	partition = rd_kafka_msg_partitioner_murmur2(NULL, bytes, length,
-												 source->partition_count, NULL, NULL);
+	partition = es_codec_partition(bytes, length, source->partition_count);
 	if (follower->share != NULL)
 		return reason_against_member(follower, partition);
 	for (int i = 0; i < source->nreplicas; i++)

@@ -121,17 +121,6 @@ es_restore_resume_offset(const EsSource *source, const EsRecord *record)
  * What the store has that is newer
  * ------------------------------------------------------------------------- */
 
-static Datum
-array_of(Datum *elements, bool *nulls, int n, Oid type, int length, bool by_value)
-{
-	int dims[1] = {n};
-	int lower[1] = {1};
-
-	return PointerGetDatum(
-		construct_md_array(elements, nulls, 1, dims, lower, type, length, by_value,
-						   length == 8 ? TYPALIGN_DOUBLE : TYPALIGN_INT));
-}
-
 /* The keys of the records from a changelog, partitions, and the offsets they came from, as arrays. */
 static int
 collect_changes(const EsSource *source, const EsRecord *records, int n,
@@ -140,7 +129,6 @@ collect_changes(const EsSource *source, const EsRecord *records, int n,
 	Datum *keys = palloc(sizeof(Datum) * n);
 	Datum *offsets = palloc(sizeof(Datum) * n);
 	Datum *partitions = palloc(sizeof(Datum) * n);
-	bool  *key_nulls = palloc0(sizeof(bool) * n);
 	bool  *offset_nulls = palloc0(sizeof(bool) * n);
 	int	   count = 0;
 
@@ -159,9 +147,9 @@ collect_changes(const EsSource *source, const EsRecord *records, int n,
 		partitions[count] = CStringGetTextDatum(psprintf("%d", records[i].partition));
 		numbers[count++] = i;
 	}
-	values[0] = array_of(keys, key_nulls, count, BYTEAOID, -1, false);
-	values[1] = array_of(offsets, offset_nulls, count, INT8OID, 8, true);
-	values[2] = array_of(partitions, key_nulls, count, TEXTOID, -1, false);
+	values[0] = es_spi_array(keys, NULL, count, BYTEAOID);
+	values[1] = es_spi_array(offsets, offset_nulls, count, INT8OID);
+	values[2] = es_spi_array(partitions, NULL, count, TEXTOID);
 	return count;
 }
 
@@ -276,9 +264,9 @@ add_partition(EsSourceRun *run, int32 number, const EsProgress *loaded, int n)
 	if (!begun)
 	{
 		partition->progress.written = partition->progress.next = low;
-		es_run_begin();
+		es_task_begin();
 		es_progress_begin(run->source, topic, number, low);
-		es_run_commit(run);
+		es_task_commit(run->scratch);
 	}
 	partition->position = partition->progress.written;
 	run->npartitions++;
@@ -321,7 +309,7 @@ store_is_empty(EsSourceRun *run)
 	TupleTableSlot *slot;
 	bool			empty;
 
-	es_run_begin();
+	es_task_begin();
 	rel = table_open(run->source->target, AccessShareLock);
 	slot = table_slot_create(rel, NULL);
 	scan = table_beginscan(rel, GetActiveSnapshot(), 0, NULL);
@@ -329,7 +317,7 @@ store_is_empty(EsSourceRun *run)
 	table_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, AccessShareLock);
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	return empty;
 }
 
@@ -343,7 +331,7 @@ find_published(EsSourceRun *run)
 	EsPosition	 published = 0;
 	bool		 isnull;
 
-	es_run_begin();
+	es_task_begin();
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
 	es_spi_execute(
@@ -355,7 +343,7 @@ find_published(EsSourceRun *run)
 			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	SPI_finish();
 	es_role_restore(&saved);
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	return published;
 }
 
@@ -424,14 +412,14 @@ rebuild_store(EsSourceRun *run)
 	EsRoleSwitch saved;
 
 	es_run_set_state(run, "restoring", "an unlogged store is rebuilt from its changelog");
-	es_run_begin();
+	es_task_begin();
 	es_role_assume(es_relation_owner(run->source->target), &saved);
 	SPI_connect();
 	es_spi_execute("SELECT eventstore.rebuild($1)", 1, types, values, NULL, false,
 				   SPI_OK_SELECT);
 	SPI_finish();
 	es_role_restore(&saved);
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 }
 
 /* These partitions, from the first record that each has. */
@@ -449,10 +437,10 @@ read_again(EsSourceRun *run, EsProgress *moves, int n)
 			return false;
 		moves[i].has_time = false;
 	}
-	es_run_begin();
+	es_task_begin();
 	moved = es_task_hold(es_source_key(run->source->id)) &&
 			es_progress_advance(run->source, moves, n);
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	if (!moved)
 		run->leave = ES_LEAVE_AND_RETURN;
 	else
@@ -487,11 +475,11 @@ es_restore_refill(EsSourceRun *run, const EsProgress *begun, int n, int count)
 
 	if (!source->is_store)
 		return true;
-	es_run_begin();
+	es_task_begin();
 	unlogged = get_rel_persistence(source->target) == RELPERSISTENCE_UNLOGGED &&
 			   es_store_exists(source->target, &changelog) &&
 			   (!OidIsValid(changelog) || last_change(run) > 0);
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	if (!unlogged || !store_is_empty(run))
 		return true;
 	if (!OidIsValid(changelog))
@@ -568,11 +556,11 @@ es_restore_look(EsSourceRun *run)
 		if (offsets[i] < 0 && !es_topic_find_start(run, progress->partition, &offsets[i]))
 			return;
 	}
-	es_run_begin();
+	es_task_begin();
 	held = es_task_hold(es_source_key(run->source->id));
 	if (held)
 		go_on_from(run, offsets);
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	for (int i = 0; held && run->group != NULL && i < run->npartitions; i++)
 		es_group_note_restored(run, run->partitions[i].progress.partition);
 	run->leave = ES_LEAVE_AND_RETURN;

@@ -277,8 +277,7 @@ partitions_array(const EsSourceRun *run)
 	for (int i = 0; i < run->npartitions; i++)
 		if (!run->partitions[i].from_changelog)
 			numbers[n++] = Int32GetDatum(run->partitions[i].progress.partition);
-	return PointerGetDatum(
-		construct_array(numbers, n, INT4OID, sizeof(int32), true, TYPALIGN_INT));
+	return es_spi_array(numbers, NULL, n, INT4OID);
 }
 
 /* With the row locked: was it a record of these partitions that wrote the key last? */
@@ -334,10 +333,10 @@ sweep_chunk(Resync *resync, Datum *last, int64 *deleted)
 	int				   nchanges = 0;
 	bool			   any;
 
-	es_run_begin();
+	es_task_begin();
 	if (!es_task_hold(es_source_key(source->id)))
 	{
-		es_run_commit(resync->run);
+		es_task_commit(resync->run->scratch);
 		resync->run->leave = ES_LEAVE_AND_RETURN;
 		return false;
 	}
@@ -365,7 +364,7 @@ sweep_chunk(Resync *resync, Datum *last, int64 *deleted)
 		*last = PointerGetDatum(PG_DETOAST_DATUM_COPY(*last));
 		MemoryContextSwitchTo(old);
 	}
-	es_run_commit(resync->run);
+	es_task_commit(resync->run->scratch);
 	return any;
 }
 
@@ -426,9 +425,9 @@ es_resync(EsSourceRun *run)
 	done = read_all(&resync) && sweep(&resync);
 	if (done)
 	{
-		es_run_begin();
+		es_task_begin();
 		es_progress_resynced(run->source);
-		es_run_commit(run);
+		es_task_commit(run->scratch);
 	}
 	hash_destroy(resync.seen);
 	return done;

@@ -10,8 +10,7 @@
 
 #include "kafka/run.h"
 
-#include "access/xact.h"
-#include "utils/snapmgr.h"
+#include "kafka/task.h"
 #include "utils/timestamp.h"
 #include "worker/launcher.h"
 
@@ -56,28 +55,6 @@ es_run_stop_at(EsSourceRun *run, EsHalt reason, const char *message)
 	es_run_set_state(run, names[reason], message);
 }
 
-void
-es_run_begin(void)
-{
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-}
-
-void
-es_run_commit(EsSourceRun *run)
-{
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(run->scratch);
-}
-
-void
-es_run_abort(EsSourceRun *run)
-{
-	AbortCurrentTransaction();
-	MemoryContextSwitchTo(run->scratch);
-}
-
 TimestampTz
 es_run_ms_from_now(int ms)
 {
@@ -90,11 +67,11 @@ es_run_load_progress(EsSourceRun *run, const char *topic, EsProgress **loaded)
 	MemoryContext old;
 	int			  n;
 
-	es_run_begin();
+	es_task_begin();
 	old = MemoryContextSwitchTo(run->life);
 	n = es_progress_load(run->source, topic, loaded);
 	MemoryContextSwitchTo(old);
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	return n;
 }
 

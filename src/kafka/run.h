@@ -117,11 +117,6 @@ extern void es_run_show_connection(EsSourceRun *run);
 /* Nothing more is read or written until resume(). */
 extern void es_run_stop_at(EsSourceRun *run, EsHalt reason, const char *message);
 
-/* A transaction with a snapshot; after its end the current context is 'scratch'. */
-extern void es_run_begin(void);
-extern void es_run_commit(EsSourceRun *run);
-extern void es_run_abort(EsSourceRun *run);
-
 extern TimestampTz es_run_ms_from_now(int ms);
 
 /* The partitions of that topic that have been begun, in 'life'; how many. */

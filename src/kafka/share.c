@@ -55,9 +55,8 @@
 
 #include "kafka/share.h"
 
-#include <librdkafka/rdkafka.h>
-
 #include "catalog/pg_type.h"
+#include "kafka/codec.h"
 #include "kafka/sink.h"
 #include "kafka/source.h"
 #include "miscadmin.h"
@@ -90,27 +89,21 @@ void
 es_share_note(uint32 source, const int32 *partitions, int n, bytea *membership)
 {
 	static const char sql[] =
-		"UPDATE eventstore.source s SET assigned = $2, assigned_by = $3, assigned_as = "
-		"$4,"
+		"UPDATE eventstore.source s"
+		" SET assigned = $2, assigned_by = $3, assigned_as = $4,"
 		" assigned_after = COALESCE((SELECT eventstore.collection_head(k.collection)"
 		" FROM eventstore.sink k WHERE k.changelog_of = s.id), 0) WHERE s.id = $1";
-	Oid			 types[4] = {INT4OID, INT4ARRAYOID, INT4OID, BYTEAOID};
-	Datum		 values[4] = {Int32GetDatum((int32) source), 0, Int32GetDatum(MyProcPid),
-							  PointerGetDatum(membership)};
-	Datum		*elements = palloc(sizeof(Datum) * Max(n, 1));
-	char		 nulls[] = {' ', partitions == NULL ? 'n' : ' ', ' ',
-					membership == NULL ? 'n' : ' ', '\0'};
-	EsRoleSwitch saved;
+	Oid	   types[4] = {INT4OID, INT4ARRAYOID, INT4OID, BYTEAOID};
+	Datum  values[4] = {Int32GetDatum((int32) source), 0, Int32GetDatum(MyProcPid),
+						PointerGetDatum(membership)};
+	Datum *elements = palloc(sizeof(Datum) * Max(n, 1));
+	char   nulls[] = {' ', partitions == NULL ? 'n' : ' ', ' ',
+					  membership == NULL ? 'n' : ' ', '\0'};
 
 	for (int i = 0; i < n; i++)
 		elements[i] = Int32GetDatum(partitions[i]);
-	values[1] =
-		PointerGetDatum(construct_array(elements, n, INT4OID, 4, true, TYPALIGN_INT));
-	es_role_assume(es_extension_owner(), &saved);
-	SPI_connect();
-	es_spi_execute(sql, 4, types, values, nulls, false, SPI_OK_UPDATE);
-	SPI_finish();
-	es_role_restore(&saved);
+	values[1] = es_spi_array(elements, NULL, n, INT4OID);
+	(void) es_spi_execute_as_owner(sql, 4, types, values, nulls, SPI_OK_UPDATE);
 }
 
 uint32
@@ -210,10 +203,9 @@ es_share_load(uint32 source)
 {
 	static const char sql[] =
 		"SELECT s.topic, CASE WHEN s.assigned IS NOT NULL THEN COALESCE(s.assigned_by, 0)"
-		" ELSE -1 END, COALESCE(s.assigned_after, 0), s.changelog_topic, "
-		"k.collection::oid,"
-		" COALESCE(s.partition_count, 0), s.assigned_as, p.number, "
-		"COALESCE(o.next_offset, 0)"
+		" ELSE -1 END, COALESCE(s.assigned_after, 0), s.changelog_topic,"
+		" k.collection::oid, COALESCE(s.partition_count, 0), s.assigned_as, p.number,"
+		" COALESCE(o.next_offset, 0)"
 		" FROM eventstore.source s JOIN eventstore.sink k ON k.changelog_of = s.id"
 		" LEFT JOIN LATERAL unnest(s.assigned) p (number) ON true"
 		" LEFT JOIN eventstore.source_offset o ON o.source = s.id AND o.topic = s.topic"
@@ -277,7 +269,7 @@ es_share_partition_of(const EsShare *share, const char *key, size_t length)
 {
 	if (share->count < 1)
 		return -1;
-	return rd_kafka_msg_partitioner_murmur2(NULL, key, length, share->count, NULL, NULL);
+	return es_codec_partition(key, length, share->count);
 }
 
 EsShareVerdict

@@ -32,7 +32,6 @@
 #include "kafka/connection.h"
 #include "kafka/sink_run.h"
 
-#include "access/xact.h"
 #include "feed/wait.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -41,7 +40,6 @@
 #include "storage/ipc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "worker/process.h"
@@ -81,26 +79,13 @@ es_sink_set_state(EsSinkRun *run, const char *name, const char *message)
 void
 es_sink_stop_at(EsSinkRun *run, EsSinkHalt reason, const char *message)
 {
-	static const char *const names[] = {"",		   "stopped", "gap",
-										"stopped", "fenced",  "topic_recreated"};
+	static const char *const names[] = {
+		[ES_SINK_GOES_ON] = "",		 [ES_SINK_AT_EVENT] = "stopped",
+		[ES_SINK_AT_GAP] = "gap",	 [ES_SINK_AHEAD] = "stopped",
+		[ES_SINK_FENCED] = "fenced", [ES_SINK_RECREATED] = "topic_recreated"};
 
 	run->halt = reason;
 	es_sink_set_state(run, names[reason], message);
-}
-
-void
-es_sink_begin(void)
-{
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-}
-
-void
-es_sink_commit(EsSinkRun *run)
-{
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(run->scratch);
 }
 
 void
@@ -367,7 +352,7 @@ reload(EsSinkRun *run)
 	EsSink *now;
 	bool	resumed = false;
 
-	es_sink_begin();
+	es_task_begin();
 	now = es_sink_load(run->sink->id);
 	if (now == NULL || now->paused || now->failure != NULL || !now->at_home ||
 		now->owner != run->sink->owner)
@@ -378,7 +363,7 @@ reload(EsSinkRun *run)
 		run->retry_at = 0;
 		resumed = true;
 	}
-	es_sink_commit(run);
+	es_task_commit(run->scratch);
 	run->letters = true;
 	if (resumed && run->halt != ES_SINK_GOES_ON)
 		accept_halt(run);
@@ -501,9 +486,9 @@ run_loop(EsSinkRun *run)
 		if (!lives && run->leave == ES_LEAVE_NOT &&
 			(run->progressed || GetCurrentTimestamp() > stable))
 		{
-			es_sink_begin();
+			es_task_begin();
 			es_task_lives(es_sink_key(run->sink->id));
-			es_sink_commit(run);
+			es_task_commit(run->scratch);
 			lives = true;
 		}
 		if (run->leave == ES_LEAVE_NOT)
@@ -560,14 +545,14 @@ open_client(EsSinkRun *run)
 		{"enable.idempotence", "true"}, {"acks", "all"}, {NULL, NULL}};
 	List *properties;
 
-	es_sink_begin();
+	es_task_begin();
 	if (!OidIsValid(run->sink->server))
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 						errmsg("server \"%s\" does not exist", run->sink->server_name)));
 	MemoryContextSwitchTo(run->life);
 	properties = es_delivery_properties(run->sink->server, run->sink->owner,
 										run->sink->producer_properties);
-	es_sink_commit(run);
+	es_task_commit(run->scratch);
 	if (run->sink->exactly_once)
 		es_sink_transaction_own(run, own);
 	run->client = es_kafka_open(RD_KAFKA_PRODUCER, run->sink->name, properties, own,
@@ -642,20 +627,12 @@ run_client(EsSinkRun *run)
 	close_client(run);
 }
 
-/* What is wrong with a right is wrong for long. */
 static void
 show_error(EsSinkRun *run)
 {
-	ErrorData *error;
+	ErrorData *error = es_task_catch(run->scratch);
 
-	MemoryContextSwitchTo(run->scratch);
-	error = CopyErrorData();
-	FlushErrorState();
-	AbortCurrentTransaction();
-	MemoryContextSwitchTo(run->scratch);
-	es_sink_set_state(
-		run, error->sqlerrcode == ERRCODE_INSUFFICIENT_PRIVILEGE ? "denied" : "retrying",
-		error->message);
+	es_sink_set_state(run, es_task_state_after(error), error->message);
 }
 
 /* With growing pauses where it ends by an error. */
@@ -694,10 +671,10 @@ load_if_wanted(EsSinkRun *run, uint32 id, bool first)
 	EsSink		 *loaded;
 	MemoryContext old;
 
-	es_sink_begin();
+	es_task_begin();
 	if (!OidIsValid(es_extension_schema()))
 	{
-		es_sink_commit(run);
+		es_task_commit(run->scratch);
 		return NULL;
 	}
 	if (first)
@@ -709,7 +686,7 @@ load_if_wanted(EsSinkRun *run, uint32 id, bool first)
 		(loaded->paused || loaded->failure != NULL ||
 		 !es_task_may_run(es_sink_key(id), loaded->name, loaded->at_home, first)))
 		loaded = NULL;
-	es_sink_commit(run);
+	es_task_commit(run->scratch);
 	return loaded;
 }
 

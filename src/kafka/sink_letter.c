@@ -33,7 +33,7 @@ find_letter(EsSinkRun *run)
 	EsRoleSwitch saved;
 	bool		 found;
 
-	es_sink_begin();
+	es_task_begin();
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
 	es_spi_execute("SELECT id::text, position FROM eventstore.sink_dead_letter"
@@ -52,7 +52,7 @@ find_letter(EsSinkRun *run)
 	}
 	SPI_finish();
 	es_role_restore(&saved);
-	es_sink_commit(run);
+	es_task_commit(run->scratch);
 	return found;
 }
 
@@ -66,17 +66,15 @@ execute_for(EsSinkRun *run, const char *id, const char *sql, int expected, int s
 					   CStringGetTextDatum(unpack_sql_state(sqlstate)),
 					   CStringGetTextDatum(reason)};
 
-	es_sink_begin();
+	es_task_begin();
 	(void) es_spi_execute_as_owner(sql, 3, types, values, NULL, expected);
-	es_sink_commit(run);
+	es_task_commit(run->scratch);
 }
 
 void
 es_sink_letter_forget(EsSinkRun *run, const char *id)
 {
-	execute_for(run, id,
-				"DELETE FROM eventstore.sink_dead_letter WHERE id::text = $1"
-				" AND $2 IS NOT NULL AND $3 IS NOT NULL",
+	execute_for(run, id, "DELETE FROM eventstore.sink_dead_letter WHERE id::text = $1",
 				SPI_OK_DELETE, 0, "");
 }
 

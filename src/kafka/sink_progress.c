@@ -34,8 +34,7 @@ acknowledged_ends(const EsDelivery *delivery)
 		return (Datum) 0;
 	for (int i = 0; i < delivery->nends; i++)
 		ends[i] = Int64GetDatum(delivery->ends[i]);
-	return PointerGetDatum(construct_array(ends, delivery->nends, INT8OID, sizeof(int64),
-										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	return es_spi_array(ends, NULL, delivery->nends, INT8OID);
 }
 
 /* Behind what is acknowledged of ours; what the source has restored may be further. */
@@ -57,8 +56,7 @@ save_restored(EsSinkRun *run)
 
 	for (int i = 0; i < delivery->nends; i++)
 		ends[i] = Int64GetDatum(es_share_has(run->share, i) ? delivery->ends[i] : 0);
-	values[2] = PointerGetDatum(construct_array(
-		ends, delivery->nends, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[2] = es_spi_array(ends, NULL, delivery->nends, INT8OID);
 	(void) es_spi_execute_as_owner(sql, 3, types, values, NULL, SPI_OK_UPDATE);
 }
 
@@ -69,7 +67,7 @@ es_sink_save(EsSinkRun *run, EsPosition position)
 	Datum values[4] = {Int32GetDatum((int32) run->sink->id), Int64GetDatum(position),
 					   Int64GetDatum(run->saved)};
 
-	es_sink_begin();
+	es_task_begin();
 	values[3] = acknowledged_ends(&run->delivery);
 	if (es_spi_execute_as_owner("UPDATE eventstore.sink_position SET position = $2,"
 								" ends = COALESCE($4, ends),"
@@ -91,7 +89,7 @@ es_sink_save(EsSinkRun *run, EsPosition position)
 							   run->sink->name)));
 	else
 		run->leave = ES_LEAVE_AND_RETURN;
-	es_sink_commit(run);
+	es_task_commit(run->scratch);
 	es_worker_count(ES_WORKER_BATCHES, 1);
 }
 

@@ -23,7 +23,6 @@
 #include "kafka/sink_record.h"
 #include "kafka/sink_run.h"
 
-#include "access/xact.h"
 #include "access/xlog.h"
 #include "access/xlog_internal.h"
 #include "errors.h"
@@ -247,9 +246,9 @@ pass_bad(EsSinkRun *run)
 	}
 	if (run->sink->on_error == ES_SINK_PARK)
 	{
-		es_sink_begin();
+		es_task_begin();
 		es_sink_park(run, position, run->bad_sqlstate, run->bad_reason);
-		es_sink_commit(run);
+		es_task_commit(run->scratch);
 		es_worker_count(ES_WORKER_PARKED, 1);
 	}
 	else
@@ -262,13 +261,8 @@ pass_bad(EsSinkRun *run)
 static void
 catch_error(EsSinkRun *run)
 {
-	ErrorData *error;
+	ErrorData *error = es_task_catch(run->scratch);
 
-	MemoryContextSwitchTo(run->scratch);
-	error = CopyErrorData();
-	FlushErrorState();
-	AbortCurrentTransaction();
-	MemoryContextSwitchTo(run->scratch);
 	MemoryContextReset(run->event);
 	note_error(run, error);
 	run->at_bad = false;
@@ -279,9 +273,9 @@ es_sink_read(EsSinkRun *run)
 {
 	PG_TRY();
 	{
-		es_sink_begin();
+		es_task_begin();
 		read_chunk(run);
-		es_sink_commit(run);
+		es_task_commit(run->scratch);
 		if (!run->more && es_delivery_is_empty(&run->delivery))
 			run->retry_at = run->retry_ms = 0;
 	}
@@ -342,9 +336,9 @@ es_sink_read_letter(EsSinkRun *run)
 
 	PG_TRY();
 	{
-		es_sink_begin();
+		es_task_begin();
 		put = put_letter(run);
-		es_sink_commit(run);
+		es_task_commit(run->scratch);
 	}
 	PG_CATCH();
 	{
@@ -360,7 +354,7 @@ es_sink_pass_gap(EsSinkRun *run)
 {
 	EsPosition first;
 
-	es_sink_begin();
+	es_task_begin();
 	first = es_collection_open(run->sink->collection, AccessShareLock)->first_position;
 	if (first - 1 > run->read_to)
 	{
@@ -370,5 +364,5 @@ es_sink_pass_gap(EsSinkRun *run)
 							  first - 1));
 		note_read(run, first - 1, 0);
 	}
-	es_sink_commit(run);
+	es_task_commit(run->scratch);
 }

@@ -96,10 +96,6 @@ typedef struct EsSinkRun
 extern void es_sink_set_state(EsSinkRun *run, const char *name, const char *message);
 extern void es_sink_stop_at(EsSinkRun *run, EsSinkHalt reason, const char *message);
 
-/* A transaction with a snapshot, after which the current context is 'scratch'. */
-extern void es_sink_begin(void);
-extern void es_sink_commit(EsSinkRun *run);
-
 /* Something that may pass by itself; 'state' is shown once it lasts. */
 extern void es_sink_retry_later(EsSinkRun *run, const char *state, const char *message);
 

@@ -38,11 +38,11 @@ note_topic(EsSinkRun *run, const char *id)
 	Oid	  types[2] = {INT4OID, TEXTOID};
 	Datum values[2] = {Int32GetDatum((int32) run->sink->id), CStringGetTextDatum(id)};
 
-	es_sink_begin();
+	es_task_begin();
 	(void) es_spi_execute_as_owner("UPDATE eventstore.sink_position SET topic_id = $2"
 								   " WHERE sink = $1",
 								   2, types, values, NULL, SPI_OK_UPDATE);
-	es_sink_commit(run);
+	es_task_commit(run->scratch);
 }
 
 void
@@ -54,11 +54,11 @@ es_sink_topic_accept(EsSinkRun *run)
 	run->topic_missing = false;
 	/* What is saved from here on is not of them. */
 	run->delivery.nends = 0;
-	es_sink_begin();
+	es_task_begin();
 	(void) es_spi_execute_as_owner("UPDATE eventstore.sink_position"
 								   " SET topic_id = NULL, ends = NULL WHERE sink = $1",
 								   1, types, values, NULL, SPI_OK_UPDATE);
-	es_sink_commit(run);
+	es_task_commit(run->scratch);
 	run->leave = ES_LEAVE_AND_RETURN;
 }
 
@@ -107,10 +107,9 @@ doubt_topic(EsSinkRun *run, int count, bool *known)
 	if (run->topic_missing && was_published_to(sink))
 		return "the topic was deleted and made anew";
 	es_kafka_topic_id(run->client, sink->topic, ES_RUN_CALL_MS, id);
-	if (sink->topic_id != NULL && id[0] != '\0' && strcmp(id, sink->topic_id) != 0 &&
-		was_published_to(sink))
-		return psprintf("the topic was made anew: its id is %s, and was %s", id,
-						sink->topic_id);
+	doubt = was_published_to(sink) ? es_kafka_doubt_topic_id(sink->topic_id, id) : NULL;
+	if (doubt != NULL)
+		return doubt;
 	for (int i = 0; i < sink->nends && *known && doubt == NULL; i++)
 	{
 		if (sink->ends[i] > 0 && i >= count)

@@ -206,10 +206,10 @@ open_reader(EsSinkRun *run)
 	EsKafkaClient *reader;
 	List		  *properties;
 
-	es_sink_begin();
+	es_task_begin();
 	MemoryContextSwitchTo(run->life);
 	properties = es_kafka_properties(run->sink->server, run->sink->owner, NULL);
-	es_sink_commit(run);
+	es_task_commit(run->scratch);
 	reader =
 		es_kafka_open(RD_KAFKA_CONSUMER, run->sink->name, properties, own, NULL, run);
 	reader->owner = run->sink->owner;

@@ -40,7 +40,6 @@
 #include "kafka/task.h"
 #include "kafka/topic.h"
 
-#include "access/xact.h"
 #include "access/xlog.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -186,12 +185,12 @@ read_properties(EsSourceRun *run)
 {
 	List *properties;
 
-	es_run_begin();
+	es_task_begin();
 	MemoryContextSwitchTo(run->life);
 	properties =
 		es_kafka_properties(es_kafka_server(run->source->server_name), run->source->owner,
 							run->source->consumer_properties);
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	return properties;
 }
 
@@ -265,7 +264,7 @@ reload(EsSourceRun *run)
 {
 	EsSource *now;
 
-	es_run_begin();
+	es_task_begin();
 	now = OidIsValid(es_extension_schema()) ? es_source_load(run->source->id) : NULL;
 	if (now == NULL || now->paused || now->failure != NULL || !now->at_home ||
 		now->owner != run->source->owner || now->transform != run->source->transform ||
@@ -278,7 +277,7 @@ reload(EsSourceRun *run)
 	}
 	else
 		now = NULL;
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	if (now != NULL && run->leave == ES_LEAVE_NOT && run->halt != ES_HALT_NONE)
 		es_topic_accept_halt(run);
 }
@@ -416,9 +415,9 @@ note_life(EsSourceRun *run, TimestampTz stable)
 		run->accept_gap = false;
 	if (run->lives || (!es_run_all_ended(run) && GetCurrentTimestamp() < stable))
 		return;
-	es_run_begin();
+	es_task_begin();
 	es_task_lives(es_source_key(run->source->id));
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	run->lives = true;
 }
 
@@ -525,19 +524,12 @@ run_client(EsSourceRun *run)
 	close_client(run);
 }
 
-/* What is wrong with a right is wrong for long. */
 static void
 show_error(EsSourceRun *run)
 {
-	ErrorData *error;
+	ErrorData *error = es_task_catch(run->scratch);
 
-	MemoryContextSwitchTo(run->scratch);
-	error = CopyErrorData();
-	FlushErrorState();
-	es_run_abort(run);
-	es_run_set_state(
-		run, error->sqlerrcode == ERRCODE_INSUFFICIENT_PRIVILEGE ? "denied" : "retrying",
-		error->message);
+	es_run_set_state(run, es_task_state_after(error), error->message);
 }
 
 static void
@@ -582,10 +574,10 @@ load_if_wanted(EsSourceRun *run, uint32 id, bool first)
 	EsSource	 *loaded;
 	MemoryContext old;
 
-	es_run_begin();
+	es_task_begin();
 	if (!OidIsValid(es_extension_schema()))
 	{
-		es_run_commit(run);
+		es_task_commit(run->scratch);
 		return NULL;
 	}
 	if (first)
@@ -597,7 +589,7 @@ load_if_wanted(EsSourceRun *run, uint32 id, bool first)
 		(loaded->paused || loaded->failure != NULL ||
 		 !es_task_may_run(es_source_key(id), loaded->name, loaded->at_home, first)))
 		loaded = NULL;
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	return loaded;
 }
 

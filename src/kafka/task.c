@@ -43,6 +43,7 @@
 #include "utils/datum.h"
 #include "utils/memutils.h"
 #include "utils/rls.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "worker/process.h"
 
@@ -106,6 +107,40 @@ run_for(EsWorkerKey key, const char *format, int expected, int32 *result)
 	return rows;
 }
 
+void
+es_task_begin(void)
+{
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+void
+es_task_commit(MemoryContext scratch)
+{
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(scratch);
+}
+
+ErrorData *
+es_task_catch(MemoryContext scratch)
+{
+	ErrorData *error;
+
+	MemoryContextSwitchTo(scratch);
+	error = CopyErrorData();
+	FlushErrorState();
+	AbortCurrentTransaction();
+	MemoryContextSwitchTo(scratch);
+	return error;
+}
+
+const char *
+es_task_state_after(const ErrorData *error)
+{
+	return error->sqlerrcode == ERRCODE_INSUFFICIENT_PRIVILEGE ? "denied" : "retrying";
+}
+
 bool
 es_task_hold(EsWorkerKey key)
 {
@@ -121,9 +156,7 @@ es_task_hold(EsWorkerKey key)
 void
 es_task_lock(EsWorkerKey key)
 {
-	(void) run_for(key,
-				   "SELECT FROM eventstore.%s t WHERE t.id = $1"
-				   " AND $2 IS NOT NULL AND $3 IS NOT NULL FOR NO KEY UPDATE",
+	(void) run_for(key, "SELECT FROM eventstore.%s t WHERE t.id = $1 FOR NO KEY UPDATE",
 				   SPI_OK_SELECT, NULL);
 }
 
@@ -133,8 +166,7 @@ es_task_note_start(EsWorkerKey key)
 	char *sql = psprintf("UPDATE eventstore.%%s SET starts = starts + 1,"
 						 " failure = CASE WHEN starts >= %d THEN"
 						 " 'the worker has ended %d times without any progress' END"
-						 " WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL"
-						 " RETURNING (failure IS NOT NULL)::integer",
+						 " WHERE id = $1 RETURNING (failure IS NOT NULL)::integer",
 						 STARTS_MAX, STARTS_MAX);
 	int32 failed = 1;
 
@@ -146,8 +178,7 @@ void
 es_task_lives(EsWorkerKey key)
 {
 	(void) run_for(key,
-				   "UPDATE eventstore.%s SET starts = 0 WHERE id = $1 AND starts > 0"
-				   " AND $2 IS NOT NULL AND $3 IS NOT NULL",
+				   "UPDATE eventstore.%s SET starts = 0 WHERE id = $1 AND starts > 0",
 				   SPI_OK_UPDATE, NULL);
 }
 
@@ -414,8 +445,7 @@ Datum
 es_kafka_pause(PG_FUNCTION_ARGS)
 {
 	(void) change(&fcinfo->args[0],
-				  "UPDATE eventstore.%s SET paused = true"
-				  " WHERE id = $1 AND $2 IS NOT NULL AND $3 IS NOT NULL");
+				  "UPDATE eventstore.%s SET paused = true WHERE id = $1");
 	PG_RETURN_VOID();
 }
 

@@ -49,7 +49,7 @@ es_topic_pass_holes(EsSourceRun *run)
 			holes || run->partitions[i].seen_end > run->partitions[i].progress.written;
 	if (!holes)
 		return;
-	es_run_begin();
+	es_task_begin();
 	if (es_task_hold(es_source_key(run->source->id)))
 	{
 		EsProgress *moves = palloc(sizeof(EsProgress) * run->npartitions);
@@ -68,7 +68,7 @@ es_topic_pass_holes(EsSourceRun *run)
 	}
 	else
 		run->leave = ES_LEAVE_AND_RETURN;
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	if (run->leave == ES_LEAVE_NOT)
 		es_run_note_advanced(run);
 }
@@ -81,10 +81,10 @@ es_topic_pass_holes(EsSourceRun *run)
 static void
 jump(EsSourceRun *run, EsPartition *partition, int64 to, const char *reason)
 {
-	es_run_begin();
+	es_task_begin();
 	if (es_task_hold(es_source_key(run->source->id)))
 		(void) es_progress_jump(run->source, &partition->progress, to, reason);
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	run->leave = ES_LEAVE_AND_RETURN;
 }
 
@@ -145,13 +145,13 @@ es_topic_out_of_range(EsSourceRun *run, EsPartition *partition)
 static void
 restart(EsSourceRun *run)
 {
-	es_run_begin();
+	es_task_begin();
 	if (es_task_hold(es_source_key(run->source->id)))
 	{
 		es_progress_restart(run->source, run->halted_topic, "the topic was made anew");
 		es_progress_note_topic(run->source, "");
 	}
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 }
 
 /* What was accepted counts until all partitions have answered: there may be more gaps. */
@@ -259,19 +259,18 @@ note_count(EsSourceRun *run, int count)
 						run->source->name, count, run->source->partition_count),
 				 errdetail("Records of a key may be in another partition than older ones "
 						   "of it; between the two there is no order.")));
-	es_run_begin();
+	es_task_begin();
 	es_progress_note_count(run->source, count);
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	run->source->partition_count = count;
 }
 
-/* True where it is known, and is not the one that was read. */
-static bool
-has_other_id(EsSourceRun *run, char *id)
+/* Why it is not the one that was read, by its id; NULL. */
+static char *
+doubt_id(EsSourceRun *run, char *id)
 {
 	es_kafka_topic_id(run->client, es_topic_followed(run->source), ES_RUN_CALL_MS, id);
-	return id[0] != '\0' && run->source->topic_id != NULL &&
-		   strcmp(id, run->source->topic_id) != 0;
+	return es_kafka_doubt_topic_id(run->source->topic_id, id);
 }
 
 /*
@@ -307,7 +306,7 @@ es_topic_look(EsSourceRun *run)
 	for (int32 i = 0; i < count; i++)
 		if (is_wanted_partition(run, i))
 			wanted++;
-	if (has_other_id(run, id))
+	if (doubt_id(run, id) != NULL)
 	{
 		es_batch_write(run);
 		run->leave = ES_LEAVE_AND_RETURN;
@@ -432,11 +431,11 @@ begin_partitions(EsSourceRun *run, const bool *begin, int count)
 		if (begin[i] && !es_topic_find_start(run, i, &offsets[i]))
 			return false;
 	note_count(run, count);
-	es_run_begin();
+	es_task_begin();
 	for (int32 i = 0; i < count; i++)
 		if (begin[i])
 			es_progress_begin(run->source, es_topic_followed(run->source), i, offsets[i]);
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	return true;
 }
 
@@ -467,10 +466,10 @@ follow_group(EsSourceRun *run, const bool *begin, int count)
 		if (move.next > move.written)
 			moves[nmoves++] = move;
 	}
-	es_run_begin();
+	es_task_begin();
 	moved = es_task_hold(es_source_key(run->source->id)) &&
 			es_progress_advance(run->source, moves, nmoves);
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	for (int32 i = 0; moved && i < count; i++)
 		if (begin[i])
 			es_group_note_restored(run, i);
@@ -481,20 +480,18 @@ follow_group(EsSourceRun *run, const bool *begin, int count)
 static const char *
 doubt_topic(EsSourceRun *run, bool was_read)
 {
-	char id[ES_TOPIC_ID_SIZE];
-	bool other = has_other_id(run, id);
+	char  id[ES_TOPIC_ID_SIZE];
+	char *doubt = doubt_id(run, id);
 
 	if (was_read && run->topic_missing)
 		return "the topic was deleted and made anew";
-	if (was_read && other)
-		return MemoryContextStrdup(
-			run->life, psprintf("the topic was made anew: its id is %s, and was %s", id,
-								run->source->topic_id));
-	if (id[0] == '\0' || (run->source->topic_id != NULL && !other))
+	if (was_read && doubt != NULL)
+		return MemoryContextStrdup(run->life, doubt);
+	if (id[0] == '\0' || (run->source->topic_id != NULL && doubt == NULL))
 		return NULL;
-	es_run_begin();
+	es_task_begin();
 	es_progress_note_topic(run->source, id);
-	es_run_commit(run);
+	es_task_commit(run->scratch);
 	run->source->topic_id = MemoryContextStrdup(run->life, id);
 	return NULL;
 }

@@ -68,3 +68,11 @@ es_kafka_topic_id(EsKafkaClient *client, const char *topic, int timeout_ms, char
 }
 
 #endif
+
+char *
+es_kafka_doubt_topic_id(const char *known, const char *id)
+{
+	if (known == NULL || id[0] == '\0' || strcmp(known, id) == 0)
+		return NULL;
+	return psprintf("the topic was made anew: its id is %s, and was %s", id, known);
+}
