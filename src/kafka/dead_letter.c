@@ -325,8 +325,7 @@ es_retry_dead_letters(PG_FUNCTION_ARGS)
 	sink = task->key.object;
 	if (task->key.kind == ES_WORKER_SOURCE)
 	{
-		retried =
-			retry_source(es_source_require_own(&fcinfo->args[0]), &fcinfo->args[1]);
+		retried = retry_source(es_source_require_own(&fcinfo->args[0]), &fcinfo->args[1]);
 		sink = es_share_find_sink(task->key.object);
 	}
 	if (sink != 0)

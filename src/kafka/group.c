@@ -631,11 +631,12 @@ es_group_awaits(EsSourceRun *run)
 	else
 		es_run_set_state(
 			run, "joining",
-			psprintf("group \"%s\" has not said which partitions it reads%s",
-					 run->source->group_id,
-					 group->overdue
-						 ? " again, after a batch that took longer than max.poll.interval.ms"
-						 : ""));
+			psprintf(
+				"group \"%s\" has not said which partitions it reads%s",
+				run->source->group_id,
+				group->overdue
+					? " again, after a batch that took longer than max.poll.interval.ms"
+					: ""));
 	return true;
 }
 

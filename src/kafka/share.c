@@ -238,7 +238,7 @@ es_share_is_overtaken(Oid changelog, EsPosition position, Datum stream, const ch
 {
 	Oid			 types[4] = {OIDOID, TEXTOID, TEXTOID, INT8OID};
 	Datum		 values[4] = {ObjectIdGetDatum(changelog), stream,
-							  topic != NULL ? CStringGetTextDatum(topic) : (Datum) 0,
+						  topic != NULL ? CStringGetTextDatum(topic) : (Datum) 0,
 							  Int64GetDatum(position)};
 	EsRoleSwitch saved;
 	bool		 overtaken;

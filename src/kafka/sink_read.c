@@ -206,6 +206,7 @@ read_chunk(EsSinkRun *run)
 	run->at_bad = false;
 	if (!knows_share(run))
 		return;
+	es_sink_topic_note_restored(run);
 	es_role_assume(run->sink->owner, &saved);
 	coll = es_read_open_collection(run->sink->collection);
 	es_wait_keep(coll, run->read_to, run->sink->query);

@@ -143,6 +143,12 @@ extern int es_sink_topic_count(EsSinkRun *run);
 /* False where that cannot be told now; stops where the topic is another one. */
 extern bool es_sink_topic_check(EsSinkRun *run, int count);
 
+/*
+ * Of a changelog topic: it ended no earlier than what its source has restored.  In
+ * a transaction with a snapshot, before something is put.
+ */
+extern void es_sink_topic_note_restored(EsSinkRun *run);
+
 /* resume(): it is to be this one. */
 extern void es_sink_topic_accept(EsSinkRun *run);
 
