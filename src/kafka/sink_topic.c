@@ -19,6 +19,12 @@
  * ends, too; and after resume() the store's changelog is published once more from
  * its first event on, with what was restored from the former topic (again_to).
  *
+ * Others.  Where the source's partitions are taken by hand, two servers may have the
+ * same by mistake, and nothing fences one of them: that would take a transaction for
+ * each batch, with an id for each partition, and readers that know of them.  Who
+ * wants that has group_id (share.c).  But it is noticed (delivery.c), and said as
+ * long as this client lives.
+ *
  * A partition's end may be told too low for a moment, by a broker that has just
  * become its leader: so it is asked again before it counts.
  */
@@ -209,6 +215,29 @@ begin_ends(EsSinkRun *run, int count)
 		memcpy(run->delivery.ends, sink->ends, sizeof(int64) * Min(count, sink->nends));
 	run->delivery.topic = run->topic;
 	run->delivery.went_back = false;
+	/* A changelog topic's partition is one server's to write. */
+	run->delivery.nunbroken = sink->changelog_of != 0 && !sink->exactly_once ? count : 0;
+	run->delivery.unbroken = MemoryContextAllocZero(run->life, sizeof(int64) * count);
+	run->delivery.broken_in = -1;
+	run->warning[0] = '\0';
+}
+
+void
+es_sink_topic_note_others(EsSinkRun *run)
+{
+	if (run->delivery.broken_in < 0 || run->warning[0] != '\0')
+		return;
+	snprintf(run->warning, sizeof(run->warning),
+			 "somebody else writes to partition %d of the changelog topic: the record at "
+			 "offset " INT64_FORMAT " is not of this server",
+			 run->delivery.broken_in, run->delivery.broken_at);
+	ereport(WARNING,
+			(errmsg("source \"%s\": %s", run->sink->name, run->warning),
+			 errdetail("An older value may come behind a newer one of the same key."),
+			 errhint("Each partition is to be read, and its keys changed, on one server: "
+					 "see partitions, replica_partitions and group_id.")));
+	if (strcmp(run->state, "running") == 0)
+		es_sink_set_state(run, "running", "");
 }
 
 bool
