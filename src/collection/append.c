@@ -48,6 +48,7 @@
 #include "collection/layout.h"
 #include "collection/match.h"
 #include "collection/segment.h"
+#include "collection/sorting.h"
 #include "compat.h"
 #include "errors.h"
 #include "executor/executor.h"
@@ -89,36 +90,42 @@ typedef struct AppendRun
  * Streams
  * ------------------------------------------------------------------------- */
 
-static int
-compare_streams(const void *a, const void *b)
-{
-	return es_bytes_compare((*(EsEvent *const *) a)->stream,
-							(*(EsEvent *const *) b)->stream);
-}
-
 /* The distinct streams, in order; each event learns the number of its own. */
 static void
 collect_streams(AppendRun *run)
 {
 	EsAppend *append = run->append;
-	EsEvent **order = palloc(sizeof(EsEvent *) * append->nevents);
-	int		  n = 0;
+	EsEvent **events =
+		palloc_extended(sizeof(EsEvent *) * append->nevents, MCXT_ALLOC_HUGE);
+	struct varlena **streams =
+		palloc_extended(sizeof(struct varlena *) * append->nevents, MCXT_ALLOC_HUGE);
+	uint32 *order;
+	text   *last = NULL;
+	int		n = 0;
 
 	for (int i = 0; i < append->nevents; i++)
 	{
 		append->events[i].stream_index = -1;
-		if (append->events[i].stream != NULL)
-			order[n++] = &append->events[i];
+		if (append->events[i].stream == NULL)
+			continue;
+		streams[n] = append->events[i].stream;
+		events[n++] = &append->events[i];
 	}
-	qsort(order, n, sizeof(EsEvent *), compare_streams);
-	run->streams = palloc0(sizeof(EsStreamHead) * (n + 1));
+	order = es_sort_bytes(streams, n);
+	run->streams = palloc_extended(sizeof(EsStreamHead) * (n + 1),
+								   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 	for (int i = 0; i < n; i++)
 	{
-		if (i == 0 || compare_streams(&order[i - 1], &order[i]) != 0)
-			run->streams[run->nstreams++].stream = order[i]->stream;
-		order[i]->stream_index = run->nstreams - 1;
+		EsEvent *event = events[order[i]];
+
+		if (last == NULL || !es_text_equal(last, event->stream))
+			run->streams[run->nstreams++].stream = event->stream;
+		event->stream_index = run->nstreams - 1;
+		last = event->stream;
 	}
 	pfree(order);
+	pfree(events);
+	pfree(streams);
 }
 
 static void
