@@ -18,6 +18,7 @@
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
 #include "utils/numeric.h"
@@ -82,6 +83,38 @@ decode_text(const char *bytes, size_t length, Datum *value, EsProblem *problem)
 								"it is not UTF-8, or not in the database's encoding");
 }
 
+/*
+ * Parsing takes some kilobytes, for each of the tens of thousands of records of a
+ * batch: only what comes of it is kept.  Emptied before and after each use.
+ */
+static MemoryContext
+parsing_context(void)
+{
+	static MemoryContext context = NULL;
+
+	if (context == NULL)
+		context = AllocSetContextCreate(TopMemoryContext, "eventstore record as JSON",
+										ALLOCSET_DEFAULT_SIZES);
+	MemoryContextReset(context);
+	return context;
+}
+
+/* The SQLSTATE of what is wrong with the text; 0. */
+static int
+parse_json(const text *json, Datum *value)
+{
+	MemoryContext context = parsing_context();
+	MemoryContext old = MemoryContextSwitchTo(context);
+	int			  sqlstate =
+		es_convert_noting(jsonb_in, CStringGetDatum(VARDATA(json)), 0, 0, value);
+
+	MemoryContextSwitchTo(old);
+	if (sqlstate == 0)
+		*value = datumCopy(*value, false, -1);
+	MemoryContextReset(context);
+	return sqlstate;
+}
+
 static bool
 decode_json(const char *bytes, size_t length, Datum *value, EsProblem *problem)
 {
@@ -90,8 +123,8 @@ decode_json(const char *bytes, size_t length, Datum *value, EsProblem *problem)
 
 	if (!decode_text(bytes, length, &as_text, problem))
 		return false;
-	sqlstate = es_convert_noting(
-		jsonb_in, CStringGetDatum(VARDATA(DatumGetPointer(as_text))), 0, 0, value);
+	sqlstate = parse_json((text *) DatumGetPointer(as_text), value);
+	pfree(DatumGetPointer(as_text));
 	if (sqlstate == 0)
 		return true;
 	if (ERRCODE_TO_CATEGORY(sqlstate) != ERRCODE_DATA_EXCEPTION)
