@@ -70,6 +70,7 @@ typedef struct EsSourceRun
 	EsRecord			*records;
 	int					 nrecords;
 	int					 nwritten; /* of them, from the front */
+	int					 nrelayed; /* likewise: published by a relay (relay.c) */
 	size_t				 nbytes;
 	TimestampTz			 oldest; /* when the first of them was taken */
 	int					 width;	 /* how many are tried in one transaction */
