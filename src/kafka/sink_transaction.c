@@ -55,6 +55,8 @@
 #define GROUP_TIMEOUT_MS 10000
 /* An abort that takes longer is left to the next client. */
 #define ABORT_CALLS 10
+/* A record that was refused is reported within so long. */
+#define REPORT_MS 500
 
 /* Of a progress record: the dead letter that was published again with it. */
 #define LETTER_HEADER "es-dead-letter"
@@ -486,6 +488,25 @@ es_sink_transaction_begin(EsSinkRun *run)
 	return true;
 }
 
+/*
+ * The transaction takes nothing more: something of it was refused, or cannot be
+ * sent.  Waits a moment for the report of what was, which says why.
+ */
+static bool
+refusal_is_reported(EsSinkRun *run)
+{
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), REPORT_MS);
+
+	while (run->delivery.error == RD_KAFKA_RESP_ERR_NO_ERROR &&
+		   !es_delivery_is_empty(&run->delivery) && GetCurrentTimestamp() < until)
+	{
+		es_kafka_wait(&run->client, 1, REPORT_MS);
+		es_kafka_serve(run->client);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return run->delivery.error != RD_KAFKA_RESP_ERR_NO_ERROR;
+}
+
 /* False where it cannot be put now. */
 static bool
 put_progress(EsSinkRun *run)
@@ -508,7 +529,8 @@ put_progress(EsSinkRun *run)
 	result = es_delivery_put(&run->delivery, run->client->handle, run->progress_topic, 0,
 							 &record, 0);
 	run->closing = result == RD_KAFKA_RESP_ERR_NO_ERROR;
-	if (!run->closing && result != RD_KAFKA_RESP_ERR__QUEUE_FULL)
+	if (!run->closing && result != RD_KAFKA_RESP_ERR__QUEUE_FULL &&
+		!refusal_is_reported(run))
 	{
 		es_sink_transaction_abort(run);
 		es_sink_retry_later(run, "retrying", rd_kafka_err2str(result));
