@@ -108,7 +108,10 @@ collect_streams(AppendRun *run)
 	for (int i = 0; i < n; i++)
 	{
 		if (i == 0 || compare_streams(&order[i - 1], &order[i]) != 0)
+		{
+			run->streams[run->nstreams].is_new = order[i]->stream_is_new;
 			run->streams[run->nstreams++].stream = order[i]->stream;
+		}
 		order[i]->stream_index = run->nstreams - 1;
 	}
 	pfree(order);
@@ -120,7 +123,7 @@ lock_streams(AppendRun *run)
 	if (run->nstreams == 0)
 		return;
 	run->heads = es_heads_begin(run->coll);
-	if (run->nstreams == 1)
+	if (run->nstreams == 1 && !run->streams[0].is_new)
 		es_heads_lock(run->heads, &run->streams[0]);
 	else
 		es_heads_lock_all(run->heads, run->streams, run->nstreams);
@@ -153,8 +156,7 @@ save_streams(AppendRun *run)
 		head->last_position = event->position;
 		head->last_at = event->created_at;
 	}
-	for (int i = 0; i < run->nstreams; i++)
-		es_heads_save(run->heads, &run->streams[i]);
+	es_heads_save_all(run->heads, run->streams, run->nstreams);
 }
 
 /* ---------------------------------------------------------------------------

@@ -39,6 +39,7 @@
  */
 #include "postgres.h"
 
+#include "kafka/batch.h"
 #include "kafka/group.h"
 #include "kafka/restore.h"
 #include "kafka/task.h"
@@ -373,6 +374,7 @@ es_restore_begin(EsSourceRun *run, const bool *wanted, int count, bool *ready)
 			return true;
 	run->restoring = true;
 	run->last_change = 0;
+	es_batch_begin_restore(run);
 	*ready = true;
 	return true;
 }
