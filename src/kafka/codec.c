@@ -5,6 +5,9 @@
  * A record that does not decode must neither stop its topic nor vanish, so what
  * is wrong with it is a result here and not an error.  What raises one inside
  * PostgreSQL only computes, and is caught (es_convert_noting).
+ *
+ * A batch has many records, so what computing leaves behind goes with each: only the
+ * results stay.
  */
 #include "postgres.h"
 
@@ -48,9 +51,24 @@ set_problem(EsProblem *problem, int sqlstate, const char *reason)
 	return false;
 }
 
+/* Text in each encoding that there is. */
+static bool
+is_ascii(const char *bytes, size_t length)
+{
+	for (size_t i = 0; i < length; i++)
+		if (bytes[i] == '\0' || IS_HIGHBIT_SET(bytes[i]))
+			return false;
+	return true;
+}
+
 static bool
 decode_text(const char *bytes, size_t length, Datum *value, EsProblem *problem)
 {
+	if (is_ascii(bytes, length))
+	{
+		*value = PointerGetDatum(cstring_to_text_with_len(bytes, (int) length));
+		return true;
+	}
 	if (memchr(bytes, '\0', length) != NULL)
 		return set_problem(problem, ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
 						   "it has a byte 0, which text cannot have");
@@ -61,8 +79,31 @@ decode_text(const char *bytes, size_t length, Datum *value, EsProblem *problem)
 	return true;
 }
 
+/* What is computed after it is gone with end_work, but for what that returns. */
+static MemoryContext
+begin_work(void)
+{
+	return MemoryContextSwitchTo(AllocSetContextCreate(
+		CurrentMemoryContext, "eventstore codec", ALLOCSET_DEFAULT_SIZES));
+}
+
+static void *
+end_work(MemoryContext outer, const void *value)
+{
+	MemoryContext work = MemoryContextSwitchTo(outer);
+	void		 *kept = NULL;
+
+	if (value != NULL)
+	{
+		kept = palloc(VARSIZE_ANY(value));
+		memcpy(kept, value, VARSIZE_ANY(value));
+	}
+	MemoryContextDelete(work);
+	return kept;
+}
+
 static bool
-decode_json(const char *bytes, size_t length, Datum *value, EsProblem *problem)
+parse_json(const char *bytes, size_t length, Datum *value, EsProblem *problem)
 {
 	Datum as_text;
 	int	  sqlstate;
@@ -78,6 +119,16 @@ decode_json(const char *bytes, size_t length, Datum *value, EsProblem *problem)
 						   "it is nested too deeply, or too large");
 	return set_problem(problem, ERRCODE_INVALID_TEXT_REPRESENTATION,
 					   length == 0 ? "it is empty, which is not JSON" : "it is not JSON");
+}
+
+static bool
+decode_json(const char *bytes, size_t length, Datum *value, EsProblem *problem)
+{
+	MemoryContext outer = begin_work();
+	bool		  parsed = parse_json(bytes, length, value, problem);
+
+	*value = PointerGetDatum(end_work(outer, parsed ? DatumGetPointer(*value) : NULL));
+	return parsed;
 }
 
 bool
@@ -175,6 +226,11 @@ push_bytes(JsonbParseState **state, const char *bytes, size_t length)
 	if (bytes == NULL)
 	{
 		value.type = jbvNull;
+		pushJsonbValue(state, WJB_ELEM, &value);
+	}
+	else if (is_ascii(bytes, length))
+	{
+		value = json_string(bytes, length);
 		pushJsonbValue(state, WJB_ELEM, &value);
 	}
 	else if (decode_text(bytes, length, &as_text, &problem))
@@ -325,7 +381,9 @@ push_field(JsonbParseState **state, const char *key, JsonbValue value)
 Jsonb *
 es_codec_metadata(const EsRecord *record)
 {
+	MemoryContext	 outer = begin_work();
 	JsonbParseState *state = NULL;
+	Jsonb			*metadata;
 
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	push_field(&state, "topic", json_string(record->topic, strlen(record->topic)));
@@ -340,5 +398,6 @@ es_codec_metadata(const EsRecord *record)
 		push_key(&state, "headers");
 		push_headers(&state, record);
 	}
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	metadata = JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	return end_work(outer, metadata);
 }
