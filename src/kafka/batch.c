@@ -482,5 +482,6 @@ es_batch_is_due(EsSourceRun *run, TimestampTz now)
 	if (run->nrecords == 0 || run->halt != ES_HALT_NONE || run->retry_at > now)
 		return false;
 	return !es_batch_has_room(run) || run->nwritten > 0 || run->flush_wanted ||
-		   run->catch_up_wanted || now - run->oldest >= run->source->flush_us;
+		   run->catch_up_wanted || now - run->oldest >= run->source->flush_us ||
+		   (run->restoring && es_restore_is_taken(run));
 }

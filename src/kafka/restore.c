@@ -535,6 +535,19 @@ go_on_from(EsSourceRun *run, const int64 *offsets)
 			}
 }
 
+bool
+es_restore_is_taken(const EsSourceRun *run)
+{
+	for (int i = 0; i < run->npartitions; i++)
+	{
+		const EsPartition *partition = &run->partitions[i];
+
+		if (Max(partition->position, partition->seen_end) < partition->restore_end)
+			return false;
+	}
+	return true;
+}
+
 void
 es_restore_look(EsSourceRun *run)
 {

@@ -18,6 +18,9 @@
 extern bool es_restore_begin(EsSourceRun *run, const bool *wanted, int count,
 							 bool *ready);
 
+/* Has all that is to be restored been taken? */
+extern bool es_restore_is_taken(const EsSourceRun *run);
+
 /* Has all been restored?  Then the source's own partitions are begun, and the loop is left. */
 extern void es_restore_look(EsSourceRun *run);
 
