@@ -287,7 +287,7 @@ write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 	int			 skipped = 0;
 	int			 end;
 
-	es_restore_hold(run);
+	es_restore_hold(run, to - from);
 	writer = es_writer_begin(run->source);
 	/* What is known to fail is not tried again: it may have been its decoding. */
 	if (known != NULL)

@@ -165,11 +165,25 @@ last_change(const EsSourceRun *run)
 	return es_collection_last_allotted(es_collection_open(changelog, AccessShareLock));
 }
 
+/*
+ * A replica that is behind writes twice as fast where nobody writes beside it
+ * (store/batch.c).  Hardly anybody does, and it waits for nobody.
+ */
+static void
+hold_if_behind(const EsSourceRun *run, int n)
+{
+	if (run->source->mode == ES_SOURCE_REPLICA && n >= run->source->flush_count)
+		(void) ConditionalLockRelationOid(run->source->target, ShareRowExclusiveLock);
+}
+
 void
-es_restore_hold(EsSourceRun *run)
+es_restore_hold(EsSourceRun *run, int n)
 {
 	if (!run->restoring)
+	{
+		hold_if_behind(run, n);
 		return;
+	}
 	/* Longer than deadlock_timeout, after which an autovacuum gives way. */
 	(void) set_config_option("lock_timeout", HOLD_TIMEOUT, PGC_SUSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);

@@ -50,8 +50,9 @@ extern void es_restore_guard(const EsSourceRun *run, const EsRecord *records, in
  * While something is restored: keeps others from changing the store to the end of
  * the transaction, and sets run->guarded where they have changed it.  Before
  * anything of it is looked at; es_restore_note_written after it was written.
+ * 'n' records are to be written.
  */
-extern void es_restore_hold(EsSourceRun *run);
+extern void es_restore_hold(EsSourceRun *run, int n);
 extern void es_restore_note_written(EsSourceRun *run);
 
 #endif /* ES_KAFKA_RESTORE_H */
