@@ -1,5 +1,5 @@
-"""One event per transaction, beside a plain INSERT and PgQ."""
-from lib import options, report, server
+"""One event per transaction, beside a plain INSERT, PgQ, message-db and emmett."""
+from lib import emmett, message_db, options, report, server
 
 # How events find their streams: title -> (lines of the script, the stream)
 STREAMS = {
@@ -53,6 +53,8 @@ def scripts():
             "INSERT into the collection": insert(kind, "insert"),
         }
     found["no stream"]["PgQ insert_event()"] = PGQ
+    found["a new stream each"]["message-db"] = message_db.WRITE
+    found["a new stream each"]["emmett"] = emmett.APPEND
     return found
 
 
@@ -62,11 +64,16 @@ def prepare():
             server.make_collection(name_of(kind, way))
         server.make_plain(name_of(kind, "plain"), name_of(kind, "append"))
     server.sql("CREATE EXTENSION pgq; SELECT pgq.create_queue('bench');")
+    message_db.install()
+    emmett.install()
+
+
+TITLES = ("plain INSERT", "append()", "INSERT into the collection", "PgQ insert_event()", "message-db", "emmett")
 
 
 def row(figures, kind, clients):
     cells = [kind, clients]
-    for title in ("plain INSERT", "append()", "INSERT into the collection", "PgQ insert_event()"):
+    for title in TITLES:
         key = (kind, title)
         cells.append(report.median(figures, key) if key in figures else "")
     cells.append(f"{report.ratio(figures, (kind, 'append()'), (kind, 'plain INSERT')):.2f}")
@@ -99,8 +106,7 @@ def main():
             for key, script in variants.items()})
         lines += [row(figures, kind, clients) for kind in STREAMS]
         targets += goals(figures, clients)
-    header = ["streams", "clients", "plain INSERT", "append()", "INSERT into the collection",
-              "PgQ insert_event()", "append() / plain"]
+    header = ["streams", "clients", *TITLES, "append() / plain"]
     report.write("append1", "One event per transaction", [
         "Transactions per second; three tags, about 100 bytes of JSON; `pgbench -M prepared`.",
         report.table(header, lines)], targets)

@@ -1,11 +1,9 @@
 """message-db, an event store in SQL that comes as an npm package."""
 import os
-import pathlib
 import subprocess
 
+from lib import npm
 from lib.server import sql
-
-FOLDER = pathlib.Path(__file__).parent.parent.parent / "build/bench/message-db"
 
 # Each event to a stream of its own, all of one category.
 WRITE = ("\\set n :n + 1\n"
@@ -14,11 +12,9 @@ WRITE = ("\\set n :n + 1\n"
 
 
 def install():
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", "@eventide/message-db@1.3.1"],
-                   cwd=FOLDER, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = npm.install("message-db", "@eventide/message-db@1.3.1")
     database = os.environ["PGDATABASE"]
-    subprocess.run([FOLDER / "node_modules/@eventide/message-db/database/install.sh"], check=True,
+    subprocess.run([folder / "node_modules/@eventide/message-db/database/install.sh"], check=True,
                    stdout=subprocess.DEVNULL,
                    env=dict(os.environ, DATABASE_NAME=database, CREATE_DATABASE="off",
                             PGOPTIONS="-c client_min_messages=warning"))

@@ -9,6 +9,16 @@ import re
 BENCH = pathlib.Path(__file__).parent.parent
 START, END = "<!-- figures: written by bench/run -->", "<!-- end of figures -->"
 
+SOURCE = "eventstore, a source into a store"
+
+
+def beside_source(title):
+    return [(name, [title, line], "records/s") for name, line in (
+        ("a Go program", "Go: franz-go, pgx, COPY and merge"),
+        ("Kafka Connect (Debezium)", "Debezium JDBC sink, Kafka Connect"),
+        ("Kafka Streams, RocksDB", "Kafka Streams, RocksDB and changelog, exactly once"))]
+
+
 # What is measured, unit, result, ours, and others': each a line's first cells and a column.
 FIGURES = [
     ("One event for each transaction, 32 clients", "/s", "append1",
@@ -49,6 +59,14 @@ FIGURES = [
      (["1,000,000", "UPDATE of 1000 rows"], "capture"),
      [("an audit trigger in plpgsql", ["1,000,000", "UPDATE of 1000 rows"], "plpgsql"),
       ("no trigger", ["1,000,000", "UPDATE of 1000 rows"], "no trigger")]),
+    ("A Kafka topic of one partition into a keyed table, records", "/s", "kafka",
+     (["500,000 records, 1 partition", SOURCE], "records/s"), beside_source("500,000 records, 1 partition")),
+    ("The same, four partitions", "/s", "kafka",
+     (["500,000 records, 4 partitions", SOURCE], "records/s"), beside_source("500,000 records, 4 partitions")),
+    ("A collection to a Kafka topic, events", "/s", "kafka_flow",
+     (["collection to a topic, at least once"], "records/s"),
+     [("exactly once", ["collection to a topic, exactly once"], "records/s")]),
+    ("From produced in Kafka to visible, median", " ms", "kafka_flow", (["median"], "ms"), []),
 ]
 
 
@@ -60,9 +78,10 @@ def tables(text):
 
 
 def find(text, key, column):
+    """A key is how a line begins, or the table's first title and that."""
     for header, lines in tables(text):
         for line in lines:
-            if column in header and line[:len(key)] == key:
+            if column in header and key in (line[:len(key)], [header[0], *line][:len(key)]):
                 return line[header.index(column)]
     raise KeyError(f"{key}, {column}")
 

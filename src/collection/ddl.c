@@ -669,13 +669,19 @@ delete_dropped_rows(void)
 	es_spi_execute("DELETE FROM eventstore.segment_disposal s"
 				   " USING" DROPPED_TABLES " AND d.objid = s.segment::pg_catalog.oid",
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
-	es_spi_execute("DELETE FROM eventstore.tick t"
-				   " USING" DROPPED_TABLES " AND d.objid = t.collection",
-				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
 	es_spi_execute("DELETE FROM eventstore.collection_catalog c"
 				   " USING" DROPPED_TABLES " AND d.objid = c.collection::pg_catalog.oid"
 				   " RETURNING c.collection::pg_catalog.oid, c.heads::pg_catalog.oid",
 				   0, NULL, NULL, NULL, false, SPI_OK_DELETE_RETURNING);
+}
+
+/* Once the collection's row is gone the worker writes no other (write_ticks). */
+static void
+delete_dropped_ticks(void)
+{
+	es_spi_execute("DELETE FROM eventstore.tick t"
+				   " USING" DROPPED_TABLES " AND d.objid = t.collection",
+				   0, NULL, NULL, NULL, false, SPI_OK_DELETE);
 }
 
 /* What depends on a heads table (a view of the owner's) goes with it, with a NOTICE. */
@@ -723,6 +729,7 @@ es_on_drop(PG_FUNCTION_ARGS)
 			es_head_forget_at_commit(
 				DatumGetObjectId(SPI_getbinval(row, desc, 1, &isnull)));
 	}
+	delete_dropped_ticks();
 	for (uint64 i = 0; i < n; i++)
 		drop_heads(heads[i]);
 	SPI_finish();

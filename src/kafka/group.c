@@ -514,7 +514,7 @@ es_group_serve(EsSourceRun *run)
 	{
 		es_run_set_state(run, "disconnected", group->member->message);
 		es_group_leave(run);
-		run->pause_ms = ES_RUN_PAUSE_MS;
+		run->pause_ms = ES_TASK_PAUSE_MS;
 		run->leave = ES_LEAVE_AND_RETURN;
 		return false;
 	}

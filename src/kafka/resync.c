@@ -419,7 +419,7 @@ es_resync(EsSourceRun *run)
 	if (!assign_all(&resync))
 	{
 		run->leave = ES_LEAVE_AND_RETURN;
-		run->pause_ms = ES_RUN_PAUSE_MS;
+		run->pause_ms = ES_TASK_PAUSE_MS;
 		return false;
 	}
 	done = read_all(&resync) && sweep(&resync);

@@ -9,8 +9,6 @@
 #include "postgres.h"
 
 #include "kafka/run.h"
-
-#include "kafka/task.h"
 #include "utils/timestamp.h"
 #include "worker/launcher.h"
 
@@ -42,7 +40,7 @@ es_run_show_connection(EsSourceRun *run)
 	if (run->client->trouble == ES_KAFKA_FATAL)
 	{
 		run->leave = ES_LEAVE_AND_RETURN;
-		run->pause_ms = ES_RUN_PAUSE_MS;
+		run->pause_ms = ES_TASK_PAUSE_MS;
 	}
 }
 
@@ -117,7 +115,7 @@ es_run_advance(EsSourceRun *run, const EsProgress *moves, int n)
 	if (es_progress_advance(run->source, moves, n))
 		return;
 	run->leave = ES_LEAVE_AND_RETURN;
-	run->pause_ms = ES_RUN_PAUSE_MS;
+	run->pause_ms = ES_TASK_PAUSE_MS;
 	ereport(LOG, (errmsg("offsets of source \"%s\" were moved by somebody else",
 						 run->source->name),
 				  errdetail("They are read again.")));

@@ -14,13 +14,11 @@
 #include "kafka/client.h"
 #include "kafka/progress.h"
 #include "kafka/source.h"
+#include "kafka/task_worker.h"
 #include "position/position.h"
 
 /* How long a call into librdkafka may keep us from serving interrupts. */
 #define ES_RUN_CALL_MS 1000
-
-/* Before a new client, where the last one came to a bad end. */
-#define ES_RUN_PAUSE_MS 1000
 
 /* What a source has stopped at, until resume(). */
 typedef enum EsHalt
@@ -30,14 +28,6 @@ typedef enum EsHalt
 	ES_HALT_GAP,	  /* on_gap: stop */
 	ES_HALT_RECREATED /* the topic is not the one that was read */
 } EsHalt;
-
-/* Why the loop is left. */
-typedef enum EsLeave
-{
-	ES_LEAVE_NOT,
-	ES_LEAVE_AND_RETURN, /* to begin anew, with a new client */
-	ES_LEAVE_FOR_GOOD
-} EsLeave;
 
 typedef struct EsPartition
 {

@@ -35,12 +35,8 @@
 #include "feed/wait.h"
 #include "miscadmin.h"
 #include "pgstat.h"
-#include "postmaster/bgworker.h"
 #include "spi.h"
-#include "storage/ipc.h"
-#include "utils/inval.h"
 #include "utils/memutils.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "worker/process.h"
 
@@ -51,15 +47,10 @@
 #define RETRY_SHOWN_MS 500
 /* Where the topic or the broker is not there, until they are asked again. */
 #define AGAIN_MS 1000
-/* The pause after an error of the database, at most. */
-#define PAUSE_LAST_MS (60 * 1000)
 /* What is on its way when the sink is paused gets so long to arrive. */
 #define FINISH_MS 1000
 /* A worker that has lived so long is not failing at its start. */
 #define STABLE_MS (60 * 1000)
-
-/* The server or the mapping was changed: set by an invalidation. */
-static bool reconnect = false;
 
 /* ---------------------------------------------------------------------------
  * State
@@ -119,7 +110,7 @@ show_connection(EsSinkRun *run)
 	if (trouble == ES_KAFKA_FATAL && run->halt != ES_SINK_FENCED)
 	{
 		run->leave = ES_LEAVE_AND_RETURN;
-		run->pause_first = true;
+		run->pause_ms = ES_TASK_PAUSE_MS;
 		if (run->sink->exactly_once)
 			es_sink_transaction_fatal(run);
 	}
@@ -200,7 +191,7 @@ retry_for(EsSinkRun *run, rd_kafka_resp_err_t error)
 	if (strcmp(state, "topic_missing") != 0)
 		return;
 	run->leave = ES_LEAVE_AND_RETURN;
-	run->pause_first = true;
+	run->pause_ms = ES_TASK_PAUSE_MS;
 }
 
 /* Something did not arrive, and nothing is on its way any more. */
@@ -408,7 +399,8 @@ begin_round(EsSinkRun *run)
 		run->leave = ES_LEAVE_FOR_GOOD;
 	else if (es_worker_take(ES_WAKE_CONFIG) != 0)
 		reload(run);
-	if (run->leave == ES_LEAVE_NOT && (reconnect || es_kafka_is_lost(run->client)))
+	if (run->leave == ES_LEAVE_NOT &&
+		(es_task_server_changed || es_kafka_is_lost(run->client)))
 		run->leave = ES_LEAVE_AND_RETURN;
 	return run->leave == ES_LEAVE_NOT;
 }
@@ -593,10 +585,9 @@ get_ready(EsSinkRun *run)
 static void
 run_client(EsSinkRun *run)
 {
-	run->pause_first = false;
+	run->pause_ms = 0;
 	run->leave = ES_LEAVE_NOT;
 	run->halt = ES_SINK_GOES_ON;
-	reconnect = false;
 	run->accepted_resumes = run->sink->resumes;
 	run->saved = run->sink->position;
 	run->retry_at = 0;
@@ -627,67 +618,37 @@ run_client(EsSinkRun *run)
 	close_client(run);
 }
 
-static void
-show_error(EsSinkRun *run)
+static bool
+load_sink(void *arg, uint32 id, EsTaskRow *row)
 {
-	ErrorData *error = es_task_catch(run->scratch);
+	EsSinkRun *run = arg;
 
-	es_sink_set_state(run, es_task_state_after(error), error->message);
+	run->sink = es_sink_load(id);
+	if (run->sink == NULL)
+		return false;
+	row->name = run->sink->name;
+	row->resting = run->sink->paused || run->sink->failure != NULL;
+	row->at_home = run->sink->at_home;
+	return true;
 }
 
-/* With growing pauses where it ends by an error. */
-static void
-run_client_reporting(EsSinkRun *run)
+static EsLeave
+serve_sink(void *arg, int *pause_ms)
 {
-	static int pause_ms = 0;
+	EsSinkRun *run = arg;
 
-	PG_TRY();
-	{
-		run_client(run);
-		pause_ms = run->pause_first ? AGAIN_MS : 0;
-	}
-	PG_CATCH();
-	{
-		show_error(run);
-		close_client(run);
-		run->leave = ES_LEAVE_AND_RETURN;
-		pause_ms = pause_ms == 0 ? AGAIN_MS : Min(pause_ms * 2, PAUSE_LAST_MS);
-	}
-	PG_END_TRY();
-	if (run->leave != ES_LEAVE_FOR_GOOD && !es_task_pause(pause_ms, &reconnect))
-		run->leave = ES_LEAVE_FOR_GOOD;
+	run_client(run);
+	*pause_ms = run->pause_ms;
+	return run->leave;
 }
 
 static void
-note_server_change(Datum arg, int cacheid, uint32 hash)
+fail_sink(void *arg, const char *state, const char *message)
 {
-	reconnect = true;
-}
+	EsSinkRun *run = arg;
 
-/* The sink, where it is to be run now; else NULL, and the state says why. */
-static EsSink *
-load_if_wanted(EsSinkRun *run, uint32 id, bool first)
-{
-	EsSink		 *loaded;
-	MemoryContext old;
-
-	es_task_begin();
-	if (!OidIsValid(es_extension_schema()))
-	{
-		es_task_commit(run->scratch);
-		return NULL;
-	}
-	if (first)
-		es_task_own(es_sink_key(id));
-	old = MemoryContextSwitchTo(run->life);
-	loaded = es_sink_load(id);
-	MemoryContextSwitchTo(old);
-	if (loaded != NULL &&
-		(loaded->paused || loaded->failure != NULL ||
-		 !es_task_may_run(es_sink_key(id), loaded->name, loaded->at_home, first)))
-		loaded = NULL;
-	es_task_commit(run->scratch);
-	return loaded;
+	es_sink_set_state(run, state, message);
+	close_client(run);
 }
 
 void
@@ -695,40 +656,19 @@ es_sink_main(Datum arg)
 {
 	EsWorkerKey key = es_process_key(ES_WORKER_SINK, arg);
 	EsSinkRun  *run = MemoryContextAllocZero(TopMemoryContext, sizeof(EsSinkRun));
-	bool		first = true;
+	EsTaskWork *work;
 
 	es_process_begin(key);
-	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, note_server_change, (Datum) 0);
-	CacheRegisterSyscacheCallback(USERMAPPINGOID, note_server_change, (Datum) 0);
-	CacheRegisterSyscacheCallback(AUTHOID, note_server_change, (Datum) 0);
-	CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, note_server_change, (Datum) 0);
-	run->life = AllocSetContextCreate(TopMemoryContext, "eventstore sink",
-									  ALLOCSET_DEFAULT_SIZES);
-	run->scratch = AllocSetContextCreate(TopMemoryContext, "eventstore sink round",
-										 ALLOCSET_DEFAULT_SIZES);
+	work = es_task_work("sink", run);
+	work->load = load_sink;
+	work->serve = serve_sink;
+	work->fail = fail_sink;
+	run->life = work->life;
+	run->scratch = work->scratch;
 	run->event = AllocSetContextCreate(TopMemoryContext, "eventstore sink event",
 									   ALLOCSET_DEFAULT_SIZES);
 	run->share_life = AllocSetContextCreate(TopMemoryContext, "eventstore sink share",
 											ALLOCSET_DEFAULT_SIZES);
 	es_delivery_init(&run->delivery);
-	MemoryContextSwitchTo(run->scratch);
-	es_worker_set_running();
-
-	while (run->leave != ES_LEAVE_FOR_GOOD)
-	{
-		MemoryContextReset(run->scratch);
-		MemoryContextReset(run->life);
-		run->sink = NULL;
-		/* One that is left standing would have an absent worker started again and again. */
-		(void) es_worker_take(ES_WAKE_CONFIG | ES_WAKE_ERRAND);
-		run->sink = load_if_wanted(run, key.object, first);
-		first = false;
-		if (run->sink == NULL)
-		{
-			es_worker_set_absent();
-			break;
-		}
-		run_client_reporting(run);
-	}
-	proc_exit(0);
+	es_task_work_main(key, work);
 }

@@ -108,7 +108,7 @@ put_event(EsSinkRun *run, EsSinkWriter *writer, TupleTableSlot *slot, size_t *by
 			if (result == RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION)
 			{
 				run->leave = ES_LEAVE_AND_RETURN;
-				run->pause_first = true;
+				run->pause_ms = ES_TASK_PAUSE_MS;
 			}
 			/* A transaction that takes nothing more is to be ended. */
 			if (run->in_transaction && run->oldest == 0)

@@ -79,8 +79,8 @@ typedef struct EsSinkRun
 
 	TimestampTz retry_at; /* 0 = the last thing went well */
 	int			retry_ms;
-	bool		pause_first; /* before the next client */
-	bool		progressed;	 /* something was saved since the start */
+	int			pause_ms;	/* before the next client */
+	bool		progressed; /* something was saved since the start */
 
 	bool topic_missing; /* outlives a client */
 	int	 doubts;		/* how often in a row it looked like another one */

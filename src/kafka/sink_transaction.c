@@ -141,7 +141,7 @@ leave_client(EsSinkRun *run, int code, const char *message)
 	}
 	es_sink_retry_later(run, state_after(code), message);
 	run->leave = ES_LEAVE_AND_RETURN;
-	run->pause_first = true;
+	run->pause_ms = ES_TASK_PAUSE_MS;
 }
 
 static void
@@ -602,7 +602,7 @@ es_sink_transaction_abort(EsSinkRun *run)
 	if (run->in_transaction && !abort_transaction(run))
 	{
 		run->leave = ES_LEAVE_AND_RETURN;
-		run->pause_first = true;
+		run->pause_ms = ES_TASK_PAUSE_MS;
 	}
 	run->in_transaction = run->closing = run->stale = false;
 	es_sink_rewind(run, run->saved);

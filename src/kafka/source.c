@@ -37,19 +37,14 @@
 #include "kafka/relay.h"
 #include "kafka/restore.h"
 #include "kafka/resync.h"
-#include "kafka/task.h"
 #include "kafka/topic.h"
 
 #include "access/xlog.h"
 #include "miscadmin.h"
 #include "pgstat.h"
-#include "postmaster/bgworker.h"
 #include "spi.h"
-#include "storage/ipc.h"
 #include "utils/guc.h"
-#include "utils/inval.h"
 #include "utils/memutils.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "worker/process.h"
 
@@ -57,15 +52,10 @@
 #define TAKE_MAX 1000
 /* Where the topic or the broker is not there, until they are asked again. */
 #define AGAIN_MS 1000
-/* The pause after an error doubles from ES_RUN_PAUSE_MS to this. */
-#define PAUSE_LAST_MS (10 * 1000)
 /* With nothing to do. */
 #define IDLE_MS (60 * 1000)
 /* A worker that has lived so long is not failing at its start. */
 #define STABLE_MS (60 * 1000)
-
-/* The server or the mapping may have been changed: set by an invalidation. */
-static bool recheck_server = false;
 
 /* ---------------------------------------------------------------------------
  * Taking
@@ -217,9 +207,9 @@ equal_properties(List *a, List *b)
 static void
 check_server(EsSourceRun *run)
 {
-	if (!recheck_server)
+	if (!es_task_server_changed)
 		return;
-	recheck_server = false;
+	es_task_server_changed = false;
 	if (!equal_properties(run->properties, read_properties(run)))
 		run->leave = ES_LEAVE_AND_RETURN;
 }
@@ -491,7 +481,6 @@ reset_run(EsSourceRun *run)
 	run->halt = ES_HALT_NONE;
 	run->suspicion = NULL;
 	run->npartitions = 0;
-	recheck_server = false;
 	run->retry_at = 0;
 	run->retry_ms = 0;
 	run->pause_ms = 0;
@@ -522,73 +511,37 @@ run_client(EsSourceRun *run)
 	close_client(run);
 }
 
-static void
-show_error(EsSourceRun *run)
+static bool
+load_source(void *arg, uint32 id, EsTaskRow *row)
 {
-	ErrorData *error = es_task_catch(run->scratch);
+	EsSourceRun *run = arg;
 
-	es_run_set_state(run, es_task_state_after(error), error->message);
+	run->source = es_source_load(id);
+	if (run->source == NULL)
+		return false;
+	row->name = run->source->name;
+	row->resting = run->source->paused || run->source->failure != NULL;
+	row->at_home = run->source->at_home;
+	return true;
+}
+
+static EsLeave
+serve_source(void *arg, int *pause_ms)
+{
+	EsSourceRun *run = arg;
+
+	run_client(run);
+	*pause_ms = run->pause_ms;
+	return run->leave;
 }
 
 static void
-run_client_reporting(EsSourceRun *run)
+fail_source(void *arg, const char *state, const char *message)
 {
-	static int pause_ms = 0;
+	EsSourceRun *run = arg;
 
-	PG_TRY();
-	{
-		run_client(run);
-		pause_ms = 0;
-	}
-	PG_CATCH();
-	{
-		show_error(run);
-		close_client(run);
-		run->leave = ES_LEAVE_AND_RETURN;
-		pause_ms = pause_ms == 0 ? ES_RUN_PAUSE_MS : Min(pause_ms * 2, PAUSE_LAST_MS);
-		run->pause_ms = pause_ms;
-	}
-	PG_END_TRY();
-}
-
-/* Before the next client; less where something changes. */
-static void
-pause_run(EsSourceRun *run)
-{
-	if (run->leave != ES_LEAVE_FOR_GOOD && !es_task_pause(run->pause_ms, &recheck_server))
-		run->leave = ES_LEAVE_FOR_GOOD;
-}
-
-static void
-note_server_change(Datum arg, int cacheid, uint32 hash)
-{
-	recheck_server = true;
-}
-
-/* The source, where it is to be run now; else NULL, and the state says why. */
-static EsSource *
-load_if_wanted(EsSourceRun *run, uint32 id, bool first)
-{
-	EsSource	 *loaded;
-	MemoryContext old;
-
-	es_task_begin();
-	if (!OidIsValid(es_extension_schema()))
-	{
-		es_task_commit(run->scratch);
-		return NULL;
-	}
-	if (first)
-		es_task_own(es_source_key(id));
-	old = MemoryContextSwitchTo(run->life);
-	loaded = es_source_load(id);
-	MemoryContextSwitchTo(old);
-	if (loaded != NULL &&
-		(loaded->paused || loaded->failure != NULL ||
-		 !es_task_may_run(es_source_key(id), loaded->name, loaded->at_home, first)))
-		loaded = NULL;
-	es_task_commit(run->scratch);
-	return loaded;
+	es_run_set_state(run, state, message);
+	close_client(run);
 }
 
 void
@@ -596,39 +549,17 @@ es_source_main(Datum arg)
 {
 	EsWorkerKey	 key = es_process_key(ES_WORKER_SOURCE, arg);
 	EsSourceRun *run = MemoryContextAllocZero(TopMemoryContext, sizeof(EsSourceRun));
-	bool		 first = true;
+	EsTaskWork	*work;
 
 	es_process_begin(key);
 	/* Who has read a record's effect must find it after a crash, too. */
 	SetConfigOption("synchronous_commit", "on", PGC_SUSET, PGC_S_OVERRIDE);
-	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, note_server_change, (Datum) 0);
-	CacheRegisterSyscacheCallback(USERMAPPINGOID, note_server_change, (Datum) 0);
-	CacheRegisterSyscacheCallback(AUTHOID, note_server_change, (Datum) 0);
-	CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, note_server_change, (Datum) 0);
-	run->life = AllocSetContextCreate(TopMemoryContext, "eventstore source",
-									  ALLOCSET_DEFAULT_SIZES);
-	run->scratch = AllocSetContextCreate(TopMemoryContext, "eventstore source round",
-										 ALLOCSET_DEFAULT_SIZES);
-	MemoryContextSwitchTo(run->scratch);
 	es_store_following = key.object;
-	es_worker_set_running();
-
-	while (run->leave != ES_LEAVE_FOR_GOOD)
-	{
-		MemoryContextReset(run->scratch);
-		MemoryContextReset(run->life);
-		run->source = NULL;
-		/* One that is left standing would have an absent worker started again and again. */
-		(void) es_worker_take(ES_WAKE_CONFIG | ES_WAKE_ERRAND);
-		run->source = load_if_wanted(run, key.object, first);
-		first = false;
-		if (run->source == NULL)
-		{
-			es_worker_set_absent();
-			break;
-		}
-		run_client_reporting(run);
-		pause_run(run);
-	}
-	proc_exit(0);
+	work = es_task_work("source", run);
+	work->load = load_source;
+	work->serve = serve_source;
+	work->fail = fail_source;
+	run->life = work->life;
+	run->scratch = work->scratch;
+	es_task_work_main(key, work);
 }

@@ -43,7 +43,6 @@
 #include "utils/datum.h"
 #include "utils/memutils.h"
 #include "utils/rls.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "worker/process.h"
 
@@ -52,9 +51,6 @@ PG_FUNCTION_INFO_V1(es_kafka_resume);
 PG_FUNCTION_INFO_V1(es_kafka_flush);
 PG_FUNCTION_INFO_V1(es_wait_for_source);
 PG_FUNCTION_INFO_V1(es_kafka_workers);
-
-/* How long a pause goes on without hearing of changes. */
-#define PAUSE_STEP_MS 1000
 
 /* So many starts in a row without any progress, and it has failed. */
 #define STARTS_MAX 10
@@ -105,40 +101,6 @@ run_for(EsWorkerKey key, const char *format, int expected, int32 *result)
 	SPI_finish();
 	es_role_restore(&saved);
 	return rows;
-}
-
-void
-es_task_begin(void)
-{
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-}
-
-void
-es_task_commit(MemoryContext scratch)
-{
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(scratch);
-}
-
-ErrorData *
-es_task_catch(MemoryContext scratch)
-{
-	ErrorData *error;
-
-	MemoryContextSwitchTo(scratch);
-	error = CopyErrorData();
-	FlushErrorState();
-	AbortCurrentTransaction();
-	MemoryContextSwitchTo(scratch);
-	return error;
-}
-
-const char *
-es_task_state_after(const ErrorData *error)
-{
-	return error->sqlerrcode == ERRCODE_INSUFFICIENT_PRIVILEGE ? "denied" : "retrying";
 }
 
 bool
@@ -194,37 +156,6 @@ es_task_own(EsWorkerKey key)
 		ereport(ERROR, (errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 						errmsg("another process runs Kafka %s %u", es_task_noun(key.kind),
 							   key.object)));
-}
-
-bool
-es_task_may_run(EsWorkerKey key, const char *name, bool at_home, bool first)
-{
-	if (at_home)
-		return !first || es_task_note_start(key);
-	es_worker_report(name, "cloned",
-					 "this is a copy of the server or database that it ran in");
-	return false;
-}
-
-bool
-es_task_pause(int pause_ms, const bool *changed)
-{
-	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pause_ms);
-
-	while (pause_ms > 0 && !*changed && es_worker_pending(ES_WAKE_CONFIG) == 0)
-	{
-		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
-
-		if (left == 0)
-			break;
-		es_kafka_wait(NULL, 0, Min(left, PAUSE_STEP_MS));
-		if (es_process_interrupts())
-			return false;
-		/* A transaction: it hears of changes to the server. */
-		if (!es_process_has_extension())
-			break;
-	}
-	return true;
 }
 
 /* ---------------------------------------------------------------------------

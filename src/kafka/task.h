@@ -57,28 +57,6 @@ extern char *es_task_text(const char *name, MemoryContext context);
 /* 55P03 where another process has it: one whose end was not noticed yet.  For the session. */
 extern void es_task_own(EsWorkerKey key);
 
-/* A transaction with a snapshot; after its end 'scratch' is the current context. */
-extern void es_task_begin(void);
-extern void es_task_commit(MemoryContext scratch);
-
-/* In PG_CATCH: aborts the transaction; the error, in 'scratch', which is the current context. */
-extern ErrorData *es_task_catch(MemoryContext scratch);
-
-/* The state that it shows: what is wrong with a right is wrong for long. */
-extern const char *es_task_state_after(const ErrorData *error);
-
-/*
- * Is what was loaded for it to run here?  Shows what is against it, and notes the
- * start of a worker ('first').
- */
-extern bool es_task_may_run(EsWorkerKey key, const char *name, bool at_home, bool first);
-
-/*
- * Waits, less where its row or '*changed' (by an invalidation) changes, or the
- * extension goes; false where the process is to end.  No transaction.
- */
-extern bool es_task_pause(int pause_ms, const bool *changed);
-
 /*
  * Locks the row against pause() and drop to the end of the transaction; false
  * where it is paused, failed, gone, or to run elsewhere.

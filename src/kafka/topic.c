@@ -121,7 +121,7 @@ es_topic_out_of_range(EsSourceRun *run, EsPartition *partition)
 		/* And ask again; not at once, for what is in the way may last. */
 		run->leave = ES_LEAVE_AND_RETURN;
 		if (!run->unprobed)
-			run->pause_ms = ES_RUN_PAUSE_MS;
+			run->pause_ms = ES_TASK_PAUSE_MS;
 		return;
 	}
 	run->halted_topic = partition->progress.topic;

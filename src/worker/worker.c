@@ -448,11 +448,15 @@ look_at_head(Work *work, void *arg)
 	}
 }
 
-/* The heads were read before: the snapshot of this transaction is younger. */
+/*
+ * The heads were read before: the snapshot of this transaction is younger.  Of a
+ * collection that is being dropped none is noted, or it would stay: hence the lock,
+ * which who drops it waits for before he deletes its tick.
+ */
 static void
 write_ticks(List *due)
 {
-	Oid		  types[] = {OIDOID, INT8OID};
+	Oid		  types[] = {REGCLASSOID, INT8OID};
 	ListCell *cell;
 
 	if (!begin_work("eventstore: noting heads"))
@@ -464,10 +468,14 @@ write_ticks(List *due)
 		Datum values[] = {ObjectIdGetDatum(work->relid), Int64GetDatum(work->seen_head)};
 
 		es_spi_execute(
-			"INSERT INTO eventstore.tick AS t (collection, head) VALUES ($1, $2)"
+			"INSERT INTO eventstore.tick AS t (collection, head)"
+			" SELECT c.collection, $2 FROM eventstore.collection_catalog c"
+			" WHERE c.collection OPERATOR(pg_catalog.=) $1 FOR KEY SHARE SKIP LOCKED"
 			" ON CONFLICT (collection) DO UPDATE SET head = excluded.head"
-			" WHERE t.head < excluded.head",
+			" WHERE t.head OPERATOR(pg_catalog.<) excluded.head",
 			2, types, values, NULL, false, SPI_OK_INSERT);
+		if (SPI_processed == 0)
+			due = foreach_delete_current(due, cell);
 	}
 	SPI_finish();
 	commit_work();

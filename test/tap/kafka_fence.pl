@@ -9,25 +9,13 @@ use lib "$FindBin::RealBin/lib";
 
 use EventstoreTest;
 use EventstoreTest::Kafka;
+use EventstoreTest::Kafka::Group;
 use Test::More;
 
 my $kafka = kafka_broker();
 my $proxy = $kafka->proxy;
-my %servers;
 
-sub query
-{
-	my ($name, $sql) = @_;
-	return $servers{$name}->safe_psql('postgres', $sql);
-}
-
-foreach my $name ('a', 'b')
-{
-	my $address = $kafka->address($name eq 'a' ? 'proxied' : 'plaintext');
-
-	$servers{$name} = new_server("fence_$name", settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms' ]);
-	query($name, qq(CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '$address')));
-}
+start_servers('fence', a => $kafka->address('proxied'), b => $kafka->address('plaintext'));
 
 # A member that is silent is out of the group soon, and comes back soon.
 sub create
@@ -47,23 +35,6 @@ sub make_topics
 
 	$kafka->create_topic($store,             $partitions);
 	$kafka->create_topic("$store-changelog", $partitions, 'cleanup.policy' => 'compact');
-	return;
-}
-
-sub await_assigned
-{
-	my ($name, $source, $count) = @_;
-
-	await_true($servers{$name},
-		"SELECT count(*) = $count AND (SELECT state = 'running' FROM eventstore.sources WHERE name = '$source') FROM eventstore.source_partitions WHERE source = '$source' AND assigned");
-	pass("$name has $count partitions of $source");
-	return;
-}
-
-sub caught_up
-{
-	my ($name, $source) = @_;
-	is(query($name, "SELECT eventstore.wait_for_source('$source')"), 't', "$name has caught up with $source");
 	return;
 }
 
@@ -91,7 +62,7 @@ make_topics('kv', 1);
 create('a', 'kv');
 await_assigned('a', 'kv', 1);
 $kafka->produce('kv', [ 'k', 'first' ], [ 'other', '1' ]);
-caught_up('a', 'kv');
+caught_up('kv', 'a');
 await_published('a', 'kv');
 is(last_values('kv-changelog'), 'k=first other=1', 'published');
 my ($last) = sort { $b <=> $a } map { $_->{offset} } $kafka->consume('kv-changelog');
@@ -104,7 +75,7 @@ create('b', 'kv');
 await_assigned('b', 'kv', 1);
 is(query('b', "SELECT eventstore.get_text('kv', 'k')"), 'first', 'the next owner restores what was published');
 $kafka->produce('kv', [ 'k', 'second' ]);
-caught_up('b', 'kv');
+caught_up('kv', 'b');
 await_published('b', 'kv');
 $proxy->ask('pass');
 await_true($servers{a}, "SELECT changelog_lag = 0 AND state = 'running' FROM eventstore.sources WHERE name = 'kv'");

@@ -8,25 +8,14 @@ use lib "$FindBin::RealBin/lib";
 
 use EventstoreTest;
 use EventstoreTest::Kafka;
+use EventstoreTest::Kafka::Group;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $kafka   = kafka_broker();
-my $address = $kafka->address;
-my %servers;
 my $produced = 0;
 
-sub query
-{
-	my ($name, $sql) = @_;
-	return $servers{$name}->safe_psql('postgres', $sql);
-}
-
-foreach my $name ('a', 'b')
-{
-	$servers{$name} = new_server("group_$name", settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms' ]);
-	query($name, qq(CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '$address')));
-}
+start_servers('group', a => $kafka->address, b => $kafka->address);
 
 # A member that died is out of the group soon.
 sub properties
@@ -41,24 +30,6 @@ sub produce
 
 	$kafka->produce_many($topic, $count, keys => 300, tombstones => 7, first => $produced);
 	$produced += $count;
-	return;
-}
-
-# How many partitions a server has.
-sub await_assigned
-{
-	my ($name, $source, $count) = @_;
-
-	await_true($servers{$name},
-		"SELECT count(*) = $count AND (SELECT state = 'running' FROM eventstore.sources WHERE name = '$source') FROM eventstore.source_partitions WHERE source = '$source' AND assigned");
-	pass("$name has $count partitions");
-	return;
-}
-
-sub caught_up
-{
-	my ($name, $source) = @_;
-	is(query($name, "SELECT eventstore.wait_for_source('$source')"), 't', "$name has caught up");
 	return;
 }
 
@@ -121,14 +92,14 @@ foreach my $strategy ('range', 'cooperative-sticky')
 
 	query('a', $create);
 	await_assigned('a', $log, 4);
-	caught_up('a', $log);
+	caught_up($log, 'a');
 	is(query('a', "SELECT count(*) FROM $log"), 500, 'alone it reads all');
 
 	query('b', $create);
 	await_assigned('b', $log, 2);
 	await_assigned('a', $log, 2);
 	produce($topic, 500);
-	caught_up($_, $log) foreach 'a', 'b';
+	caught_up($log, 'a', 'b');
 	my %union = (records_in('a', $log), records_in('b', $log));
 	is_deeply(\%union, { all_records($topic) }, 'two have all records between them');
 	is_once($_, $log) foreach 'a', 'b';
@@ -138,24 +109,24 @@ foreach my $strategy ('range', 'cooperative-sticky')
 	$servers{a}->stop;
 	produce($topic, 500);
 	await_assigned('b', $log, 4);
-	caught_up('b', $log);
+	caught_up($log, 'b');
 	is_deeply({ records_in('b', $log) }, { all_records($topic) }, 'one stops, the other takes over; what is new to it is read from the start');
 
 	$servers{a}->start;
 	await_assigned($_, $log, 2) foreach 'a', 'b';
 	produce($topic, 500);
-	caught_up('a', $log);
+	caught_up($log, 'a');
 	crash('b');
 	produce($topic, 500);
 	await_assigned('a', $log, 4);
-	caught_up('a', $log);
+	caught_up($log, 'a');
 	is_deeply({ records_in('a', $log) }, { all_records($topic) }, 'one dies, the other goes on where it was, and has all');
 
 	start_again('b');
 	await_assigned($_, $log, 2) foreach 'a', 'b';
 	query('a', "SELECT eventstore.pause('$log')");
 	await_assigned('b', $log, 4);
-	caught_up('b', $log);
+	caught_up($log, 'b');
 	is_deeply({ records_in('b', $log) }, { all_records($topic) }, 'one is paused, the other takes over');
 	is_once($_, $log) foreach 'a', 'b';
 	query('a', "SELECT eventstore.drop_source('$log')");
@@ -186,36 +157,36 @@ my $create = "SELECT eventstore.create_store('kv', 'text'); SELECT eventstore.cr
   . properties('range') . ')';
 query('a', $create);
 await_assigned('a', 'kv', 4);
-caught_up('a', 'kv');
+caught_up('kv', 'a');
 query('b', $create);
 await_assigned($_, 'kv', 2) foreach 'b', 'a';
 produce('kv', 1000);
-caught_up($_, 'kv') foreach 'a', 'b';
+caught_up('kv', 'a', 'b');
 
 # It dies before it has published all that it has written.
 kill 'STOP', query('a', "SELECT pid FROM pg_stat_activity WHERE backend_type = 'eventstore sink'");
 produce('kv', 1000);
-caught_up('a', 'kv');
+caught_up('kv', 'a');
 crash('a');
 produce('kv', 1000);
 await_assigned('b', 'kv', 4);
-caught_up('b', 'kv');
+caught_up('kv', 'b');
 is(in_store('b'), last_values('kv'), 'one dies: what it had is restored from the changelog topic');
 
 start_again('a');
 await_assigned($_, 'kv', 2) foreach 'a', 'b';
 foreach my $name ('a', 'b')
 {
-	caught_up($name, 'kv');
+	caught_up('kv', $name);
 	await_true($servers{$name}, "SELECT changelog_lag = 0 FROM eventstore.sources WHERE name = 'kv'");
 }
 ok(last_values('kv-changelog') eq last_values('kv'), 'back again, it publishes nothing that is out of date');
 produce('kv', 1000);
-caught_up($_, 'kv') foreach 'a', 'b';
+caught_up('kv', 'a', 'b');
 $servers{b}->stop;
 produce('kv', 1000);
 await_assigned('a', 'kv', 4);
-caught_up('a', 'kv');
+caught_up('kv', 'a');
 is(in_store('a'), last_values('kv'), 'one stops: so it is');
 is_clean($servers{a}, 'kv_changelog');
 

@@ -8,26 +8,15 @@ use lib "$FindBin::RealBin/lib";
 
 use EventstoreTest;
 use EventstoreTest::Kafka;
+use EventstoreTest::Kafka::Group;
 use EventstoreTest::Session;
 use Test::More;
 
 my $kafka   = kafka_broker();
-my $address = $kafka->address;
 my $soon    = '"session.timeout.ms": 2000, "heartbeat.interval.ms": 300, "fetch.wait.max.ms": 20';
-my %servers;
 my $produced = 0;
 
-sub query
-{
-	my ($name, $sql) = @_;
-	return $servers{$name}->safe_psql('postgres', $sql);
-}
-
-foreach my $name ('a', 'b')
-{
-	$servers{$name} = new_server("members_$name", settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms' ]);
-	query($name, qq(CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '$address')));
-}
+start_servers('members', a => $kafka->address, b => $kafka->address);
 
 sub create
 {
@@ -45,24 +34,6 @@ sub create_log
 	my ($name, $source, %more) = @_;
 
 	create($name, $source, "create_collection('$source')", value_format => 'text', %more);
-	return;
-}
-
-sub await_assigned
-{
-	my ($name, $source, $count) = @_;
-
-	await_true($servers{$name},
-		"SELECT count(*) = $count AND (SELECT state = 'running' FROM eventstore.sources WHERE name = '$source') FROM eventstore.source_partitions WHERE source = '$source' AND assigned");
-	pass("$name has $count partitions of $source");
-	return;
-}
-
-sub caught_up
-{
-	my ($source, @names) = @_;
-
-	is(query($_, "SELECT eventstore.wait_for_source('$source')"), 't', "$_ has caught up with $source") foreach @names;
 	return;
 }
 

@@ -113,8 +113,24 @@ scalar_of("COPY awake (type) FROM PROGRAM 'yes x | head -100'");
 await_true($node, "SELECT max(last_position) >= 600 FROM eventstore.segments WHERE collection = 'awake'::regclass");
 pass('a COPY too');
 is($node->safe_psql('postgres', "SELECT segment_waits FROM eventstore.pg_stat_eventstore WHERE collection = 'awake'::regclass"), 0, 'nobody had to wait for it');
+
+# No head is noted of a collection that is on its way out, for nobody would delete it.
+scalar_of("SELECT eventstore.create_collection('going')");
+scalar_of("SELECT eventstore.append('going', 'x')");
+my $dropping = session($node);
+$dropping->run("BEGIN; SELECT eventstore.drop_collection('going')");
 $node->append_conf('postgresql.conf', "eventstore.tick_delay = '100 ms'\neventstore.maintenance_interval = '10 s'");
 $node->reload;
+await_true($node, "SELECT count(*) = 1 FROM eventstore.tick WHERE collection = 'awake'::regclass AND head = eventstore.head('awake')");
+$dropping->run('COMMIT');
+is(scalar_of('SELECT count(*) FROM eventstore.tick t WHERE NOT EXISTS (SELECT FROM pg_class WHERE oid = t.collection)'), 0, 'a dropped collection leaves no tick');
+scalar_of("SELECT eventstore.create_collection('staying')");
+scalar_of("SELECT eventstore.append('staying', 'x')");
+$dropping->run("BEGIN; SELECT eventstore.drop_collection('staying')");
+$dropping->run('ROLLBACK');
+await_true($node, "SELECT count(*) = 1 FROM eventstore.tick WHERE collection = 'staying'::regclass");
+pass('one that stays after all has its own');
+$dropping->quit;
 
 # One whose first row comes late is bound to what was ready when it began.
 scalar_of("SELECT eventstore.create_collection('late', segment_size => 10)");

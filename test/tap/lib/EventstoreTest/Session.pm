@@ -13,7 +13,8 @@
 # was answered without an error has been committed, if it was not within a
 # transaction block: psql prints nothing before the server said so.
 #
-# A server that goes away is no failure here: the state is then "LOST".
+# A server that goes away is no failure here: the state is then "LOST".  An error
+# whose code psql does not tell is "?????".
 package EventstoreTest::Session;
 
 use strict;
@@ -104,7 +105,7 @@ sub receive
 		{
 			if ($line eq $end_mark)
 			{
-				$self->{state}   = $error;
+				$self->{state}   = $error ne '' ? $error : $self->is_there ? '?????' : 'LOST';
 				$self->{message} = join "\n", @message if $error ne '00000';
 				last;
 			}
@@ -112,8 +113,7 @@ sub receive
 		}
 		elsif ($line =~ /^$error_mark \S+ (\S*)$/)
 		{
-			# An error that has no code is not the server's: it has none to give.
-			$error = $1 ne '' ? $1 : 'LOST';
+			$error = $1;
 		}
 		elsif ($line ne '')
 		{
@@ -122,6 +122,15 @@ sub receive
 	}
 	$self->{rows} = \@rows;
 	return join "\n", @rows;
+}
+
+# An error without a code: the server is gone, or a COPY failed amid its rows, of which
+# psql 17 and later keep nothing.
+sub is_there
+{
+	my ($self) = @_;
+
+	return $self->try('SELECT') ne 'LOST';
 }
 
 # Runs what may fail; returns the SQLSTATE, 00000 if it went well.

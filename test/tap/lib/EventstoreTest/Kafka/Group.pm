@@ -1,0 +1,62 @@
+# Servers that share a consumer group.
+#
+#   my $kafka = kafka_broker();
+#   start_servers('group', a => $kafka->address, b => $kafka->address);
+#   query('a', "SELECT eventstore.create_source(...)") ...
+#   await_assigned('a', 'source', 2);    # a test: it has so many partitions, and runs
+#   caught_up('source', 'a', 'b');       # a test each
+#
+# Each has the database postgres with a foreign server k, and sees to its workers
+# five times a second.
+package EventstoreTest::Kafka::Group;
+
+use strict;
+use warnings;
+
+use Exporter 'import';
+
+use EventstoreTest;
+use Test::More;
+
+our @EXPORT = qw(%servers start_servers query await_assigned caught_up);
+
+# Name => PostgreSQL::Test::Cluster.
+our %servers;
+
+sub query
+{
+	my ($name, $sql) = @_;
+	return $servers{$name}->safe_psql('postgres', $sql);
+}
+
+sub start_servers
+{
+	my ($test, %addresses) = @_;
+
+	foreach my $name (sort keys %addresses)
+	{
+		$servers{$name} = new_server("${test}_$name", settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms' ]);
+		query($name, qq(CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '$addresses{$name}')));
+	}
+	return;
+}
+
+sub await_assigned
+{
+	my ($name, $source, $count) = @_;
+
+	await_true($servers{$name},
+		"SELECT count(*) = $count AND (SELECT state = 'running' FROM eventstore.sources WHERE name = '$source') FROM eventstore.source_partitions WHERE source = '$source' AND assigned");
+	pass("$name has $count partitions of $source");
+	return;
+}
+
+sub caught_up
+{
+	my ($source, @names) = @_;
+
+	is(query($_, "SELECT eventstore.wait_for_source('$source')"), 't', "$_ has caught up with $source") foreach @names;
+	return;
+}
+
+1;
