@@ -108,6 +108,23 @@ SELECT * FROM eventstore.store_apply('alone', '{another,k1}', '{1,2}'::text[]);
 COMMIT;
 SELECT version FROM eventstore.peek('alone_changelog', 'another');
 
+-- Keys are written in bytewise order, whatever they begin with, and of one key the last counts
+SELECT eventstore.create_store('ordered');
+WITH given AS (
+	SELECT i, CASE i % 4 WHEN 0 THEN '' WHEN 1 THEN 'a beginning of many bytes ' ELSE 'a' END || left(md5((i % 300)::text), i % 21) AS key
+	FROM generate_series(1, 3000) i)
+SELECT inserted, inserted = (SELECT count(DISTINCT key) FROM given) AS all_of_them
+FROM eventstore.store_apply('ordered', (SELECT array_agg(key ORDER BY i) FROM given), (SELECT array_agg(to_jsonb(i) ORDER BY i) FROM given));
+SELECT count(*) AS before_its_predecessor FROM (
+	SELECT stream COLLATE "C" <= lag(stream COLLATE "C") OVER (ORDER BY position) AS wrong FROM ordered_changelog) s WHERE wrong;
+SELECT count(*) AS not_the_last FROM ordered JOIN (
+	SELECT CASE i % 4 WHEN 0 THEN '' WHEN 1 THEN 'a beginning of many bytes ' ELSE 'a' END || left(md5((i % 300)::text), i % 21) AS key, max(i) AS last
+	FROM generate_series(1, 3000) i GROUP BY 1) g USING (key) WHERE value <> to_jsonb(last);
+-- A zero byte is more than none
+SELECT eventstore.create_store('ordered_bytes', 'text', 'bytes');
+SELECT inserted FROM eventstore.store_apply('ordered_bytes', '{\\x6100,\\x61,\\x,\\x610001,\\x6100000000000000,\\x610000000000000000,\\x61,\\x00}', '{1,2,3,4,5,6,7,8}'::text[]);
+SELECT stream, convert_from(body, 'UTF8') AS value FROM ordered_bytes_changelog ORDER BY position;
+
 -- What the user has added is asked: a trigger that sees the old value and changes the new one, or refuses
 CREATE FUNCTION add_old() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -47,6 +47,8 @@
 	object_ownercheck(RelationRelationId, (relid), (roleid))
 #define es_owns_database(dbid, roleid)                                                   \
 	object_ownercheck(DatabaseRelationId, (dbid), (roleid))
+#define es_owns_extension(extension, roleid)                                             \
+	object_ownercheck(ExtensionRelationId, (extension), (roleid))
 #define es_schema_aclcheck(schema, roleid, mode)                                         \
 	object_aclcheck(NamespaceRelationId, (schema), (roleid), (mode))
 #define es_server_aclcheck(server, roleid, mode)                                         \
@@ -54,6 +56,8 @@
 #else
 #define es_owns_relation(relid, roleid) pg_class_ownercheck((relid), (roleid))
 #define es_owns_database(dbid, roleid)	pg_database_ownercheck((dbid), (roleid))
+#define es_owns_extension(extension, roleid)                                             \
+	pg_extension_ownercheck((extension), (roleid))
 #define es_schema_aclcheck(schema, roleid, mode)                                         \
 	pg_namespace_aclcheck((schema), (roleid), (mode))
 #define es_server_aclcheck(server, roleid, mode)                                         \

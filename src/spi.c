@@ -16,6 +16,7 @@
 #include "access/htup_details.h"
 #include "access/stratnum.h"
 #include "access/table.h"
+#include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_extension.h"
@@ -84,14 +85,14 @@ es_extension_schema(void)
 	return get_namespace_oid(EXTENSION_NAME, true);
 }
 
-/* ConditionalLockDatabaseObject, which not every minor version has. */
+/* ConditionalLockDatabaseObject, which not every minor version has, and its like. */
 static bool
-try_lock_extension(Oid extension)
+lock_extension(Oid extension, LOCKMODE mode, bool wait)
 {
 	LOCKTAG tag;
 
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, extension, 0);
-	if (LockAcquire(&tag, AccessShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+	if (LockAcquire(&tag, mode, false, !wait) == LOCKACQUIRE_NOT_AVAIL)
 		return false;
 	AcceptInvalidationMessages();
 	return true;
@@ -105,8 +106,27 @@ es_extension_pin(void)
 	if (!OidIsValid(extension))
 		return false;
 	/* DROP EXTENSION takes this lock before anything else. */
-	return try_lock_extension(extension) &&
+	return lock_extension(extension, AccessShareLock, false) &&
 		   get_extension_oid(EXTENSION_NAME, true) == extension;
+}
+
+void
+es_extension_share(void)
+{
+	Oid extension = get_extension_oid(EXTENSION_NAME, true);
+
+	if (OidIsValid(extension))
+		(void) lock_extension(extension, AccessShareLock, true);
+}
+
+void
+es_extension_lock(const char *name)
+{
+	Oid extension = get_extension_oid(EXTENSION_NAME, true);
+
+	if (strcmp(name, EXTENSION_NAME) == 0 && OidIsValid(extension) &&
+		es_owns_extension(extension, GetUserId()) && !RecoveryInProgress())
+		(void) lock_extension(extension, AccessExclusiveLock, true);
 }
 
 /* A namespace has changed. */

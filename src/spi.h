@@ -35,6 +35,19 @@ extern Oid es_extension_schema(void);
  */
 extern bool es_extension_pin(void);
 
+/*
+ * The same for who can wait, up to lock_timeout, for who updates or drops it; to
+ * be called before a transaction takes other locks.  Nothing where it is not there.
+ */
+extern void es_extension_share(void);
+
+/*
+ * Before ALTER EXTENSION of that name: where it is this one, and the caller's, waits
+ * for all who have pinned it, and keeps others from it until the end of the
+ * transaction.
+ */
+extern void es_extension_lock(const char *name);
+
 /* The OID of a relation of schema eventstore; an error where it is missing. */
 extern Oid es_extension_relation(const char *name);
 

@@ -48,6 +48,7 @@
 #include "collection/layout.h"
 #include "collection/match.h"
 #include "collection/segment.h"
+#include "collection/sorting.h"
 #include "compat.h"
 #include "errors.h"
 #include "executor/executor.h"
@@ -65,8 +66,15 @@
 #include "utils/snapmgr.h"
 #include "utils/typcache.h"
 
-/* Rows written together: enough to fill many pages, few enough to hold in memory. */
-#define WRITE_CHUNK 1000
+/*
+ * Rows written together: so many that their entries come close together in each
+ * index, of events that can be held in memory once more.
+ */
+#define CHUNK_EVENTS 10000
+#define CHUNK_BYTES	 (8 * 1024 * 1024)
+
+/* Rows from which on a ring of buffers and places remembered pay. */
+#define BULK_EVENTS 1000
 
 typedef struct AppendRun
 {
@@ -82,39 +90,45 @@ typedef struct AppendRun
  * Streams
  * ------------------------------------------------------------------------- */
 
-static int
-compare_streams(const void *a, const void *b)
-{
-	return es_bytes_compare((*(EsEvent *const *) a)->stream,
-							(*(EsEvent *const *) b)->stream);
-}
-
 /* The distinct streams, in order; each event learns the number of its own. */
 static void
 collect_streams(AppendRun *run)
 {
 	EsAppend *append = run->append;
-	EsEvent **order = palloc(sizeof(EsEvent *) * append->nevents);
-	int		  n = 0;
+	EsEvent **events =
+		palloc_extended(sizeof(EsEvent *) * append->nevents, MCXT_ALLOC_HUGE);
+	struct varlena **streams =
+		palloc_extended(sizeof(struct varlena *) * append->nevents, MCXT_ALLOC_HUGE);
+	uint32 *order;
+	text   *last = NULL;
+	int		n = 0;
 
 	for (int i = 0; i < append->nevents; i++)
 	{
 		append->events[i].stream_index = -1;
-		if (append->events[i].stream != NULL)
-			order[n++] = &append->events[i];
+		if (append->events[i].stream == NULL)
+			continue;
+		streams[n] = append->events[i].stream;
+		events[n++] = &append->events[i];
 	}
-	qsort(order, n, sizeof(EsEvent *), compare_streams);
-	run->streams = palloc0(sizeof(EsStreamHead) * (n + 1));
+	order = es_sort_bytes(streams, n);
+	run->streams = palloc_extended(sizeof(EsStreamHead) * (n + 1),
+								   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 	for (int i = 0; i < n; i++)
 	{
-		if (i == 0 || compare_streams(&order[i - 1], &order[i]) != 0)
+		EsEvent *event = events[order[i]];
+
+		if (last == NULL || !es_text_equal(last, event->stream))
 		{
-			run->streams[run->nstreams].is_new = order[i]->stream_is_new;
-			run->streams[run->nstreams++].stream = order[i]->stream;
+			run->streams[run->nstreams].is_new = event->stream_is_new;
+			run->streams[run->nstreams++].stream = event->stream;
 		}
-		order[i]->stream_index = run->nstreams - 1;
+		event->stream_index = run->nstreams - 1;
+		last = event->stream;
 	}
 	pfree(order);
+	pfree(events);
+	pfree(streams);
 }
 
 static void
@@ -593,31 +607,32 @@ typedef struct SegmentWriter
 	Relation		 rel;
 	EState			*estate;
 	ResultRelInfo	*rri;
+	TupleDesc		 desc;
 	TupleTableSlot **slots;
-	int				 nslots;
+	int				 nslots; /* made so far */
+	BulkInsertState	 bulk;	 /* NULL for few */
 } SegmentWriter;
 
 static void
-open_writer(SegmentWriter *writer, Relation rel, int nslots)
+open_writer(SegmentWriter *writer, Relation rel, int nevents)
 {
-	TupleDesc desc;
-
 	writer->rel = rel;
 	writer->estate = CreateExecutorState();
 	writer->rri = makeNode(ResultRelInfo);
 	InitResultRelInfo(writer->rri, rel, 0, NULL, 0);
 	ExecOpenIndices(writer->rri, false);
-	writer->nslots = Min(nslots, WRITE_CHUNK);
-	writer->slots = palloc(sizeof(TupleTableSlot *) * writer->nslots);
+	writer->nslots = 0;
+	writer->slots = palloc(sizeof(TupleTableSlot *) * Min(nevents, CHUNK_EVENTS));
 	/* A copy is not reference-counted, which a thousand slots would feel. */
-	desc = CreateTupleDescCopy(RelationGetDescr(rel));
-	for (int i = 0; i < writer->nslots; i++)
-		writer->slots[i] = MakeSingleTupleTableSlot(desc, table_slot_callbacks(rel));
+	writer->desc = CreateTupleDescCopy(RelationGetDescr(rel));
+	writer->bulk = nevents >= BULK_EVENTS ? GetBulkInsertState() : NULL;
 }
 
 static void
 close_writer(SegmentWriter *writer)
 {
+	if (writer->bulk != NULL)
+		FreeBulkInsertState(writer->bulk);
 	for (int i = 0; i < writer->nslots; i++)
 		ExecDropSingleTupleTableSlot(writer->slots[i]);
 	ExecCloseIndices(writer->rri);
@@ -625,17 +640,37 @@ close_writer(SegmentWriter *writer)
 	table_close(writer->rel, NoLock);
 }
 
+/* How many of the events come into the next chunk; at least one. */
+static int
+chunk_length(const EsEvent *events, int n)
+{
+	Size bytes = 0;
+	int	 length = 0;
+
+	n = Min(n, CHUNK_EVENTS);
+	while (length < n && bytes < CHUNK_BYTES)
+		bytes += es_event_bytes(&events[length++]);
+	return length;
+}
+
+static TupleTableSlot *
+writer_slot(SegmentWriter *writer, int number)
+{
+	if (number == writer->nslots)
+		writer->slots[writer->nslots++] =
+			MakeSingleTupleTableSlot(writer->desc, table_slot_callbacks(writer->rel));
+	return ExecClearTuple(writer->slots[number]);
+}
+
 static void
-write_chunk(SegmentWriter *writer, const EsEvent *events, int n, EsPosition safe,
-			BulkInsertState bulk)
+write_chunk(SegmentWriter *writer, const EsEvent *events, int n, EsPosition safe)
 {
 	CommandId cid = GetCurrentCommandId(true);
 
 	for (int i = 0; i < n; i++)
 	{
-		TupleTableSlot *slot = writer->slots[i];
+		TupleTableSlot *slot = writer_slot(writer, i);
 
-		ExecClearTuple(slot);
 		es_event_values(&events[i], safe, slot->tts_tupleDescriptor->natts,
 						slot->tts_values, slot->tts_isnull);
 		ExecStoreVirtualTuple(slot);
@@ -644,9 +679,9 @@ write_chunk(SegmentWriter *writer, const EsEvent *events, int n, EsPosition safe
 			ExecConstraints(writer->rri, slot, writer->estate);
 	}
 	if (n == 1)
-		table_tuple_insert(writer->rel, writer->slots[0], cid, 0, bulk);
+		table_tuple_insert(writer->rel, writer->slots[0], cid, 0, writer->bulk);
 	else
-		table_multi_insert(writer->rel, writer->slots, n, cid, 0, bulk);
+		table_multi_insert(writer->rel, writer->slots, n, cid, 0, writer->bulk);
 	es_entries_insert(writer->rri, writer->estate, events, writer->slots, n);
 }
 
@@ -654,21 +689,18 @@ write_chunk(SegmentWriter *writer, const EsEvent *events, int n, EsPosition safe
 static int
 write_segment(AppendRun *run, Relation rel, int start, int n)
 {
-	SegmentWriter	writer;
-	BulkInsertState bulk = NULL;
+	SegmentWriter  writer;
+	const EsEvent *events = &run->append->events[start];
+	int			   length;
 
 	es_layout_check(rel);
 	open_writer(&writer, rel, n);
-	if (n >= WRITE_CHUNK)
-		bulk = GetBulkInsertState();
-	for (int done = 0; done < n; done += WRITE_CHUNK)
+	for (int done = 0; done < n; done += length)
 	{
 		CHECK_FOR_INTERRUPTS();
-		write_chunk(&writer, &run->append->events[start + done],
-					Min(WRITE_CHUNK, n - done), run->allotment.safe, bulk);
+		length = chunk_length(&events[done], n - done);
+		write_chunk(&writer, &events[done], length, run->allotment.safe);
 	}
-	if (bulk != NULL)
-		FreeBulkInsertState(bulk);
 	close_writer(&writer);
 	return n;
 }

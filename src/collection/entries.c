@@ -19,6 +19,7 @@
 #include "catalog/pg_am.h"
 #include "collection/collection.h"
 #include "collection/label_index.h"
+#include "collection/sorting.h"
 #include "collection/tree_insert.h"
 #include "compat.h"
 #include "executor/executor.h"
@@ -58,15 +59,6 @@ is_indexed(IndexInfo *info, EState *estate, TupleTableSlot *slot)
 	return ExecQual(info->ii_PredicateState, GetPerTupleExprContext(estate));
 }
 
-static int
-compare_keys(const void *a, const void *b)
-{
-	uint64 left = *(const uint64 *) a;
-	uint64 right = *(const uint64 *) b;
-
-	return (left > right) - (left < right);
-}
-
 /* The events' numbers by stream, in each stream as they are. */
 static uint64 *
 order_by_stream(const EsEvent *events, int n)
@@ -76,7 +68,7 @@ order_by_stream(const EsEvent *events, int n)
 	/* The streams have numbers in bytewise order; who has none comes last. */
 	for (int i = 0; i < n; i++)
 		order[i] = (uint64) (uint32) events[i].stream_index << 32 | (uint32) i;
-	qsort(order, n, sizeof(uint64), compare_keys);
+	es_sort_numbers(order, n);
 	return order;
 }
 

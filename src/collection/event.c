@@ -570,6 +570,20 @@ es_event_values(const EsEvent *event, EsPosition safe, int natts, Datum *values,
 	nulls[ES_ATT_CHECKSUM - 1] = false;
 }
 
+static Size
+varlena_bytes(const void *value)
+{
+	return value == NULL ? 0 : VARSIZE_ANY(value);
+}
+
+Size
+es_event_bytes(const EsEvent *event)
+{
+	return varlena_bytes(event->type) + varlena_bytes(event->stream) +
+		   varlena_bytes(event->tags) + varlena_bytes(event->data) +
+		   varlena_bytes(event->body) + varlena_bytes(event->metadata);
+}
+
 static pg_crc32c
 add_bytes(pg_crc32c crc, const void *bytes, int32 length)
 {

@@ -77,6 +77,9 @@ extern int es_events_count_labels(const EsEvent *events, int n);
 extern void es_event_values(const EsEvent *event, EsPosition safe, int natts,
 							Datum *values, bool *nulls);
 
+/* Of all that has no fixed size. */
+extern Size es_event_bytes(const EsEvent *event);
+
 /* CRC-32C over the event's ten fields, as kept in column checksum. */
 extern int32 es_event_checksum(const Datum *values, const bool *nulls);
 

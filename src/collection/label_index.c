@@ -55,6 +55,7 @@
 #include "collection/collection.h"
 #include "collection/label_entry.h"
 #include "collection/label_index.h"
+#include "collection/sorting.h"
 #include "collection/tree_insert.h"
 #include "commands/defrem.h"
 #include "commands/vacuum.h"
@@ -192,15 +193,6 @@ grow_labels(LabelSet *set, int more)
 	set->labels = labels;
 }
 
-static int
-compare_labels(const void *a, const void *b)
-{
-	EsLabel left = *(const EsLabel *) a;
-	EsLabel right = *(const EsLabel *) b;
-
-	return (left > right) - (left < right);
-}
-
 int
 es_labels_sort(EsLabel *labels, int n)
 {
@@ -208,7 +200,7 @@ es_labels_sort(EsLabel *labels, int n)
 
 	if (n < 2)
 		return n;
-	qsort(labels, n, sizeof(EsLabel), compare_labels);
+	es_sort_numbers(labels, n);
 	for (int i = 1; i < n; i++)
 		if (labels[i] != labels[kept])
 			labels[++kept] = labels[i];
@@ -338,59 +330,62 @@ insert_row(Relation index, Datum *values, bool *isnull, ItemPointer tid, Relatio
 	return false;
 }
 
-static int
-compare_tuples(const void *a, const void *b)
+/* Entries are in order of their halves as signed numbers. */
+#define SIGNS UINT64CONST(0x8000000080000000)
+
+/* The labels of all events, each with its event's number, as the index sorts them. */
+static EsSortKey *
+sort_labels(const EsEvent *events, int n, int *nlabels)
 {
-	const EsLabelEntry *left = &((const LabelTuple *) a)->entry;
-	const EsLabelEntry *right = &((const LabelTuple *) b)->entry;
+	int		   room = es_events_count_labels(events, n);
+	EsLabel	  *labels = palloc_extended(sizeof(EsLabel) * room, MCXT_ALLOC_HUGE);
+	EsSortKey *sorted = palloc_extended(sizeof(EsSortKey) * room, MCXT_ALLOC_HUGE);
 
-	if (left->high != right->high)
-		return left->high < right->high ? -1 : 1;
-	if (left->low != right->low)
-		return left->low < right->low ? -1 : 1;
-	return (left->position > right->position) - (left->position < right->position);
-}
-
-/* The entries of all events; two of one label, which a hash may give, are one. */
-static int
-make_tuples(const EsEvent *events, TupleTableSlot **slots, int n, LabelTuple **tuples)
-{
-	int		 room = es_events_count_labels(events, n);
-	EsLabel *labels = palloc(sizeof(EsLabel) * room);
-	int		 ntuples = 0;
-
-	*tuples = palloc(sizeof(LabelTuple) * room);
+	*nlabels = 0;
 	for (int i = 0; i < n; i++)
 	{
-		int nlabels = es_event_labels(events[i].type, events[i].tags, labels);
+		int count = es_event_labels(events[i].type, events[i].tags, labels);
 
-		nlabels = es_labels_sort(labels, nlabels);
-		for (int k = 0; k < nlabels; k++)
+		for (int k = 0; k < count; k++)
 		{
-			EsLabelEntry entry = {es_label_high(labels[k]), es_label_low(labels[k]),
-								  events[i].position};
-
-			set_tuple(&(*tuples)[ntuples++], &entry, &slots[i]->tts_tid);
+			sorted[*nlabels].key = labels[k] ^ SIGNS;
+			sorted[(*nlabels)++].number = i;
 		}
 	}
+	es_sort_keys(sorted, *nlabels);
 	pfree(labels);
-	return ntuples;
+	return sorted;
 }
 
+/* The events' positions ascend.  Two entries of one label, which a hash may give, are one. */
 void
 es_label_index_insert(Relation index, Relation heap, const EsEvent *events,
 					  TupleTableSlot **slots, int n)
 {
-	LabelTuple *tuples;
-	int			ntuples = make_tuples(events, slots, n, &tuples);
-	IndexTuple *sorted = palloc(sizeof(IndexTuple) * ntuples);
+	int			nlabels;
+	EsSortKey  *labels = sort_labels(events, n, &nlabels);
+	LabelTuple *tuples = palloc_extended(sizeof(LabelTuple) * nlabels, MCXT_ALLOC_HUGE);
+	IndexTuple *sorted = palloc_extended(sizeof(IndexTuple) * nlabels, MCXT_ALLOC_HUGE);
+	int			ntuples = 0;
 
-	qsort(tuples, ntuples, sizeof(LabelTuple), compare_tuples);
-	for (int i = 0; i < ntuples; i++)
-		sorted[i] = &tuples[i].header;
+	for (int i = 0; i < nlabels; i++)
+	{
+		EsLabel		 label = labels[i].key ^ SIGNS;
+		int			 number = labels[i].number;
+		EsLabelEntry entry = {es_label_high(label), es_label_low(label),
+							  events[number].position};
+
+		if (i > 0 && labels[i].key == labels[i - 1].key &&
+			labels[i].number == labels[i - 1].number)
+			continue;
+		set_tuple(&tuples[ntuples], &entry, &slots[number]->tts_tid);
+		sorted[ntuples] = &tuples[ntuples].header;
+		ntuples++;
+	}
 	es_tree_insert(index, heap, sorted, ntuples, false);
 	pfree(sorted);
 	pfree(tuples);
+	pfree(labels);
 }
 
 /* ---------------------------------------------------------------------------

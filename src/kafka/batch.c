@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "kafka/batch.h"
+#include "kafka/group.h"
 #include "kafka/relay.h"
 #include "kafka/restore.h"
 #include "kafka/task.h"
@@ -61,7 +62,7 @@ es_batch_drop(EsSourceRun *run)
 			pfree(run->records[i].headers);
 		rd_kafka_message_destroy(run->messages[i]);
 	}
-	run->nrecords = run->nwritten = 0;
+	run->nrecords = run->nwritten = run->nrelayed = 0;
 	run->nbytes = 0;
 	run->width = run->capacity;
 }
@@ -369,7 +370,7 @@ try_range(EsSourceRun *run, int from, int *to, EsProblem *problem)
 	PG_TRY();
 	{
 		if (run->source->mode == ES_SOURCE_RELAY &&
-			!es_relay_publish(run, from, *to, known, problem))
+			!es_relay_publish(run, from, to, known, problem))
 			outcome = OUTCOME_RETRY;
 		else
 		{
@@ -469,6 +470,7 @@ es_batch_write(EsSourceRun *run)
 		if (!write_step(run))
 			return;
 		CHECK_FOR_INTERRUPTS();
+		es_group_attend(run);
 	}
 	if (run->nwritten == run->nrecords)
 		es_batch_drop(run);

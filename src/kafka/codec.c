@@ -5,9 +5,6 @@
  * A record that does not decode must neither stop its topic nor vanish, so what
  * is wrong with it is a result here and not an error.  What raises one inside
  * PostgreSQL only computes, and is caught (es_convert_noting).
- *
- * A batch has many records, so what computing leaves behind goes with each: only the
- * results stay.
  */
 #include "postgres.h"
 
@@ -21,6 +18,7 @@
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
 #include "utils/numeric.h"
@@ -30,6 +28,18 @@
  * Values
  * ------------------------------------------------------------------------- */
 
+/* A text behind which there is a 0, so that its bytes are a C string, too. */
+static text *
+terminated_text(const char *bytes, size_t length)
+{
+	text *copy = palloc(VARHDRSZ + length + 1);
+
+	SET_VARSIZE(copy, VARHDRSZ + length);
+	memcpy(VARDATA(copy), bytes, length);
+	VARDATA(copy)[length] = '\0';
+	return copy;
+}
+
 /* (bytes, length) to text in the database's encoding; a function for es_convert's sake. */
 static Datum
 text_from_utf8(PG_FUNCTION_ARGS)
@@ -38,9 +48,9 @@ text_from_utf8(PG_FUNCTION_ARGS)
 	int	  length = PG_GETARG_INT32(1);
 	char *converted = pg_any_to_server(bytes, length, PG_UTF8);
 
-	if (converted == bytes)
-		PG_RETURN_TEXT_P(cstring_to_text_with_len(bytes, length));
-	PG_RETURN_TEXT_P(cstring_to_text(converted));
+	if (converted != bytes)
+		length = (int) strlen(converted);
+	PG_RETURN_TEXT_P(terminated_text(converted, length));
 }
 
 static bool
@@ -51,67 +61,70 @@ set_problem(EsProblem *problem, int sqlstate, const char *reason)
 	return false;
 }
 
-/* Text in each encoding that there is. */
-static bool
-is_ascii(const char *bytes, size_t length)
-{
-	for (size_t i = 0; i < length; i++)
-		if (bytes[i] == '\0' || IS_HIGHBIT_SET(bytes[i]))
-			return false;
-	return true;
-}
-
+/* Mostly nothing is to be converted, and then nothing has to be caught. */
 static bool
 decode_text(const char *bytes, size_t length, Datum *value, EsProblem *problem)
 {
-	if (is_ascii(bytes, length))
-	{
-		*value = PointerGetDatum(cstring_to_text_with_len(bytes, (int) length));
-		return true;
-	}
+	bool valid;
+
 	if (memchr(bytes, '\0', length) != NULL)
 		return set_problem(problem, ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
 						   "it has a byte 0, which text cannot have");
-	if (!es_convert(text_from_utf8, PointerGetDatum(bytes), Int32GetDatum((int32) length),
-					0, value))
-		return set_problem(problem, ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
-						   "it is not UTF-8, or not in the database's encoding");
-	return true;
-}
-
-/* What is computed after it is gone with end_work, but for what that returns. */
-static MemoryContext
-begin_work(void)
-{
-	return MemoryContextSwitchTo(AllocSetContextCreate(
-		CurrentMemoryContext, "eventstore codec", ALLOCSET_DEFAULT_SIZES));
-}
-
-static void *
-end_work(MemoryContext outer, const void *value)
-{
-	MemoryContext work = MemoryContextSwitchTo(outer);
-	void		 *kept = NULL;
-
-	if (value != NULL)
+	if (GetDatabaseEncoding() == PG_UTF8)
 	{
-		kept = palloc(VARSIZE_ANY(value));
-		memcpy(kept, value, VARSIZE_ANY(value));
+		valid = pg_verify_mbstr(PG_UTF8, bytes, (int) length, true);
+		if (valid)
+			*value = PointerGetDatum(terminated_text(bytes, length));
 	}
-	MemoryContextDelete(work);
-	return kept;
+	else
+		valid = es_convert(text_from_utf8, PointerGetDatum(bytes),
+						   Int32GetDatum((int32) length), 0, value);
+	return valid || set_problem(problem, ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
+								"it is not UTF-8, or not in the database's encoding");
+}
+
+/*
+ * Parsing takes some kilobytes, for each of the tens of thousands of records of a
+ * batch: only what comes of it is kept.  Emptied before and after each use.
+ */
+static MemoryContext
+parsing_context(void)
+{
+	static MemoryContext context = NULL;
+
+	if (context == NULL)
+		context = AllocSetContextCreate(TopMemoryContext, "eventstore record as JSON",
+										ALLOCSET_DEFAULT_SIZES);
+	MemoryContextReset(context);
+	return context;
+}
+
+/* The SQLSTATE of what is wrong with the text; 0. */
+static int
+parse_json(const text *json, Datum *value)
+{
+	MemoryContext context = parsing_context();
+	MemoryContext old = MemoryContextSwitchTo(context);
+	int			  sqlstate =
+		es_convert_noting(jsonb_in, CStringGetDatum(VARDATA(json)), 0, 0, value);
+
+	MemoryContextSwitchTo(old);
+	if (sqlstate == 0)
+		*value = datumCopy(*value, false, -1);
+	MemoryContextReset(context);
+	return sqlstate;
 }
 
 static bool
-parse_json(const char *bytes, size_t length, Datum *value, EsProblem *problem)
+decode_json(const char *bytes, size_t length, Datum *value, EsProblem *problem)
 {
 	Datum as_text;
 	int	  sqlstate;
 
 	if (!decode_text(bytes, length, &as_text, problem))
 		return false;
-	sqlstate = es_convert_noting(
-		jsonb_in, CStringGetDatum(text_to_cstring(DatumGetTextPP(as_text))), 0, 0, value);
+	sqlstate = parse_json((text *) DatumGetPointer(as_text), value);
+	pfree(DatumGetPointer(as_text));
 	if (sqlstate == 0)
 		return true;
 	if (ERRCODE_TO_CATEGORY(sqlstate) != ERRCODE_DATA_EXCEPTION)
@@ -119,16 +132,6 @@ parse_json(const char *bytes, size_t length, Datum *value, EsProblem *problem)
 						   "it is nested too deeply, or too large");
 	return set_problem(problem, ERRCODE_INVALID_TEXT_REPRESENTATION,
 					   length == 0 ? "it is empty, which is not JSON" : "it is not JSON");
-}
-
-static bool
-decode_json(const char *bytes, size_t length, Datum *value, EsProblem *problem)
-{
-	MemoryContext outer = begin_work();
-	bool		  parsed = parse_json(bytes, length, value, problem);
-
-	*value = PointerGetDatum(end_work(outer, parsed ? DatumGetPointer(*value) : NULL));
-	return parsed;
 }
 
 bool
@@ -226,11 +229,6 @@ push_bytes(JsonbParseState **state, const char *bytes, size_t length)
 	if (bytes == NULL)
 	{
 		value.type = jbvNull;
-		pushJsonbValue(state, WJB_ELEM, &value);
-	}
-	else if (is_ascii(bytes, length))
-	{
-		value = json_string(bytes, length);
 		pushJsonbValue(state, WJB_ELEM, &value);
 	}
 	else if (decode_text(bytes, length, &as_text, &problem))
@@ -378,12 +376,10 @@ push_field(JsonbParseState **state, const char *key, JsonbValue value)
 	pushJsonbValue(state, WJB_VALUE, &value);
 }
 
-Jsonb *
-es_codec_metadata(const EsRecord *record)
+static Jsonb *
+make_metadata(const EsRecord *record)
 {
-	MemoryContext	 outer = begin_work();
 	JsonbParseState *state = NULL;
-	Jsonb			*metadata;
 
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	push_field(&state, "topic", json_string(record->topic, strlen(record->topic)));
@@ -398,6 +394,75 @@ es_codec_metadata(const EsRecord *record)
 		push_key(&state, "headers");
 		push_headers(&state, record);
 	}
-	metadata = JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
-	return end_work(outer, metadata);
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+}
+
+static void
+set_pattern(EsMetadataPattern *pattern, const EsRecord *record, Jsonb *metadata)
+{
+	static const char *const names[ES_METADATA_NUMBERS] = {"offset", "since",
+														   "timestamp"};
+
+	pattern->metadata = metadata;
+	pattern->topic = record->topic;
+	pattern->partition = record->partition;
+	for (int i = 0; i < ES_METADATA_NUMBERS; i++)
+	{
+		JsonbValue	number;
+		JsonbValue *found = getKeyJsonValueFromContainer(&metadata->root, names[i],
+														 strlen(names[i]), &number);
+
+		pattern->at[i] =
+			found == NULL ? 0 : (int) ((char *) number.val.numeric - (char *) metadata);
+	}
+}
+
+static bool
+fits_pattern(const EsMetadataPattern *pattern, const EsRecord *record)
+{
+	return pattern->metadata != NULL && record->nheaders == 0 &&
+		   pattern->partition == record->partition && pattern->topic == record->topic &&
+		   record->has_since == (pattern->at[ES_METADATA_SINCE_AT] != 0) &&
+		   record->has_time == (pattern->at[ES_METADATA_TIMESTAMP_AT] != 0);
+}
+
+/* In the place of one that is as long; false where it is not. */
+static bool
+replace_number(Jsonb *metadata, int at, int64 value)
+{
+	Numeric number;
+	Numeric place = (Numeric) ((char *) metadata + at);
+	bool	fits;
+
+	if (at == 0)
+		return true;
+	number = int64_to_numeric(value);
+	fits = VARSIZE(number) == VARSIZE(place);
+	if (fits)
+		memcpy(place, number, VARSIZE(number));
+	pfree(number);
+	return fits;
+}
+
+Jsonb *
+es_codec_metadata(const EsRecord *record, EsMetadataPattern *pattern)
+{
+	Jsonb *metadata;
+
+	if (fits_pattern(pattern, record))
+	{
+		metadata = palloc(VARSIZE(pattern->metadata));
+		memcpy(metadata, pattern->metadata, VARSIZE(pattern->metadata));
+		if (replace_number(metadata, pattern->at[ES_METADATA_OFFSET_AT],
+						   record->offset) &&
+			replace_number(metadata, pattern->at[ES_METADATA_SINCE_AT], record->since) &&
+			replace_number(metadata, pattern->at[ES_METADATA_TIMESTAMP_AT],
+						   es_codec_kafka_time(record->time)))
+			return metadata;
+		pfree(metadata);
+	}
+	metadata = make_metadata(record);
+	if (record->nheaders == 0)
+		set_pattern(pattern, record, metadata);
+	return metadata;
 }

@@ -15,7 +15,9 @@
  * source's row is locked: the worker waits for the end of the caller's transaction,
  * and so does who tries them at the same time.
  *
- * A sink's are marked here, and published by its worker once that has committed.
+ * A sink's are marked here, and published by its worker once that has committed;
+ * with a source's those of what publishes its store's changes (sink_letter.c says
+ * what becomes of them).
  *
  * Locks: the source, rows of source_dead_letter, then those of the target.
  */
@@ -26,6 +28,8 @@
 #include "errors.h"
 #include "fmgr.h"
 #include "kafka/progress.h"
+#include "kafka/share.h"
+#include "kafka/sink.h"
 #include "kafka/source.h"
 #include "kafka/task.h"
 #include "kafka/writer.h"
@@ -298,13 +302,12 @@ retry_source(const EsSource *source, const NullableDatum *ids)
 
 /* Its worker publishes them (sink_letter.c). */
 static int64
-retry_sink(const EsTask *task, const NullableDatum *ids)
+retry_sink(uint32 sink, const NullableDatum *ids)
 {
 	Oid	  types[2] = {INT4OID, UUIDARRAYOID};
-	Datum values[2] = {Int32GetDatum((int32) task->key.object), ids->value};
+	Datum values[2] = {Int32GetDatum((int32) sink), ids->value};
 
-	es_task_check_owner(task);
-	es_task_call_at_commit(task->key);
+	es_task_call_at_commit(es_sink_key(sink));
 	return (int64) es_spi_execute_as_owner(
 		"UPDATE eventstore.sink_dead_letter SET retry = true"
 		" WHERE sink = $1 AND ($2 IS NULL OR id = ANY ($2))",
@@ -315,9 +318,17 @@ Datum
 es_retry_dead_letters(PG_FUNCTION_ARGS)
 {
 	EsTask *task = es_task_require(&fcinfo->args[0]);
+	int64	retried = 0;
+	uint32	sink;
 
-	if (task->key.kind == ES_WORKER_SINK)
-		PG_RETURN_INT64(retry_sink(task, &fcinfo->args[1]));
-	PG_RETURN_INT64(
-		retry_source(es_source_require_own(&fcinfo->args[0]), &fcinfo->args[1]));
+	es_task_check_owner(task);
+	sink = task->key.object;
+	if (task->key.kind == ES_WORKER_SOURCE)
+	{
+		retried = retry_source(es_source_require_own(&fcinfo->args[0]), &fcinfo->args[1]);
+		sink = es_share_find_sink(task->key.object);
+	}
+	if (sink != 0)
+		retried += retry_sink(sink, &fcinfo->args[1]);
+	PG_RETURN_INT64(retried);
 }

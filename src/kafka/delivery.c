@@ -7,6 +7,11 @@
  * arrived.  One that failed stays in the way: nothing behind it counts, and who
  * put it begins again from there.
  *
+ * Two records of one client that lie one behind the other have consecutive offsets,
+ * but for transactions, whose marks take some: a gap between them is what somebody
+ * else has written there.  Nothing is known after a failure (the record may be there
+ * all the same), or where the broker does not say the offset.
+ *
  * The report callback runs within calls of librdkafka on the worker's own
  * thread: it writes plain memory.
  */
@@ -30,6 +35,24 @@ void
 es_delivery_reset(EsDelivery *delivery)
 {
 	memset(delivery, 0, offsetof(EsDelivery, slots));
+	for (int i = 0; i < delivery->nunbroken; i++)
+		delivery->unbroken[i] = 0;
+}
+
+static void
+note_unbroken(EsDelivery *delivery, const rd_kafka_message_t *message)
+{
+	int64 *end;
+
+	if (message->partition >= delivery->nunbroken || message->partition < 0)
+		return;
+	end = &delivery->unbroken[message->partition];
+	if (*end > 0 && message->offset > *end)
+	{
+		delivery->broken_in = message->partition;
+		delivery->broken_at = *end;
+	}
+	*end = message->offset < 0 ? 0 : message->offset + 1;
 }
 
 static void
@@ -37,8 +60,11 @@ note_end(EsDelivery *delivery, const rd_kafka_message_t *message)
 {
 	int64 *end;
 
-	if (message->rkt != delivery->topic || message->partition >= delivery->nends ||
-		message->partition < 0 || message->offset < 0)
+	if (message->rkt != delivery->topic)
+		return;
+	note_unbroken(delivery, message);
+	if (message->partition >= delivery->nends || message->partition < 0 ||
+		message->offset < 0)
 		return;
 	end = &delivery->ends[message->partition];
 	if (message->offset < *end)

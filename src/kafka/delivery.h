@@ -40,6 +40,15 @@ typedef struct EsDelivery
 	int64			 *ends; /* by partition; 0: nothing */
 	int				  nends;
 	bool			  went_back; /* it has acknowledged a lower one again */
+
+	/*
+	 * What this client has put without a failure lies together, unless others write
+	 * to the partition as well.
+	 */
+	int64 *unbroken; /* 'nunbroken' of them, by partition: as ends; 0: not known */
+	int	   nunbroken;
+	int32  broken_in; /* a partition that others write to; -1: none */
+	int64  broken_at; /* the offset of one of theirs */
 } EsDelivery;
 
 /* es_kafka_properties for a producer, with our defaults. */

@@ -42,6 +42,13 @@
  * group.instance.id among the properties makes the member static: it leaves
  * nothing when it stops, and has its partitions again if it is back in time.
  *
+ * A batch that takes longer than max.poll.interval.ms (librdkafka: five minutes):
+ * its partitions go to others, as those of a dead member do.  The batch may still
+ * commit, for offsets are each server's own; what it changes in the changelog topic
+ * is up to the fence.  Then the worker hears of it, says so, and joins again.
+ * Between the transactions of a batch that is halved the group is shown that it
+ * lives (es_group_attend).
+ *
  * The rebalance callback runs inside of librdkafka: it notes what is given and
  * taken in librdkafka's own lists, and the answer, which the group waits for,
  * follows after the call.
@@ -67,6 +74,9 @@
 #define DRAIN_MS 5000
 /* More partitions are noticed by a member's look at the topic, after so long. */
 #define REFRESH_MS "5000"
+/* The pause after a member has failed doubles up to the first; who lives so long begins anew. */
+#define FAILED_PAUSE_MS	   (30 * 1000)
+#define FAILED_LONG_AGO_MS (120 * 1000)
 
 /* Of a partition in 'owned'. */
 #define RESTORED ((void *) 1)
@@ -85,6 +95,8 @@ struct EsGroup
 	bool							 giving;   /* which is to: partitions were given */
 
 	bool shared; /* it is said what may be published */
+
+	bool overdue; /* the group went on without us (note_overdue) */
 
 	TimestampTz						 commit_at;
 	rd_kafka_topic_partition_list_t *committed; /* what was committed last */
@@ -486,18 +498,66 @@ settle(EsSourceRun *run)
 	es_share_drain(sink, DRAIN_MS);
 }
 
+/* It has taken so long that librdkafka has left the group, and joins it anew. */
+static void
+note_overdue(EsSourceRun *run)
+{
+	const char *what = "a batch took longer than max.poll.interval.ms";
+
+	run->group->overdue = true;
+	ereport(LOG, (errmsg("source \"%s\" has left group \"%s\": %s", run->source->name,
+						 run->source->group_id, what),
+				  errdetail("Its partitions are others' until it has joined again."),
+				  errhint("Increase max.poll.interval.ms in consumer_properties, or "
+						  "decrease flush_count.")));
+	es_run_set_state(run, "joining", what);
+}
+
 /* Errors are all that a member can be sent: a right on the group that is missing, say. */
 static void
-poll_member(EsKafkaClient *member)
+poll_member(EsSourceRun *run)
 {
+	EsKafkaClient	   *member = run->group->member;
 	rd_kafka_message_t *message;
 
 	while ((message = rd_kafka_consumer_poll(member->handle, 0)) != NULL)
 	{
-		es_kafka_hear(member, message);
+		if (message->err == RD_KAFKA_RESP_ERR__MAX_POLL_EXCEEDED)
+			note_overdue(run);
+		else
+			es_kafka_hear(member, message);
 		rd_kafka_message_destroy(message);
 	}
 	es_kafka_note(member);
+}
+
+void
+es_group_attend(EsSourceRun *run)
+{
+	if (run->group != NULL)
+		poll_member(run);
+}
+
+/*
+ * The member can do nothing any more: another has its group.instance.id, say.  The
+ * next one comes after a pause that grows, or two of them would take it from each
+ * other all the time.
+ */
+static void
+leave_failed(EsSourceRun *run)
+{
+	static TimestampTz failed_at = 0;
+	static int		   pause_ms = 0;
+	TimestampTz		   now = GetCurrentTimestamp();
+
+	if (TimestampDifferenceExceeds(failed_at, now, FAILED_LONG_AGO_MS))
+		pause_ms = 0;
+	failed_at = now;
+	pause_ms = pause_ms == 0 ? ES_TASK_PAUSE_MS : Min(pause_ms * 2, FAILED_PAUSE_MS);
+	es_run_set_state(run, "disconnected", run->group->member->message);
+	es_group_leave(run);
+	run->pause_ms = pause_ms;
+	run->leave = ES_LEAVE_AND_RETURN;
 }
 
 bool
@@ -509,13 +569,10 @@ es_group_serve(EsSourceRun *run)
 
 	if (group == NULL)
 		return false;
-	poll_member(group->member);
+	poll_member(run);
 	if (group->member->trouble == ES_KAFKA_FATAL)
 	{
-		es_run_set_state(run, "disconnected", group->member->message);
-		es_group_leave(run);
-		run->pause_ms = ES_TASK_PAUSE_MS;
-		run->leave = ES_LEAVE_AND_RETURN;
+		leave_failed(run);
 		return false;
 	}
 	if (!group->asked)
@@ -526,6 +583,8 @@ es_group_serve(EsSourceRun *run)
 	}
 	if (!group->giving)
 		settle(run);
+	else
+		group->overdue = false;
 	shared = group->shared && !group->changed;
 	if (group->changed)
 		note_share(run, false);
@@ -570,9 +629,14 @@ es_group_awaits(EsSourceRun *run)
 			run, group->member->trouble == ES_KAFKA_DENIED ? "denied" : "disconnected",
 			group->member->message);
 	else
-		es_run_set_state(run, "joining",
-						 psprintf("group \"%s\" has not said which partitions it reads",
-								  run->source->group_id));
+		es_run_set_state(
+			run, "joining",
+			psprintf(
+				"group \"%s\" has not said which partitions it reads%s",
+				run->source->group_id,
+				group->overdue
+					? " again, after a batch that took longer than max.poll.interval.ms"
+					: ""));
 	return true;
 }
 

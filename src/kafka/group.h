@@ -26,6 +26,9 @@ extern bool es_group_serve(EsSourceRun *run);
 
 #define ES_GROUP_SERVE_MS 1000
 
+/* Amid a batch, in no transaction: the group sees that we live, and is answered later. */
+extern void es_group_attend(EsSourceRun *run);
+
 /* Waits as es_kafka_wait, for the reader and for the group. */
 extern void es_group_wait(EsSourceRun *run, long timeout_ms);
 

@@ -18,6 +18,9 @@
  * published once more: the same keys, with the same values and origins, in the same
  * order, so whoever keeps the last value of a key has the same.
  *
+ * Where PostgreSQL's transaction fails after Kafka's it is tried again by itself:
+ * run->nrelayed says what of the batch is published.
+ *
  * A member of a consumer group commits its offsets in the same transaction, by its
  * membership: the coordinator takes them from present members only, as from a
  * sink (share.c), and they are where a partition goes on, here or at its next
@@ -133,14 +136,17 @@ note_offset(rd_kafka_topic_partition_list_t *offsets, const EsRecord *record, bo
 		known->opaque = known;
 }
 
-/* The records as they are to be published, in the batch's order; how many. */
+/*
+ * The records as they are to be published, in the batch's order; how many.  Up to
+ * *to, or to one that must not be passed over.
+ */
 static int
-make_records(EsSourceRun *run, int from, int to, const EsProblem *known, EsRecord *made,
+make_records(EsSourceRun *run, int from, int *to, const EsProblem *known, EsRecord *made,
 			 rd_kafka_topic_partition_list_t *offsets)
 {
 	EsWriter  *writer;
 	EsProblem *problems =
-		MemoryContextAlloc(run->scratch, sizeof(EsProblem) * (to - from));
+		MemoryContextAlloc(run->scratch, sizeof(EsProblem) * (*to - from));
 	EsDecoded	*decoded;
 	EsRoleSwitch saved;
 	int			 n = 0;
@@ -149,16 +155,19 @@ make_records(EsSourceRun *run, int from, int to, const EsProblem *known, EsRecor
 	/* What is made is sent after the transaction. */
 	MemoryContextSwitchTo(run->scratch);
 	writer = es_writer_begin(run->source);
-	decoded = es_writer_decode(writer, &run->records[from], to - from, problems);
+	decoded = es_writer_decode(writer, &run->records[from], *to - from, problems);
 	if (known != NULL)
 		problems[0] = *known;
 	es_role_assume(run->source->owner, &saved);
-	for (int i = 0; i < to - from; i++)
+	for (int i = 0; i < *to - from; i++)
 	{
 		const EsRecord *record = &run->records[from + i];
 
 		if (problems[i].sqlstate != 0 && es_batch_stops_at(run, record))
+		{
+			*to = from + i;
 			break;
+		}
 		note_offset(offsets, record, problems[i].sqlstate == 0);
 		made[n] = *record;
 		if (problems[i].sqlstate == 0 && es_writer_value(writer, decoded, i, &made[n]))
@@ -301,18 +310,28 @@ publish(EsSourceRun *run, EsRecord *made, int n,
 }
 
 bool
-es_relay_publish(EsSourceRun *run, int from, int to, const EsProblem *known,
+es_relay_publish(EsSourceRun *run, int from, int *to, const EsProblem *known,
 				 EsProblem *problem)
 {
-	EsRecord *made = MemoryContextAllocHuge(run->scratch, sizeof(EsRecord) * (to - from));
-	rd_kafka_topic_partition_list_t *offsets = rd_kafka_topic_partition_list_new(0);
+	EsRecord						*made;
+	rd_kafka_topic_partition_list_t *offsets;
 	volatile bool					 published = false;
 
+	if (from < run->nrelayed)
+	{
+		*to = Min(*to, run->nrelayed);
+		return true;
+	}
+	made = MemoryContextAllocHuge(run->scratch, sizeof(EsRecord) * (*to - from));
+	offsets = rd_kafka_topic_partition_list_new(0);
 	PG_TRY();
 	{
-		int n = make_records(run, from, to, known, made, offsets);
+		int passed = *to;
+		int n = make_records(run, from, &passed, known, made, offsets);
 
 		published = n == 0 || publish(run, made, n, offsets, problem);
+		if (published)
+			run->nrelayed = passed;
 	}
 	PG_FINALLY();
 	{

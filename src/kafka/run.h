@@ -72,6 +72,7 @@ typedef struct EsSourceRun
 	size_t				 capacity_bytes;
 	int					 nrecords;
 	int					 nwritten; /* of them, from the front */
+	int					 nrelayed; /* likewise: published by a relay (relay.c) */
 	size_t				 nbytes;
 	TimestampTz			 oldest; /* when the first of them was taken */
 	int					 width;	 /* how many are tried in one transaction */

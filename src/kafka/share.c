@@ -233,13 +233,12 @@ es_share_is_settled(const EsShare *share)
 	return share == NULL || share->settled;
 }
 
-/* Is there a later change of that key, and is the last one from the changelog topic? */
-static bool
-is_overtaken(const EsShare *share, EsPosition position, Datum stream)
+bool
+es_share_is_overtaken(Oid changelog, EsPosition position, Datum stream, const char *topic)
 {
 	Oid			 types[4] = {OIDOID, TEXTOID, TEXTOID, INT8OID};
-	Datum		 values[4] = {ObjectIdGetDatum(share->changelog), stream,
-							  CStringGetTextDatum(share->changelog_topic),
+	Datum		 values[4] = {ObjectIdGetDatum(changelog), stream,
+						  topic != NULL ? CStringGetTextDatum(topic) : (Datum) 0,
 							  Int64GetDatum(position)};
 	EsRoleSwitch saved;
 	bool		 overtaken;
@@ -247,8 +246,8 @@ is_overtaken(const EsShare *share, EsPosition position, Datum stream)
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
 	es_spi_execute("SELECT FROM eventstore.peek($1::pg_catalog.regclass, $2) e"
-				   " WHERE e.position > $4 AND e.metadata->>'topic' = $3",
-				   4, types, values, NULL, true, SPI_OK_SELECT);
+				   " WHERE e.position > $4 AND ($3 IS NULL OR e.metadata->>'topic' = $3)",
+				   4, types, values, topic == NULL ? "  n " : NULL, true, SPI_OK_SELECT);
 	overtaken = SPI_processed > 0;
 	SPI_finish();
 	es_role_restore(&saved);
@@ -279,7 +278,10 @@ es_share_judge(const EsShare *share, EsPosition position, const char *topic,
 	if (!es_share_has(share, partition))
 		return topic != NULL && strcmp(share->topic, topic) == 0 ? ES_SHARE_KNOWN
 																 : ES_SHARE_LOST;
-	return position > share->after || !is_overtaken(share, position, stream)
+	/* Whether the key's last change is one that was restored. */
+	return position > share->after ||
+				   !es_share_is_overtaken(share->changelog, position, stream,
+										  share->changelog_topic)
 			   ? ES_SHARE_OURS
 			   : ES_SHARE_KNOWN;
 }

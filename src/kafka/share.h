@@ -42,6 +42,13 @@ typedef enum EsShareVerdict
 extern EsShareVerdict es_share_judge(const EsShare *share, EsPosition position,
 									 const char *topic, int32 partition, Datum stream);
 
+/*
+ * Has the key of that stream a later change than the one at that position, made by
+ * a record of that topic, where one is named?
+ */
+extern bool es_share_is_overtaken(Oid changelog, EsPosition position, Datum stream,
+								  const char *topic);
+
 /* The membership by which they are ours, in librdkafka's words; NULL: not settled. */
 extern const bytea *es_share_membership(const EsShare *share);
 extern bool			es_share_is_by(const EsShare *share, const bytea *membership);

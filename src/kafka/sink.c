@@ -64,6 +64,8 @@ es_sink_set_state(EsSinkRun *run, const char *name, const char *message)
 		ereport(LOG, (errmsg("sink \"%s\": %s", run->sink->name, name),
 					  message[0] != '\0' ? errdetail_internal("%s", message) : 0));
 	strlcpy(run->state, name, sizeof(run->state));
+	if (message[0] == '\0' && strcmp(name, "running") == 0)
+		message = run->warning;
 	es_worker_report(run->sink->name, name, message);
 }
 
@@ -262,6 +264,7 @@ hear(EsSinkRun *run)
 		run->full = false;
 	if (run->delivery.went_back && run->halt == ES_SINK_GOES_ON)
 		stop_at_other_topic(run);
+	es_sink_topic_note_others(run);
 	/* In a transaction the rest is purged. */
 	if (run->delivery.error != RD_KAFKA_RESP_ERR_NO_ERROR &&
 		(run->in_transaction || es_delivery_is_settled(&run->delivery)))
@@ -356,6 +359,13 @@ reload(EsSinkRun *run)
 	}
 	es_task_commit(run->scratch);
 	run->letters = true;
+	if (resumed && run->warning[0] != '\0')
+	{
+		run->warning[0] = '\0';
+		run->delivery.broken_in = -1;
+		if (strcmp(run->state, "running") == 0)
+			es_sink_set_state(run, "running", "");
+	}
 	if (resumed && run->halt != ES_SINK_GOES_ON)
 		accept_halt(run);
 }
@@ -600,7 +610,7 @@ run_client(EsSinkRun *run)
 	run->flush_ticket = 0;
 	run->bad = run->single_to = 0;
 	run->doubts = 0;
-	run->delivery.nends = 0;
+	run->delivery.nends = run->delivery.nunbroken = 0;
 	run->letters = true;
 	es_sink_rewind(run, run->saved);
 	/* A trouble is shown until it is known to be over. */

@@ -69,6 +69,9 @@ typedef struct EsSink
 	int	   nends;
 	int64 *ends;
 	char  *topic_id; /* NULL: not known */
+
+	/* Of a changelog: what lies up to there is published anew (sink_topic.c). */
+	EsPosition again_to;
 } EsSink;
 
 /* A sink that is to be; checked by who makes it. */

@@ -147,6 +147,7 @@ read_sink(MemoryContext context)
 	sink->at_home = DatumGetBool(es_task_column("at_home", context));
 	sink->position = DatumGetInt64(es_task_column("position", context));
 	sink->topic_id = es_task_text("topic_id", context);
+	sink->again_to = DatumGetInt64(es_task_column("again_to", context));
 	ends = es_task_column("ends", context);
 	query = (Jsonb *) DatumGetPointer(es_task_column("query", context));
 
@@ -163,8 +164,8 @@ EsSink *
 es_sink_load(uint32 id)
 {
 	static const char sql[] =
-		"SELECT s.*, p.position, p.ends, p.topic_id, (s.system_identifier "
-		"OPERATOR(pg_catalog.=) $2"
+		"SELECT s.*, p.position, p.ends, p.topic_id, p.again_to,"
+		" (s.system_identifier OPERATOR(pg_catalog.=) $2"
 		" AND s.database_oid OPERATOR(pg_catalog.=) $3) AS at_home,"
 		" COALESCE(s.name, f.name, 'changelog sink ' || s.id) AS shown_name"
 		" FROM eventstore.sink s JOIN eventstore.sink_position p ON p.sink = s.id"

@@ -8,6 +8,11 @@
  * it has arrived its row goes; one that fails again has one attempt more, and is
  * not marked any more.
  *
+ * A store's changelog topic must not get an old value behind a new one of the same
+ * key: so where the store has changed the key since, the row goes, and nothing else;
+ * that change is in the topic, or will be.  One whose key is another member's of the
+ * group stays (share.c).
+ *
  * Exactly once: the transaction's progress record names the row as well.  Who
  * begins after a crash finds there whether it was published, and drops the row.
  *

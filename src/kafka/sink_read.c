@@ -71,6 +71,23 @@ chunk_limit(const EsSinkRun *run)
 	return limit;
 }
 
+/* Nobody else knows of the change, and its key's partition is not ours; as put_event. */
+static bool
+pass_lost(EsSinkRun *run)
+{
+	static const char reason[] =
+		"the key's partition is another member's of the group now";
+
+	if (run->letter[0] != '\0')
+	{
+		es_sink_note_bad(run, run->current, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+						 reason);
+		return false;
+	}
+	es_sink_park(run, run->current, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, reason);
+	return true;
+}
+
 /* False where the chunk ends before this event. */
 static bool
 put_event(EsSinkRun *run, EsSinkWriter *writer, TupleTableSlot *slot, size_t *bytes)
@@ -79,12 +96,7 @@ put_event(EsSinkRun *run, EsSinkWriter *writer, TupleTableSlot *slot, size_t *by
 	EsRecord			record;
 
 	if (!es_sink_record_make(writer, slot, &record))
-	{
-		if (es_sink_record_is_lost(writer))
-			es_sink_park(run, run->current, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-						 "the key's partition is another member's of the group now");
-		return true;
-	}
+		return !es_sink_record_is_lost(writer) || pass_lost(run);
 	if (run->sink->exactly_once && !es_sink_transaction_begin(run))
 		return false;
 	StaticAssertStmt(ES_SINK_ANY_PARTITION == RD_KAFKA_PARTITION_UA, "one meaning");
@@ -162,6 +174,18 @@ put_events(EsSinkRun *run, EsCollection *coll, EsRead *read)
 	return false;
 }
 
+/* What a group's member publishes: is it known what is ours?  Else it is asked again soon. */
+static bool
+knows_share(EsSinkRun *run)
+{
+	if (run->sink->changelog_of == 0 || !run->sink->exactly_once ||
+		es_sink_transaction_share(run))
+		return true;
+	run->more = true;
+	run->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), UNSETTLED_MS);
+	return false;
+}
+
 static void
 read_chunk(EsSinkRun *run)
 {
@@ -180,13 +204,9 @@ read_chunk(EsSinkRun *run)
 
 	run->current = 0;
 	run->at_bad = false;
-	if (run->sink->changelog_of != 0 && run->sink->exactly_once &&
-		!es_sink_transaction_share(run))
-	{
-		run->more = true;
-		run->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), UNSETTLED_MS);
+	if (!knows_share(run))
 		return;
-	}
+	es_sink_topic_note_restored(run);
 	es_role_assume(run->sink->owner, &saved);
 	coll = es_read_open_collection(run->sink->collection);
 	es_wait_keep(coll, run->read_to, run->sink->query);
@@ -290,7 +310,19 @@ es_sink_read(EsSinkRun *run)
 		pass_bad(run);
 }
 
-/* The event of run->letter alone; true where it was put. */
+/* Of a store's changes: its key has a later one, which is in the topic or will be. */
+static bool
+is_out_of_date(EsSinkRun *run, TupleTableSlot *slot)
+{
+	bool  isnull;
+	Datum stream = slot_getattr(slot, ES_ATT_STREAM, &isnull);
+
+	return run->sink->changelog_of != 0 && !isnull &&
+		   es_share_is_overtaken(run->sink->collection, run->letter_position, stream,
+								 NULL);
+}
+
+/* The event of run->letter alone; true where it was put, or need not be. */
 static bool
 put_letter(EsSinkRun *run)
 {
@@ -307,6 +339,8 @@ put_letter(EsSinkRun *run)
 	size_t			bytes = 0;
 	bool			put = false;
 
+	if (!knows_share(run))
+		return false;
 	run->current = run->letter_position;
 	es_role_assume(run->sink->owner, &saved);
 	coll = es_read_open_collection(run->sink->collection);
@@ -315,11 +349,9 @@ put_letter(EsSinkRun *run)
 	read = es_read_begin_in(&args, &view);
 	slot = es_read_next(read);
 	if (slot != NULL)
-	{
-		EsSinkWriter *writer = es_sink_record_begin(run->sink, coll, NULL);
-
-		put = put_event(run, writer, slot, &bytes);
-	}
+		put = is_out_of_date(run, slot) ||
+			  put_event(run, es_sink_record_begin(run->sink, coll, run->share), slot,
+						&bytes);
 	else
 		es_sink_note_bad(run, run->current, ERRCODE_ES_NOT_RETAINED,
 						 "the event is not there any more");

@@ -13,7 +13,8 @@
  *
  * A changelog's own sink says, instead of the metadata, from which record of
  * which topic the change came (es-topic, es-partition, es-offset, es-since), and leaves
- * out what came from the topic that it writes: that was restored from there.
+ * out what came from the topic that it writes: that was restored from there, unless
+ * it was from a former one of that name (sink_topic.c).
  *
  * This runs for each event, hundreds of thousands a second, so nothing is
  * formatted by way of SQL's output functions.
@@ -42,6 +43,9 @@
 #include "utils/uuid.h"
 
 #define HEADERS_MAX 10
+
+/* In the metadata of a change that a record made (codec.c). */
+#define HEADERS "headers"
 
 struct EsSinkWriter
 {
@@ -405,6 +409,32 @@ add_progress(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 	add_text_header(writer, record, ES_HEADER_OFFSET, psprintf(INT64_FORMAT, offset));
 }
 
+/* Of a change that was restored: what the record said that it was restored from. */
+static void
+add_former_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
+{
+	static const char *const names[] = {ES_HEADER_TOPIC, ES_HEADER_PARTITION,
+										ES_HEADER_OFFSET, ES_HEADER_SINCE};
+	EsRecord				 former = {0};
+	JsonbValue				 buffer;
+	JsonbValue				*headers =
+		getKeyJsonValueFromContainer(&metadata->root, HEADERS, strlen(HEADERS), &buffer);
+
+	if (headers == NULL)
+		return;
+	es_codec_read_headers(JsonbValueToJsonb(headers), &former);
+	for (int i = 0; i < lengthof(names); i++)
+		for (int j = 0; j < former.nheaders; j++)
+		{
+			const EsHeader *header = &former.headers[j];
+
+			if (strcmp(header->name, names[i]) != 0 || header->value == NULL)
+				continue;
+			add_header(writer, record, names[i], header->value, header->length);
+			break;
+		}
+}
+
 /* May the change be published?  By SQL ('topic' NULL) or by a record of that topic. */
 static bool
 judge(EsSinkWriter *writer, EsRecord *record, const char *topic)
@@ -417,6 +447,9 @@ judge(EsSinkWriter *writer, EsRecord *record, const char *topic)
 			es_share_partition_of(writer->share, record->key, record->key_length);
 	writer->verdict = es_share_judge(writer->share, writer->current, topic,
 									 record->partition, writer->stream);
+	/* It was dealt with when it was published for the first time. */
+	if (writer->verdict == ES_SHARE_LOST && writer->current <= writer->sink->again_to)
+		writer->verdict = ES_SHARE_KNOWN;
 	return writer->verdict == ES_SHARE_OURS;
 }
 
@@ -428,6 +461,7 @@ add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 	const char *partition;
 	const char *offset;
 	const char *since;
+	bool		restored;
 
 	if (!JB_ROOT_IS_OBJECT(metadata))
 		return judge(writer, record, NULL);
@@ -439,12 +473,18 @@ add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 		add_progress(writer, record, metadata);
 		return judge(writer, record, NULL);
 	}
-	if (strcmp(topic, writer->sink->topic) == 0)
+	restored = strcmp(topic, writer->sink->topic) == 0;
+	if (restored && writer->current > writer->sink->again_to)
 		return false;
 	/* Who restores a partition of the source looks into the one of that number. */
 	record->partition = pg_strtoint32(partition);
 	if (!judge(writer, record, topic))
 		return false;
+	if (restored)
+	{
+		add_former_origin(writer, record, metadata);
+		return true;
+	}
 	add_text_header(writer, record, ES_HEADER_TOPIC, topic);
 	add_text_header(writer, record, ES_HEADER_PARTITION, partition);
 	add_text_header(writer, record, ES_HEADER_OFFSET, offset);

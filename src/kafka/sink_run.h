@@ -90,7 +90,8 @@ typedef struct EsSinkRun
 	EsPosition flush_to;
 	uint64	   flush_ticket;
 
-	char state[24]; /* as shown */
+	char state[24];	   /* as shown */
+	char warning[160]; /* what is shown with "running"; '' = nothing */
 } EsSinkRun;
 
 extern void es_sink_set_state(EsSinkRun *run, const char *name, const char *message);
@@ -142,6 +143,15 @@ extern int es_sink_topic_count(EsSinkRun *run);
 
 /* False where that cannot be told now; stops where the topic is another one. */
 extern bool es_sink_topic_check(EsSinkRun *run, int count);
+
+/*
+ * Of a changelog topic: it ended no earlier than what its source has restored.  In
+ * a transaction with a snapshot, before something is put.
+ */
+extern void es_sink_topic_note_restored(EsSinkRun *run);
+
+/* Warns where others publish to the changelog topic. */
+extern void es_sink_topic_note_others(EsSinkRun *run);
 
 /* resume(): it is to be this one. */
 extern void es_sink_topic_accept(EsSinkRun *run);

@@ -14,6 +14,17 @@
  * The sink stops then, until resume() lets it go on with this one.  What was
  * acknowledged is in sink_position with the position; a crash loses both alike.
  *
+ * A store's changelog topic is what other servers restore it from, so it must not
+ * go on with a part of it.  What its source has restored from it counts for its
+ * ends, too; and after resume() the store's changelog is published once more from
+ * its first event on, with what was restored from the former topic (again_to).
+ *
+ * Others.  Where the source's partitions are taken by hand, two servers may have the
+ * same by mistake, and nothing fences one of them: that would take a transaction for
+ * each batch, with an id for each partition, and readers that know of them.  Who
+ * wants that has group_id (share.c).  But it is noticed (delivery.c), and said as
+ * long as this client lives.
+ *
  * A partition's end may be told too low for a moment, by a broker that has just
  * become its leader: so it is asked again before it counts.
  */
@@ -45,6 +56,26 @@ note_topic(EsSinkRun *run, const char *id)
 	es_task_commit(run->scratch);
 }
 
+/* Of a changelog: all is published again, and nothing was restored from this topic. */
+static void
+begin_again(EsSinkRun *run)
+{
+	Oid	  types[2] = {INT4OID, INT4OID};
+	Datum values[2] = {Int32GetDatum((int32) run->sink->id),
+					   Int32GetDatum((int32) run->sink->changelog_of)};
+
+	(void) es_spi_execute_as_owner(
+		"UPDATE eventstore.sink_position SET again_to = GREATEST(again_to, position),"
+		" position = 0 WHERE sink = $1",
+		1, types, values, NULL, SPI_OK_UPDATE);
+	(void) es_spi_execute_as_owner(
+		"DELETE FROM eventstore.source_offset o USING eventstore.source f,"
+		" eventstore.sink s WHERE s.id = $1 AND f.id = $2 AND o.source = f.id"
+		" AND o.topic = s.topic"
+		" AND o.partition <> ALL (COALESCE(f.replica_partitions, '{}'))",
+		2, types, values, NULL, SPI_OK_DELETE);
+}
+
 void
 es_sink_topic_accept(EsSinkRun *run)
 {
@@ -58,6 +89,8 @@ es_sink_topic_accept(EsSinkRun *run)
 	(void) es_spi_execute_as_owner("UPDATE eventstore.sink_position"
 								   " SET topic_id = NULL, ends = NULL WHERE sink = $1",
 								   1, types, values, NULL, SPI_OK_UPDATE);
+	if (run->sink->changelog_of != 0)
+		begin_again(run);
 	es_task_commit(run->scratch);
 	run->leave = ES_LEAVE_AND_RETURN;
 }
@@ -94,6 +127,53 @@ doubt_partition(EsSinkRun *run, int32 partition, int64 end, bool *known)
 								  ", and had " INT64_FORMAT
 								  ": the topic was truncated or made anew",
 								  partition, high, end);
+}
+
+/* Of replica partitions the source sees to that itself. */
+static void
+raise_ends(EsSinkRun *run, int64 **ends, int *n)
+{
+	static const char sql[] =
+		"SELECT o.partition, o.next_offset FROM eventstore.source_offset o"
+		" JOIN eventstore.source f ON f.id = o.source WHERE f.id = $1 AND o.topic = $2"
+		" AND o.partition <> ALL (COALESCE(f.replica_partitions, '{}'))"
+		" ORDER BY o.partition DESC";
+	Oid			 types[2] = {INT4OID, TEXTOID};
+	Datum		 values[2] = {Int32GetDatum((int32) run->sink->changelog_of),
+							  CStringGetTextDatum(run->sink->topic)};
+	EsRoleSwitch saved;
+
+	es_role_assume(es_extension_owner(), &saved);
+	SPI_connect();
+	es_spi_execute(sql, 2, types, values, NULL, true, SPI_OK_SELECT);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple row = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+		bool	  isnull;
+		int32	  number = DatumGetInt32(SPI_getbinval(row, desc, 1, &isnull));
+
+		if (number >= *n)
+		{
+			int64 *more = MemoryContextAllocZero(run->life, sizeof(int64) * (number + 1));
+
+			if (*n > 0)
+				memcpy(more, *ends, sizeof(int64) * *n);
+			*ends = more;
+			*n = number + 1;
+		}
+		(*ends)[number] =
+			Max((*ends)[number], DatumGetInt64(SPI_getbinval(row, desc, 2, &isnull)));
+	}
+	SPI_finish();
+	es_role_restore(&saved);
+}
+
+void
+es_sink_topic_note_restored(EsSinkRun *run)
+{
+	if (run->sink->changelog_of != 0 && es_delivery_is_empty(&run->delivery))
+		raise_ends(run, &run->delivery.ends, &run->delivery.nends);
 }
 
 static const char *
@@ -135,14 +215,44 @@ begin_ends(EsSinkRun *run, int count)
 		memcpy(run->delivery.ends, sink->ends, sizeof(int64) * Min(count, sink->nends));
 	run->delivery.topic = run->topic;
 	run->delivery.went_back = false;
+	/* A changelog topic's partition is one server's to write. */
+	run->delivery.nunbroken = sink->changelog_of != 0 && !sink->exactly_once ? count : 0;
+	run->delivery.unbroken = MemoryContextAllocZero(run->life, sizeof(int64) * count);
+	run->delivery.broken_in = -1;
+	run->warning[0] = '\0';
+}
+
+void
+es_sink_topic_note_others(EsSinkRun *run)
+{
+	if (run->delivery.broken_in < 0 || run->warning[0] != '\0')
+		return;
+	snprintf(run->warning, sizeof(run->warning),
+			 "somebody else writes to partition %d of the changelog topic: the record at "
+			 "offset " INT64_FORMAT " is not of this server",
+			 run->delivery.broken_in, run->delivery.broken_at);
+	ereport(WARNING,
+			(errmsg("source \"%s\": %s", run->sink->name, run->warning),
+			 errdetail("An older value may come behind a newer one of the same key."),
+			 errhint("Each partition is to be read, and its keys changed, on one server: "
+					 "see partitions, replica_partitions and group_id.")));
+	if (strcmp(run->state, "running") == 0)
+		es_sink_set_state(run, "running", "");
 }
 
 bool
 es_sink_topic_check(EsSinkRun *run, int count)
 {
 	bool		known;
-	const char *doubt = doubt_topic(run, count, &known);
+	const char *doubt;
 
+	if (run->sink->changelog_of != 0)
+	{
+		es_task_begin();
+		raise_ends(run, &run->sink->ends, &run->sink->nends);
+		es_task_commit(run->scratch);
+	}
+	doubt = doubt_topic(run, count, &known);
 	if (!known)
 		return false;
 	if (doubt != NULL && ++run->doubts < CHECKS)

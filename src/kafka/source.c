@@ -163,7 +163,7 @@ release_messages(EsKafkaClient *closing)
 
 	for (int i = 0; i < run->nrecords; i++)
 		rd_kafka_message_destroy(run->messages[i]);
-	run->nrecords = run->nwritten = 0;
+	run->nrecords = run->nwritten = run->nrelayed = 0;
 	for (int i = run->next_taken; i < run->ntaken; i++)
 		rd_kafka_message_destroy(run->taken[i]);
 	run->ntaken = 0;

@@ -197,7 +197,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_retry_dead_letters';
 COMMENT ON FUNCTION eventstore.retry_dead_letters(text, uuid[]) IS
 'Tries dead letters again: all, or those of these ids. Run it after mending the cause.
-Of a source: writes the records, oldest first, in the caller''s transaction. Returns how many are written now, and no longer dead letters; the others keep their row, with one attempt more and the new reason. In a store a record older than what the changelog last recorded of its key is dropped: it is out of date.
+Of a source: writes the records, oldest first, in the caller''s transaction. Returns how many are written now, and no longer dead letters; the others keep their row, with one attempt more and the new reason. In a store a record older than what the changelog last recorded of its key is dropped: it is out of date. With a changelog topic, also the changes that could not be published to it: as of a sink, but that one whose key has a later change is dropped, and one whose key is another member''s of the group stays; they count as well.
 Of a sink: its worker publishes the events, in the order of their positions, once the caller''s transaction has committed. Returns how many will be. The row of one goes when Kafka has acknowledged it; else it stays, with one attempt more and the new reason. It comes behind what was published meanwhile, also of the same key: consumers can tell by es-position. With exactly_once it comes once, as all do.
 Errors: LG007 no such source or sink; 42501 not the owner; 22004 null; 25001 a source''s, not at READ COMMITTED.';
 

@@ -39,6 +39,8 @@ void
 es_task_begin(void)
 {
 	StartTransactionCommand();
+	/* With nothing else in hand: we are not in the way of an update's locks, nor it of ours. */
+	es_extension_share();
 	PushActiveSnapshot(GetTransactionSnapshot());
 }
 

@@ -118,18 +118,20 @@ FROM eventstore.source_dead_letter d
 	JOIN eventstore.source s ON s.id = d.source
 WHERE eventstore.source_shown(s.owner, s.target)
 UNION ALL
-SELECT NULL, NULL, s.collection, d.position, d.reason, d.attempts, d.created_at,
+SELECT NULL, f.name, s.collection, d.position, d.reason, d.attempts, d.created_at,
 	d.id, s.topic, NULL, NULL,
 	NULL, NULL, NULL,
 	NULL, d.sqlstate, s.name
 FROM eventstore.sink_dead_letter d
 	JOIN eventstore.sink s ON s.id = d.sink
+	LEFT JOIN eventstore.source f ON f.id = s.changelog_of
 WHERE eventstore.source_shown(s.owner, s.collection);
 COMMENT ON VIEW eventstore.dead_letters IS
 'Events that a subscription gave up after the last attempt, of collections that the caller may SELECT from or owns; records that a source has parked, and events that a sink has, of those that he may see.
 Of a subscription: source is "subscription"; reason: "nack" or "lease expired", of the last attempt. The event itself is in the collection at that position, for as long as it is retained. A row stays until unsubscribe(); where seek() goes back, the event comes again, and may be given up again.
 Of a source: source is its name, collection its target; the record as it was, with its headers ([name, value] in their order); reason and sqlstate of the last attempt. A row stays until retry_dead_letters() has written it, or drop_source().
-Of a sink: sink is its name; the event is in the collection at that position. One whose reason says that events are no longer retained stands for all of them. A row stays until retry_dead_letters() has had it published, or drop_sink().';
+Of a sink: sink is its name; the event is in the collection at that position. One whose reason says that events are no longer retained stands for all of them. A row stays until retry_dead_letters() has had it published, or drop_sink().
+Of the publishing of a store''s changes to its changelog topic: source is the name of the source that has that topic, topic the changelog topic, collection the store''s changelog, position that of the change. A row stays until retry_dead_letters(source) has had it published, or drop_source().';
 GRANT SELECT ON eventstore.dead_letters TO PUBLIC;
 
 CREATE FUNCTION eventstore.note_owners() RETURNS trigger

@@ -190,6 +190,7 @@ write_store(EsWriter *writer, const EsRecord *records, const EsDecoded *decoded,
 			const EsProblem *problems)
 {
 	EsStoreChange	  *changes = palloc0(sizeof(EsStoreChange) * n);
+	EsMetadataPattern  pattern = {0};
 	EsStoreBatchResult result;
 	Oid				   changelog;
 	int				   nchanges = 0;
@@ -205,7 +206,7 @@ write_store(EsWriter *writer, const EsRecord *records, const EsDecoded *decoded,
 		change->value = decoded[i].value;
 		change->is_delete = !decoded[i].has_value;
 		if (OidIsValid(changelog))
-			change->metadata = es_codec_metadata(&records[i]);
+			change->metadata = es_codec_metadata(&records[i], &pattern);
 		nchanges++;
 	}
 	es_store_apply(writer->source->target, changes, nchanges, &result);
@@ -230,17 +231,24 @@ set_value(EsWriter *writer, EsEvent *event, const EsDecoded *decoded)
 static ArrayType *
 key_tag(const EsDecoded *decoded)
 {
-	Datum tag = PointerGetDatum(
-		cstring_to_text(psprintf("key:%s", TextDatumGetCString(decoded->key))));
+	static const char prefix[] = {'k', 'e', 'y', ':'};
+	const text		 *key = DatumGetTextPP(decoded->key);
+	Size			  length = sizeof(prefix) + VARSIZE_ANY_EXHDR(key);
+	text			 *tag = palloc(VARHDRSZ + length);
+	Datum			  elements[1] = {PointerGetDatum(tag)};
 
-	return construct_array(&tag, 1, TEXTOID, -1, false, TYPALIGN_INT);
+	SET_VARSIZE(tag, VARHDRSZ + length);
+	memcpy(VARDATA(tag), prefix, sizeof(prefix));
+	memcpy(VARDATA(tag) + sizeof(prefix), VARDATA_ANY(key), VARSIZE_ANY_EXHDR(key));
+	return construct_array(elements, 1, TEXTOID, -1, false, TYPALIGN_INT);
 }
 
 static void
 write_collection(EsWriter *writer, const EsRecord *records, const EsDecoded *decoded,
 				 int n, const EsProblem *problems)
 {
-	EsAppend append = {0};
+	EsMetadataPattern pattern = {0};
+	EsAppend		  append = {0};
 
 	append.coll = es_collection_open(writer->source->target, RowExclusiveLock);
 	append.events = palloc0(sizeof(EsEvent) * n);
@@ -253,7 +261,7 @@ write_collection(EsWriter *writer, const EsRecord *records, const EsDecoded *dec
 			continue;
 		event->type = writer->event_type;
 		event->expected_version = ES_NO_VERSION;
-		event->metadata = es_codec_metadata(&records[i]);
+		event->metadata = es_codec_metadata(&records[i], &pattern);
 		event->created_at_given = records[i].has_time;
 		event->created_at = records[i].time;
 		set_value(writer, event, &decoded[i]);

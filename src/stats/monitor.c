@@ -446,6 +446,36 @@ diagnose_stores(FunctionCallInfo fcinfo)
 	SPI_finish();
 }
 
+/* Of the sources that the caller sees: has the changelog topic another writer? */
+static void
+diagnose_changelog_topics(FunctionCallInfo fcinfo)
+{
+	SPITupleTable *sources;
+	uint64		   n;
+
+	SPI_connect();
+	es_spi_execute("SELECT name, changelog_message FROM eventstore.sources"
+				   " WHERE changelog_state = 'running' ORDER BY name",
+				   0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+	sources = SPI_tuptable;
+	n = SPI_processed;
+	for (uint64 i = 0; i < n; i++)
+	{
+		char *name = SPI_getvalue(sources->vals[i], sources->tupdesc, 1);
+		char *message = SPI_getvalue(sources->vals[i], sources->tupdesc, 2);
+
+		diagnose(
+			fcinfo, psprintf("source %s: changelog topic without another writer", name),
+			message == NULL,
+			message == NULL
+				? ""
+				: psprintf("%s. Let each partition be read, and its keys changed, on one "
+						   "server only; eventstore.resume() forgets the warning.",
+						   message));
+	}
+	SPI_finish();
+}
+
 Datum
 es_doctor(PG_FUNCTION_ARGS)
 {
@@ -463,5 +493,7 @@ es_doctor(PG_FUNCTION_ARGS)
 			diagnose_one(fcinfo, &list[i]);
 	}
 	diagnose_stores(fcinfo);
+	if (es_preloaded())
+		diagnose_changelog_topics(fcinfo);
 	PG_RETURN_NULL();
 }

@@ -37,7 +37,6 @@
  */
 #include "postgres.h"
 
-#include "port/pg_bswap.h"
 #include "store/batch.h"
 
 #include "access/genam.h"
@@ -51,6 +50,7 @@
 #include "collection/event.h"
 #include "collection/heads.h"
 #include "collection/key_walk.h"
+#include "collection/sorting.h"
 #include "collection/speculative.h"
 #include "compat.h"
 #include "errors.h"
@@ -89,69 +89,27 @@ typedef struct Batch
  * The last change of each key
  * ------------------------------------------------------------------------- */
 
-static int
-compare_keys(const EsStoreChange *a, const EsStoreChange *b)
-{
-	return es_bytes_compare((struct varlena *) DatumGetPointer(a->key),
-							(struct varlena *) DatumGetPointer(b->key));
-}
-
-/* With the key's first bytes, which tell most keys apart, as a number. */
-typedef struct SortedChange
-{
-	uint64				 prefix;
-	const EsStoreChange *change;
-} SortedChange;
-
-static uint64
-prefix_of(Datum key)
-{
-	uint64 prefix = 0;
-
-	memcpy(&prefix, VARDATA_ANY(key), Min(VARSIZE_ANY_EXHDR(key), sizeof(prefix)));
-	return pg_ntoh64(prefix);
-}
-
-/* They lie in one array, so of one key the later has the higher address. */
-static int
-compare_changes(const void *a, const void *b)
-{
-	const SortedChange *sa = a;
-	const SortedChange *sb = b;
-	int					order;
-
-	if (sa->prefix != sb->prefix)
-		return sa->prefix < sb->prefix ? -1 : 1;
-	order = compare_keys(sa->change, sb->change);
-	return order != 0 ? order : (sa->change > sb->change) - (sa->change < sb->change);
-}
-
 static void
 merge_changes(Batch *batch, const EsStoreChange *changes, int nchanges)
 {
-	const EsStoreChange **order =
-		palloc_extended(sizeof(*order) * nchanges, MCXT_ALLOC_HUGE);
-	SortedChange *sorted = palloc_extended(sizeof(*sorted) * nchanges, MCXT_ALLOC_HUGE);
-	int			  n = 0;
+	struct varlena **keys = palloc_extended(sizeof(*keys) * nchanges, MCXT_ALLOC_HUGE);
+	uint32			*order;
+	int				 n = 0;
 
 	for (int i = 0; i < nchanges; i++)
-	{
-		sorted[i].prefix = prefix_of(changes[i].key);
-		sorted[i].change = &changes[i];
-	}
-	qsort(sorted, nchanges, sizeof(*sorted), compare_changes);
-	for (int i = 0; i < nchanges; i++)
-		order[i] = sorted[i].change;
-	pfree(sorted);
+		keys[i] = (struct varlena *) DatumGetPointer(changes[i].key);
+	order = es_sort_bytes(keys, nchanges);
+	batch->changes = palloc_extended(sizeof(*batch->changes) * nchanges, MCXT_ALLOC_HUGE);
 	for (int i = 0; i < nchanges; i++)
 	{
-		if (i + 1 < nchanges && compare_keys(order[i], order[i + 1]) == 0)
+		if (i + 1 < nchanges && es_text_equal(keys[order[i]], keys[order[i + 1]]))
 			continue;
-		batch->has_deletes |= order[i]->is_delete;
-		order[n++] = order[i];
+		batch->has_deletes |= changes[order[i]].is_delete;
+		batch->changes[n++] = &changes[order[i]];
 	}
-	batch->changes = order;
 	batch->nchanges = n;
+	pfree(order);
+	pfree(keys);
 }
 
 /* ---------------------------------------------------------------------------

@@ -39,6 +39,7 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "spi.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/tcopprot.h"
@@ -160,8 +161,22 @@ may_empty(Oid database, Node *stmt)
 static bool
 concerns_extension(Node *stmt)
 {
-	return IsA(stmt, CreateExtensionStmt) ||
+	return IsA(stmt, CreateExtensionStmt) || IsA(stmt, AlterExtensionStmt) ||
 		   (IsA(stmt, DropStmt) && ((DropStmt *) stmt)->removeType == OBJECT_EXTENSION);
+}
+
+/*
+ * A script that updates the extension locks its tables one after the other, and so
+ * does a worker's transaction, in another order: each might have what the other
+ * one waits for.  So the update waits for the workers first, which take the
+ * extension before anything else.  Nobody keeps them from it by a command that
+ * will be refused.
+ */
+static void
+await_workers(Node *stmt)
+{
+	if (IsA(stmt, AlterExtensionStmt))
+		es_extension_lock(((AlterExtensionStmt *) stmt)->extname);
 }
 
 static void
@@ -172,6 +187,8 @@ process_utility(ES_UTILITY_PARAMETERS)
 	Oid			database = name != NULL ? get_database_oid(name, true) : InvalidOid;
 	/* The tree may be gone once the statement has run. */
 	bool wake = concerns_extension(stmt);
+
+	await_workers(stmt);
 
 	if (!OidIsValid(database) || !may_empty(database, stmt))
 	{

@@ -136,9 +136,27 @@ $waiting->send("SELECT position FROM eventstore.read('stock_changelog', wait => 
 await_asleep($node, 'waiting');
 await_true($node, 'SELECT count(*) > 300 FROM a');
 
+# A worker that is amid a transaction may need what the update would lock first.
+answer(q{CREATE FUNCTION hold_up() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+	LOOP EXIT WHEN pg_catalog.pg_try_advisory_xact_lock_shared(42); PERFORM pg_catalog.pg_sleep(0.02); END LOOP;
+	RETURN NEW; END$$;
+	CREATE TRIGGER hold_up BEFORE INSERT ON kv FOR EACH ROW EXECUTE FUNCTION hold_up()});
+my $holder = session($node);
+$holder->run('SELECT pg_advisory_lock(42)');
+$mock->produce('t', [ 'held', '1' ]);
+await_true($node, "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'eventstore source' AND wait_event = 'PgSleep'");
 my $administrator = session($node);
 $administrator->run($patient);
-is($administrator->try("BEGIN; SET lock_timeout = '20s'; ALTER EXTENSION eventstore UPDATE TO '$next'"), '00000', 'an update gets its locks beside writers, readers and workers');
+my $pid = $administrator->backend_pid;
+$administrator->run("BEGIN; SET lock_timeout = '20s'");
+$administrator->send("ALTER EXTENSION eventstore UPDATE TO '$next'");
+await_true($node, "SELECT count(*) = 1 FROM pg_locks WHERE pid = $pid AND NOT granted");
+is(answer("SELECT count(*) FROM pg_locks WHERE pid = $pid AND mode = 'AccessExclusiveLock' AND granted"), '0', 'an update that waits for a worker has nothing yet that this one may need');
+$holder->run('SELECT pg_advisory_unlock(42)');
+$holder->quit;
+$administrator->receive;
+is($administrator->{state}, '00000', 'an update gets its locks beside writers, readers and workers');
+is(answer("SELECT count(*) FROM kv WHERE key = 'held'"), '1', 'and the worker has come to its end');
 # It has them now, and nothing goes on, until it is undone.
 await_true($node, "SELECT count(*) > 2 FROM pg_stat_activity WHERE wait_event_type = 'Lock'");
 $administrator->run('ROLLBACK');
@@ -181,5 +199,6 @@ await_true($node, "SELECT count(*) = 1 FROM kv WHERE key = 'last'");
 pass('and the source');
 
 $node->stop;
+unlike(PostgreSQL::Test::Utils::slurp_file($node->logfile), qr/deadlock detected|source "in": retrying/, 'nobody was in the way of another for good');
 no_crash($node);
 done_testing();

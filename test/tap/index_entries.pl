@@ -64,6 +64,15 @@ sub entries_are_whole
 $node->command_ok([ 'pgbench', '-n', '-c', '4', '-j', '2', '-t', $transactions, '-f', "$dir/batch.sql", '-h', $node->host, '-p', $node->port, 'postgres' ], 'batches by four at once');
 entries_are_whole('written');
 
+# More than are written together, and larger ones
+$node->safe_psql('postgres', q{
+	SELECT batch('c', 0, 23000);
+	SELECT count(*) FROM eventstore.append_array('c', (
+		SELECT array_agg(ROW ('large', NULL, ARRAY['large-' || i], NULL, NULL, convert_to(repeat(md5(i::text), 40000), 'UTF8'), NULL, NULL, NULL)::eventstore.new_event)
+		FROM generate_series(1, 30) i))});
+is($node->safe_psql('postgres', q{SELECT count(*), count(DISTINCT body) FROM eventstore.read('c', types => '{large}')}), '30|30', 'large events, more than fit into memory together');
+entries_are_whole('more at once');
+
 # Vacuum, which leaves pages half dead and deleted, with holes to be filled
 $node->psql('postgres', q{BEGIN; SELECT batch('c', 1, 20000); ROLLBACK;});
 $node->safe_psql('postgres', q{VACUUM c; SELECT batch('c', 1, 5000);});

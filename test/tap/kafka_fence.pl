@@ -90,6 +90,39 @@ await_assigned('a', 'kv', 1);
 is(query('a', "SELECT eventstore.get_text('kv', 'k')"), 'second', 'back again, it has what the other one published');
 $servers{b}->start;
 
+# ---- changes that could not be published, tried again ----------------------------------------------
+
+# A static member's name says who of two has the only partition: b, wherever it is.
+make_topics('letters', 1);
+create('a', 'letters', ', "group.instance.id": "z"');
+await_assigned('a', 'letters', 1);
+$proxy->ask('hole');
+query('a', "SELECT eventstore.put_text('letters', '$_', 'too late') FROM eventstore.sources WHERE name = 'letters'") foreach 'mine', 'changed', 'mended';
+create('b', 'letters', ', "group.instance.id": "a"');
+await_assigned('b', 'letters', 1);
+query('b', "SELECT eventstore.put_text('letters', 'changed', 'since')");
+await_published('b', 'letters');
+$proxy->ask('pass');
+my $letters = "SELECT string_agg(e.stream || ' ' || attempts || ' ' || d.topic, ', ' ORDER BY d.position) FROM eventstore.dead_letters d, eventstore.read('letters_changelog') e WHERE e.position = d.position AND d.source = 'letters' AND d.collection = 'letters_changelog'::regclass";
+await_true($servers{a}, "SELECT count(*) = 3 FROM eventstore.dead_letters WHERE source = 'letters'");
+is(query('a', $letters), 'mine 1 letters-changelog, changed 1 letters-changelog, mended 1 letters-changelog', 'are dead letters of the source');
+is(query('a', "SELECT eventstore.retry_dead_letters('letters')"), '3', 'tried again');
+$kafka->await('they are tried', sub { query('a', $letters) eq 'mine 2 letters-changelog, changed 2 letters-changelog, mended 2 letters-changelog' });
+is(last_values('letters-changelog'), 'changed=since', 'what is another\'s to publish stays');
+query('b', "SELECT eventstore.pause('letters')");
+await_assigned('a', 'letters', 1);
+my $mine = query('a', "SELECT id FROM eventstore.dead_letters d WHERE source = 'letters' ORDER BY position LIMIT 1");
+is(query('a', "SELECT eventstore.retry_dead_letters('letters', '{$mine}')"), '1', 'the one that is named');
+$kafka->await('it is published', sub { last_values('letters-changelog') eq 'changed=since mine=too late' });
+query('a', "SELECT eventstore.put_text('letters', 'mended', 'here')");
+await_true($servers{a}, "SELECT count(*) = 2 FROM eventstore.dead_letters WHERE source = 'letters'");
+is(query('a', "SELECT eventstore.retry_dead_letters('letters')"), '2', 'and the others');
+await_true($servers{a}, "SELECT count(*) = 0 FROM eventstore.dead_letters WHERE source = 'letters'");
+await_published('a', 'letters');
+is(last_values('letters-changelog'), 'changed=since mended=here mine=too late', 'which are out of date, and do not come behind what is newer');
+is(query('a', "SELECT eventstore.get_text('letters', 'changed')"), 'since', 'here neither');
+query($_, "SELECT eventstore.drop_source('letters')") foreach 'a', 'b';
+
 # ---- whose a key is to change ------------------------------------------------------------------
 
 make_topics('shared', 2);
@@ -106,9 +139,9 @@ foreach my $key (map { "k$_" } 1 .. 20)
 is(join(' ', sort keys %{ { reverse %owner } }), 'a b', 'each key can be changed by SQL where its partition is, and nowhere else');
 await_published($_, 'shared') foreach 'a', 'b';
 is(last_values('shared-changelog'), join(' ', map { "$_=$owner{$_}" } sort keys %owner), 'and is published from there');
-my ($mine) = grep { $owner{$_} eq 'a' } sort keys %owner;
+my ($key) = grep { $owner{$_} eq 'a' } sort keys %owner;
 query('b', "SELECT eventstore.pause('shared')");
-is(sqlstate_of($servers{b}, "SELECT eventstore.put_text('shared', '$mine', 'b')"), '55000', 'while it is not known, no key can');
+is(sqlstate_of($servers{b}, "SELECT eventstore.put_text('shared', '$key', 'b')"), '55000', 'while it is not known, no key can');
 
 no_crash($_) foreach values %servers;
 $_->stop foreach values %servers;

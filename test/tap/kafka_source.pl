@@ -77,6 +77,17 @@ is(query("SELECT source, topic, partition, record_offset, convert_from(key, 'UTF
 	'every|every|0|3|a|no json|22P02|the value cannot be taken as json: it is not JSON', 'what does not decode is a dead letter');
 is_clean($node, 'log');
 
+# Where they came from: numbers of any length, each record's own
+$mock->create_topic('numbered', 2);
+query("SELECT eventstore.create_collection('numbered')");
+$mock->produce('numbered', map { [ "k$_", $_, $_ % 1000 == 7 ? [ h => 'x' ] : [], { partition => $_ % 2, timestamp => 1_700_000_000_000 + 2500 * $_ } ] } 0 .. 20_099);
+query(create('numbered', 'numbered', 'numbered', "value_format => 'json'"));
+caught_up('numbered');
+is(query(q{SELECT count(*), count(*) FILTER (WHERE metadata <> CASE WHEN n % 1000 = 7 THEN '{"headers": [["h", "x"]]}' ELSE '{}' END::jsonb
+		|| jsonb_build_object('topic', 'numbered', 'partition', n % 2, 'offset', n / 2, 'timestamp', 1700000000000 + 2500 * n))
+	FROM (SELECT data::bigint AS n, metadata FROM eventstore.read('numbered', max_count => 30000)) r}), '20100|0', 'metadata');
+is_clean($node, 'numbered');
+
 # ---- batches ---------------------------------------------------------------------------
 
 $mock->create_topic('batches', 1);
