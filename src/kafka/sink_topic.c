@@ -65,8 +65,10 @@ begin_again(EsSinkRun *run)
 					   Int32GetDatum((int32) run->sink->changelog_of)};
 
 	(void) es_spi_execute_as_owner(
-		"UPDATE eventstore.sink_position SET again_to = GREATEST(again_to, position),"
-		" position = 0 WHERE sink = $1",
+		"UPDATE eventstore.sink_position p SET position = 0,"
+		" again_to = GREATEST(p.again_to, p.position,"
+		" eventstore.collection_head(s.collection))"
+		" FROM eventstore.sink s WHERE s.id = $1 AND p.sink = s.id",
 		1, types, values, NULL, SPI_OK_UPDATE);
 	(void) es_spi_execute_as_owner(
 		"DELETE FROM eventstore.source_offset o USING eventstore.source f,"
