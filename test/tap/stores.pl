@@ -171,7 +171,8 @@ replays('fast', 'rebuilt and written');
 $node->safe_psql('postgres', q{SELECT eventstore.clear('fast')});
 $node->safe_psql('postgres', 'VACUUM fast');
 is($node->safe_psql('postgres', q{SELECT pg_relation_size('fast'), eventstore.get('fast', 'a1') IS NULL}), '0|t', 'one that was cleared is not taken for lost');
-$node->restart('immediate');
+$node->stop('immediate');
+$node->start;
 is($node->safe_psql('postgres', q{SELECT eventstore.put('fast', 'a1', '1') IS NULL}), 't', 'nor after a crash');
 replays('fast', 'cleared and written');
 

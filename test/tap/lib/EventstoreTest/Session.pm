@@ -77,14 +77,26 @@ sub send
 	return;
 }
 
+# A signal ends a select, too.
+sub await_more
+{
+	my ($self) = @_;
+	my $end = time + $self->{deadline};
+
+	until ($self->{select}->can_read(1))
+	{
+		croak "$self->{name}: no answer to: $self->{sql}" if time > $end;
+	}
+	return;
+}
+
 sub read_line
 {
 	my ($self) = @_;
 
 	while ((my $end = index($self->{buffer}, "\n")) < 0)
 	{
-		croak "$self->{name}: no answer to: $self->{sql}"
-		  unless $self->{select}->can_read($self->{deadline});
+		$self->await_more;
 		return undef unless sysread($self->{out}, $self->{buffer}, 65536, length $self->{buffer});
 	}
 	$self->{buffer} =~ s/^(.*?)\n//s;
