@@ -5,10 +5,10 @@ import time
 
 import psycopg
 from lib import cpu, options, report, server
-from lib.kafka_topic import KEYS, RIG, SIZE_BYTES, Broker, Topic
+from lib.kafka_topic import KEYS, RIG, SIZE_BYTES, Broker, Grid, Topic
 
 RECORDS = 20_000 if options.QUICK else 500_000
-RESTORED_KEYS = 10_000 if options.QUICK else 1_000_000
+RESTORED_KEYS = [10_000] if options.QUICK else [1_000_000, 4_000_000] if options.LARGE else [1_000_000]
 PINGS = 20 if options.QUICK else 300
 LIMIT_SECONDS = 600
 
@@ -29,7 +29,7 @@ def connect():
 
 
 class Flow:
-    """Records go from somewhere to somewhere; the first one seen starts the clock."""
+    """Records go from somewhere to somewhere; 'first' starts the clock, 'last' stops it."""
 
     def __init__(self, name, records, begin, first, last, end):
         self.name, self.records = name, records
@@ -78,13 +78,16 @@ def out_of_collection(topic, title, events, exactly_once):
                 ["SELECT eventstore.drop_sink('k')"])
 
 
-def restore(topic):
-    return Flow(f"restore of {topic.expected[0]:,} keys from a changelog topic", topic.records,
-                "SELECT eventstore.create_store('restored'); "
-                "SELECT eventstore.create_source('r', 'bench', 'nothing', 'restored', mode => 'replica',"
-                f" changelog_topic => '{topic.name}')",
-                "SELECT count(*) > 0 FROM eventstore.source_partitions WHERE source = 'r' AND position > 0",
-                f"SELECT sum(position) = {topic.records} FROM eventstore.source_partitions WHERE source = 'r'",
+def restore(grid, changelog):
+    """The clock starts when the worker begins to read.  A store without a changelog has no changelog topic, and reads it as its own."""
+    read, more = ("nothing", f", changelog_topic => '{grid.name}'") if changelog else (grid.name, "")
+    return Flow(f"restore of {grid.records:,} keys from a changelog topic" if changelog else
+                f"the same {grid.records:,} records into a store without changelog", grid.records,
+                f"SELECT eventstore.create_store('restored', changelog => {changelog}); "
+                f"SELECT eventstore.create_source('r', 'bench', '{read}', 'restored'{more})",
+                f"SELECT state = '{'restoring' if changelog else 'running'}' FROM eventstore.sources WHERE name = 'r'",
+                f"SELECT coalesce(sum(position), 0) = {grid.records} FROM eventstore.source_partitions"
+                f" WHERE source = 'r' AND topic = '{grid.name}'",
                 ["SELECT eventstore.drop_source('r')", "SELECT eventstore.drop_store('restored')"])
 
 
@@ -141,7 +144,8 @@ def main():
     server.sql(f"""CREATE SERVER bench FOREIGN DATA WRAPPER eventstore_kafka
         OPTIONS ("bootstrap.servers" '{broker.address}')""")
     topic = Topic(broker, 4, RECORDS)
-    keys = Topic(broker, 4, RESTORED_KEYS, keys=RESTORED_KEYS)
+    grids = [Grid(broker, 4, keys) for keys in RESTORED_KEYS]
+    broker.client("create", "nothing", 4)
     broker.client("create", "out", 4)
     server.make_collection("events")
     server.fill("events", RECORDS, 10_000)
@@ -152,7 +156,7 @@ def main():
              into_store(topic, "without changelog", "false"),
              out_of_collection("out", "at least once", RECORDS, "false"),
              out_of_collection("out", "exactly once", RECORDS, "true"),
-             restore(keys)]
+             *[restore(grid, changelog) for grid in grids for changelog in (True, False)]]
     figures = report.measure({flow.name: lambda flow=flow: flow.run(postmaster) for flow in flows})
     lines = [[flow.name, report.median(figures, flow.name), f"{flow.cpu:.1f}"] for flow in flows]
     middle, late, memory = latency(broker)

@@ -18,8 +18,8 @@ SELECT key, value, version, updated_at = '2000-01-01 00:00:00+00' AS given FROM 
 SELECT position, stream, version, type, data, metadata FROM kv_changelog WHERE position > 2 ORDER BY position;
 SELECT * FROM eventstore.store_apply('kv', '{}', '{}'::jsonb[]);
 
--- The same random changes, both ways, on stores of each kind
-CREATE PROCEDURE compare(format text, key_format text, changelog boolean, rounds int)
+-- The same random changes, both ways, on stores of each kind; 'alone': with nobody else writing
+CREATE PROCEDURE compare(format text, key_format text, changelog boolean, rounds int, alone boolean = false)
 LANGUAGE plpgsql AS $$
 DECLARE
 	keys text[];
@@ -45,6 +45,9 @@ BEGIN
 			input := (SELECT array_agg(to_jsonb(t))::text FROM unnest(input::text[]) t);
 		ELSIF format = 'bytes' THEN
 			input := (SELECT array_agg(convert_to(t, 'UTF8'))::text FROM unnest(input::text[]) t);
+		END IF;
+		IF alone THEN
+			LOCK TABLE direct IN SHARE ROW EXCLUSIVE MODE;
 		END IF;
 		EXECUTE format('SELECT * FROM eventstore.store_apply(%L, $1, $2::%s[], $3, $4)', 'direct', type) INTO one USING keys, input, metas, times;
 		EXECUTE format('SELECT * FROM eventstore.store_apply(%L, $1, $2::%s[], $3, $4, true)', 'by_row', type) INTO two USING keys, input, metas, times;
@@ -76,6 +79,34 @@ CALL compare('text', 'text', true, 6);
 CALL compare('bytes', 'bytes', true, 6);
 CALL compare('json', 'text', false, 12);
 CALL compare('bytes', 'bytes', false, 6);
+CALL compare('json', 'text', true, 12, alone => true);
+CALL compare('bytes', 'bytes', true, 6, alone => true);
+CALL compare('text', 'text', false, 6, alone => true);
+
+-- Alone: more new keys than are written at once, some of them deleted before, or of this transaction
+SELECT eventstore.create_store('alone', 'text');
+SELECT eventstore.put_text('alone', 'k' || i, 'first') FROM generate_series(1, 2000, 400) i \g /dev/null
+SELECT eventstore.delete_text('alone', 'k' || i) FROM generate_series(1, 2000, 800) i;
+BEGIN;
+LOCK TABLE alone IN SHARE ROW EXCLUSIVE MODE;
+SELECT * FROM eventstore.store_apply('alone', '{only,k5}', '{one,this}'::text[]);
+SELECT * FROM eventstore.store_apply('alone', '{k5,k1205}', '{null,null}'::text[]);
+SAVEPOINT s;
+SELECT * FROM eventstore.store_apply('alone', '{k5,k6,undone}', '{1,2,3}'::text[]);
+ROLLBACK TO s;
+SELECT eventstore.store_apply('alone', array_agg('k' || i), array_agg(repeat('value ' || i, CASE WHEN i % 700 = 0 THEN 3000 ELSE 1 END))) FROM generate_series(1, 2500) i;
+COMMIT;
+SELECT count(*), count(DISTINCT key), sum(version), count(*) FILTER (WHERE value LIKE 'value ' || substr(key, 2) || '%') AS values FROM alone;
+SELECT version, count(*) FROM alone GROUP BY version ORDER BY version;
+SELECT stream, version, type FROM alone_changelog WHERE stream IN ('k1', 'k401', 'k5', 'k6', 'only', 'undone') ORDER BY stream, version;
+SELECT count(*) FROM alone s JOIN alone_changelog e ON e.stream = s.key AND e.version = s.version AND e.body = convert_to(s.value, 'UTF8') AND e.created_at = s.updated_at;
+SELECT * FROM eventstore.verify('alone_changelog');
+-- A lock that lets others write is none
+BEGIN;
+LOCK TABLE alone IN SHARE UPDATE EXCLUSIVE MODE;
+SELECT * FROM eventstore.store_apply('alone', '{another,k1}', '{1,2}'::text[]);
+COMMIT;
+SELECT version FROM eventstore.peek('alone_changelog', 'another');
 
 -- Keys are written in bytewise order, whatever they begin with, and of one key the last counts
 SELECT eventstore.create_store('ordered');

@@ -51,3 +51,15 @@ class Topic:
         line = self.broker.client("consume", self.name, partition, int(end) - 1)
         fields = dict(field.split("=", 1) for field in line.strip().split("\t"))
         return fields["key"], int(fields["value"].split()[1].rstrip(","))
+
+
+class Grid:
+    """Filled with records each of which has a key of its own."""
+
+    TENANTS, ITEMS = 100, 20
+
+    def __init__(self, broker, partitions, records):
+        self.records = records
+        self.name = f"grid_{records}"
+        broker.client("create", self.name, partitions)
+        broker.client("grid", self.name, self.TENANTS, self.ITEMS, records // (self.TENANTS * self.ITEMS))

@@ -119,7 +119,10 @@ collect_streams(AppendRun *run)
 		EsEvent *event = events[order[i]];
 
 		if (last == NULL || !es_text_equal(last, event->stream))
+		{
+			run->streams[run->nstreams].is_new = event->stream_is_new;
 			run->streams[run->nstreams++].stream = event->stream;
+		}
 		event->stream_index = run->nstreams - 1;
 		last = event->stream;
 	}
@@ -134,7 +137,7 @@ lock_streams(AppendRun *run)
 	if (run->nstreams == 0)
 		return;
 	run->heads = es_heads_begin(run->coll);
-	if (run->nstreams == 1)
+	if (run->nstreams == 1 && !run->streams[0].is_new)
 		es_heads_lock(run->heads, &run->streams[0]);
 	else
 		es_heads_lock_all(run->heads, run->streams, run->nstreams);
@@ -167,8 +170,7 @@ save_streams(AppendRun *run)
 		head->last_position = event->position;
 		head->last_at = event->created_at;
 	}
-	for (int i = 0; i < run->nstreams; i++)
-		es_heads_save(run->heads, &run->streams[i]);
+	es_heads_save_all(run->heads, run->streams, run->nstreams);
 }
 
 /* ---------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 /*
  * collection/entries.c
- *		The entries of many events in a segment's indexes.
+ *		The entries of many rows, mostly events, in a table's indexes.
  *
  * The executor gives each row its entries, index after index.  For many rows it
  * is the other way round: all entries of one index, in its order, so that those
@@ -59,7 +59,7 @@ is_indexed(IndexInfo *info, EState *estate, TupleTableSlot *slot)
 	return ExecQual(info->ii_PredicateState, GetPerTupleExprContext(estate));
 }
 
-/* The events' numbers by stream, in each stream as they are; NULL: as they are. */
+/* The events' numbers by stream, in each stream as they are. */
 static uint64 *
 order_by_stream(const EsEvent *events, int n)
 {
@@ -72,12 +72,13 @@ order_by_stream(const EsEvent *events, int n)
 	return order;
 }
 
+/* 'events' is NULL where the rows are none. */
 static void
 insert_into_tree(Relation heap, Relation index, IndexInfo *info, EState *estate,
 				 const EsEvent *events, TupleTableSlot **slots, int n)
 {
-	bool		by_stream = info->ii_IndexAttrNumbers[0] == ES_ATT_STREAM;
-	uint64	   *order = by_stream ? order_by_stream(events, n) : NULL;
+	bool	by_stream = events != NULL && info->ii_IndexAttrNumbers[0] == ES_ATT_STREAM;
+	uint64 *order = by_stream ? order_by_stream(events, n) : NULL;
 	IndexTuple *tuples = palloc(sizeof(IndexTuple) * n);
 	int			ntuples = 0;
 	Datum		values[INDEX_MAX_KEYS];
@@ -132,6 +133,15 @@ es_entries_insert(ResultRelInfo *rri, EState *estate, const EsEvent *events,
 {
 	if (n > 1 && fits(rri, es_label_index_am()))
 		insert_by_index(rri, estate, events, slots, n);
+	else
+		insert_by_row(rri, estate, slots, n);
+}
+
+void
+es_entries_insert_rows(ResultRelInfo *rri, EState *estate, TupleTableSlot **slots, int n)
+{
+	if (n > 1 && fits(rri, InvalidOid))
+		insert_by_index(rri, estate, NULL, slots, n);
 	else
 		insert_by_row(rri, estate, slots, n);
 }

@@ -1,6 +1,6 @@
 /*
  * collection/entries.h
- *		The entries of many events in a segment's indexes.
+ *		The entries of many rows in a table's indexes.
  */
 #ifndef ES_ENTRIES_H
 #define ES_ENTRIES_H
@@ -14,5 +14,9 @@
 /* Of rows that are written: their slots have their places. */
 extern void es_entries_insert(ResultRelInfo *rri, EState *estate, const EsEvent *events,
 							  TupleTableSlot **slots, int n);
+
+/* The same for rows that are no events; best in the order of the index's keys. */
+extern void es_entries_insert_rows(ResultRelInfo *rri, EState *estate,
+								   TupleTableSlot **slots, int n);
 
 #endif /* ES_ENTRIES_H */

@@ -31,6 +31,7 @@ typedef struct EsEvent
 	bool		created_at_given;
 	TimestampTz created_at;
 	int64		expected_version; /* or ES_NO_VERSION */
+	bool		stream_is_new;	  /* of recorded changes: see EsStreamHead.is_new */
 
 	/* as found by the append */
 	int		   stream_index; /* into the append's streams; -1 without a stream */

@@ -12,7 +12,9 @@
  * speculatively (as INSERT ... ON CONFLICT does), as version 0, by whoever is
  * first; the others find it in the unique index and wait for that transaction.
  * Nobody else sees version 0: the row is brought up to date, or gone, before
- * the transaction ends.
+ * the transaction ends.  Where the caller keeps others from beginning streams, and
+ * has seen that there is no row, none of that is needed, and the rows are written
+ * when they are saved, many at once.
  *
  * Rows are read and written here, below the executor, because an appender
  * needs INSERT on the collection and no right on this table.  All reads use a
@@ -33,6 +35,7 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "collection/bulk.h"
 #include "collection/event.h"
 #include "collection/layout.h"
 #include "collection/speculative.h"
@@ -299,7 +302,7 @@ es_heads_look(EsHeads *heads, EsKeyWalk *walk, text *stream, EsStreamHead *head)
 	if (found)
 		read_head(head, heads->slot);
 	ExecClearTuple(heads->slot);
-	return found && head->version > 0;
+	return found;
 }
 
 static bool
@@ -489,7 +492,7 @@ es_heads_lock_all(EsHeads *heads, EsStreamHead *streams, int nstreams)
 	EsKeyWalk *walk = es_heads_walk(heads, snapshot, nstreams);
 
 	for (int i = 0; i < nstreams; i++)
-		if (!lock_walked(heads, walk, snapshot, &streams[i]))
+		if (!streams[i].is_new && !lock_walked(heads, walk, snapshot, &streams[i]))
 			es_heads_lock(heads, &streams[i]);
 	es_key_walk_end(walk);
 	UnregisterSnapshot(snapshot);
@@ -516,4 +519,28 @@ es_heads_save(EsHeads *heads, EsStreamHead *head)
 	}
 	ExecClearTuple(heads->new_slot);
 	remember_own_row(heads, head);
+}
+
+static void
+save_new(EsHeads *heads, EsBulk **bulk, const EsStreamHead *head)
+{
+	open_indexes(heads);
+	if (*bulk == NULL)
+		*bulk = es_bulk_begin(heads->rri, heads->estate);
+	fill_slot(es_bulk_slot(*bulk), head);
+	es_bulk_add(*bulk, NULL);
+}
+
+void
+es_heads_save_all(EsHeads *heads, EsStreamHead *streams, int nstreams)
+{
+	EsBulk *bulk = NULL;
+
+	for (int i = 0; i < nstreams; i++)
+		if (streams[i].is_new)
+			save_new(heads, &bulk, &streams[i]);
+		else
+			es_heads_save(heads, &streams[i]);
+	if (bulk != NULL)
+		es_bulk_end(bulk);
 }

@@ -15,7 +15,8 @@
 typedef struct EsStreamHead
 {
 	text		   *stream;
-	int64			version;		/* the last one; 0 = no event yet */
+	bool			is_new;	 /* the caller knows that it has no row, nor can get one */
+	int64			version; /* the last one; 0 = no event yet */
 	EsPosition		first_position; /* of the stream's first event ever; 0 = none */
 	EsPosition		last_position;
 	TimestampTz		first_at;
@@ -36,16 +37,25 @@ extern EsHeads *es_heads_begin(const EsCollection *coll);
  */
 extern void es_heads_lock(EsHeads *heads, EsStreamHead *head);
 
-/* The same for many, which are in bytewise order. */
+/*
+ * The same for many, which are in bytewise order.  One that is new gets its row
+ * when it is saved.
+ */
 extern void es_heads_lock_all(EsHeads *heads, EsStreamHead *streams, int nstreams);
 
-/* Looks at many without a lock, in bytewise order, as es_heads_peek does at one. */
+/*
+ * Looks at many without a lock, in bytewise order: as es_heads_peek does at one, but
+ * a row of version 0 is one, too.
+ */
 extern EsKeyWalk *es_heads_walk(EsHeads *heads, Snapshot snapshot, int nstreams);
 extern bool		  es_heads_look(EsHeads *heads, EsKeyWalk *walk, text *stream,
 								EsStreamHead *head);
 
 /* Writes it back.  Between lock and save the command counter must have moved. */
 extern void es_heads_save(EsHeads *heads, EsStreamHead *head);
+
+/* The same for those that es_heads_lock_all has locked. */
+extern void es_heads_save_all(EsHeads *heads, EsStreamHead *streams, int nstreams);
 
 extern void es_heads_end(EsHeads *heads);
 

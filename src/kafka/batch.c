@@ -29,6 +29,13 @@
 
 /* A batch is due at so many bytes, however few records they are. */
 #define BATCH_BYTES (16 * 1024 * 1024)
+/*
+ * What is restored nobody waits for record by record, and the more keys a batch has,
+ * the closer they lie together in the indexes.  Each takes about 2 kB while it is
+ * written.
+ */
+#define RESTORE_RECORDS 50000
+#define RESTORE_BYTES	(4 * BATCH_BYTES)
 /* The pause after a failed transaction doubles from the first to the last value. */
 #define RETRY_FIRST_MS 20
 #define RETRY_LAST_MS  10000
@@ -57,7 +64,33 @@ es_batch_drop(EsSourceRun *run)
 	}
 	run->nrecords = run->nwritten = run->nrelayed = 0;
 	run->nbytes = 0;
-	run->width = run->source->flush_count;
+	run->width = run->capacity;
+}
+
+static void
+make_room(EsSourceRun *run, int capacity, size_t capacity_bytes)
+{
+	run->capacity = capacity;
+	run->capacity_bytes = capacity_bytes;
+	run->messages = MemoryContextAlloc(run->life, sizeof(*run->messages) * run->capacity);
+	run->records = MemoryContextAlloc(run->life, sizeof(*run->records) * run->capacity);
+}
+
+void
+es_batch_begin(EsSourceRun *run)
+{
+	make_room(run, run->source->flush_count, BATCH_BYTES);
+	es_batch_drop(run);
+}
+
+void
+es_batch_begin_restore(EsSourceRun *run)
+{
+	es_batch_drop(run);
+	pfree(run->messages);
+	pfree(run->records);
+	make_room(run, Max(run->source->flush_count, RESTORE_RECORDS), RESTORE_BYTES);
+	run->width = run->capacity;
 }
 
 static void
@@ -127,7 +160,7 @@ es_batch_add(EsSourceRun *run, rd_kafka_message_t *message)
 bool
 es_batch_has_room(EsSourceRun *run)
 {
-	return run->nrecords < run->source->flush_count && run->nbytes < BATCH_BYTES;
+	return run->nrecords < run->capacity && run->nbytes < run->capacity_bytes;
 }
 
 /* ---------------------------------------------------------------------------
@@ -255,7 +288,7 @@ write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 	int			 skipped = 0;
 	int			 end;
 
-	es_restore_hold(run);
+	es_restore_hold(run, to - from);
 	writer = es_writer_begin(run->source);
 	/* What is known to fail is not tried again: it may have been its decoding. */
 	if (known != NULL)
@@ -404,7 +437,7 @@ write_step(EsSourceRun *run)
 	{
 		case OUTCOME_WRITTEN:
 			run->nwritten = to;
-			run->width = Min(run->width * 2, run->source->flush_count);
+			run->width = Min(run->width * 2, run->capacity);
 			run->retry_at = 0;
 			run->retry_ms = 0;
 			return true;
@@ -451,5 +484,6 @@ es_batch_is_due(EsSourceRun *run, TimestampTz now)
 	if (run->nrecords == 0 || run->halt != ES_HALT_NONE || run->retry_at > now)
 		return false;
 	return !es_batch_has_room(run) || run->nwritten > 0 || run->flush_wanted ||
-		   run->catch_up_wanted || now - run->oldest >= run->source->flush_us;
+		   run->catch_up_wanted || now - run->oldest >= run->source->flush_us ||
+		   (run->restoring && es_restore_is_taken(run));
 }

@@ -9,6 +9,10 @@
 
 #include "kafka/run.h"
 
+/* Room for an empty batch, in run->life; of a restore, for a larger one. */
+extern void es_batch_begin(EsSourceRun *run);
+extern void es_batch_begin_restore(EsSourceRun *run);
+
 /* Takes the message; false where it was taken before, or is of a partition that is not ours. */
 extern bool es_batch_add(EsSourceRun *run, rd_kafka_message_t *message);
 

@@ -39,6 +39,7 @@
  */
 #include "postgres.h"
 
+#include "kafka/batch.h"
 #include "kafka/group.h"
 #include "kafka/restore.h"
 #include "kafka/task.h"
@@ -164,11 +165,25 @@ last_change(const EsSourceRun *run)
 	return es_collection_last_allotted(es_collection_open(changelog, AccessShareLock));
 }
 
+/*
+ * A replica that is behind writes twice as fast where nobody writes beside it
+ * (store/batch.c).  Hardly anybody does, and it waits for nobody.
+ */
+static void
+hold_if_behind(const EsSourceRun *run, int n)
+{
+	if (run->source->mode == ES_SOURCE_REPLICA && n >= run->source->flush_count)
+		(void) ConditionalLockRelationOid(run->source->target, ShareRowExclusiveLock);
+}
+
 void
-es_restore_hold(EsSourceRun *run)
+es_restore_hold(EsSourceRun *run, int n)
 {
 	if (!run->restoring)
+	{
+		hold_if_behind(run, n);
 		return;
+	}
 	/* Longer than deadlock_timeout, after which an autovacuum gives way. */
 	(void) set_config_option("lock_timeout", HOLD_TIMEOUT, PGC_SUSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);
@@ -373,6 +388,7 @@ es_restore_begin(EsSourceRun *run, const bool *wanted, int count, bool *ready)
 			return true;
 	run->restoring = true;
 	run->last_change = 0;
+	es_batch_begin_restore(run);
 	*ready = true;
 	return true;
 }
@@ -531,6 +547,19 @@ go_on_from(EsSourceRun *run, const int64 *offsets)
 				loaded[j].has_time = false;
 				es_run_advance(run, &loaded[j], 1);
 			}
+}
+
+bool
+es_restore_is_taken(const EsSourceRun *run)
+{
+	for (int i = 0; i < run->npartitions; i++)
+	{
+		const EsPartition *partition = &run->partitions[i];
+
+		if (Max(partition->position, partition->seen_end) < partition->restore_end)
+			return false;
+	}
+	return true;
 }
 
 void

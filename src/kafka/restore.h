@@ -18,6 +18,9 @@
 extern bool es_restore_begin(EsSourceRun *run, const bool *wanted, int count,
 							 bool *ready);
 
+/* Has all that is to be restored been taken? */
+extern bool es_restore_is_taken(const EsSourceRun *run);
+
 /* Has all been restored?  Then the source's own partitions are begun, and the loop is left. */
 extern void es_restore_look(EsSourceRun *run);
 
@@ -47,8 +50,9 @@ extern void es_restore_guard(const EsSourceRun *run, const EsRecord *records, in
  * While something is restored: keeps others from changing the store to the end of
  * the transaction, and sets run->guarded where they have changed it.  Before
  * anything of it is looked at; es_restore_note_written after it was written.
+ * 'n' records are to be written.
  */
-extern void es_restore_hold(EsSourceRun *run);
+extern void es_restore_hold(EsSourceRun *run, int n);
 extern void es_restore_note_written(EsSourceRun *run);
 
 #endif /* ES_KAFKA_RESTORE_H */

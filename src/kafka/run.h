@@ -68,6 +68,8 @@ typedef struct EsSourceRun
 	/* The batch (batch.c): messages, and the same as records. */
 	rd_kafka_message_t **messages;
 	EsRecord			*records;
+	int					 capacity; /* records for which there is room, and as bytes */
+	size_t				 capacity_bytes;
 	int					 nrecords;
 	int					 nwritten; /* of them, from the front */
 	int					 nrelayed; /* likewise: published by a relay (relay.c) */

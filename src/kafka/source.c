@@ -115,7 +115,7 @@ collect(EsSourceRun *run)
 	while (es_batch_has_room(run) && run->leave == ES_LEAVE_NOT &&
 		   run->halt == ES_HALT_NONE)
 	{
-		int		room = Min(TAKE_MAX, run->source->flush_count - run->nrecords);
+		int		room = Min(TAKE_MAX, run->capacity - run->nrecords);
 		ssize_t n = rd_kafka_consume_batch_queue(run->client->queue, 0, taken, room);
 
 		run->drained = n <= 0;
@@ -488,10 +488,8 @@ reset_run(EsSourceRun *run)
 	/* What was asked of the last client and not done is asked of this one. */
 	run->flush_wanted = run->catch_up_wanted = false;
 	run->flush_ticket = run->catch_up_ticket = 0;
-	run->messages = palloc(sizeof(*run->messages) * run->source->flush_count);
-	run->records = palloc(sizeof(*run->records) * run->source->flush_count);
+	es_batch_begin(run);
 	MemoryContextSwitchTo(run->scratch);
-	es_batch_drop(run);
 	/* A trouble is shown until it is known to be over. */
 	if (run->state[0] == '\0' || strcmp(run->state, "running") == 0)
 		es_run_set_state(run, "starting", "");

@@ -24,6 +24,11 @@
  * before or after each other transaction that changes its keys.  What cannot be
  * locked is a key that is not there and is to go: a new snapshot says that.
  *
+ * Where the transaction has a lock on the store that keeps all others from writing
+ * it (a restore has), one look is enough: the new rows are written as COPY writes
+ * them (bulk.c), and so are the new streams of the changelog, which nobody but the
+ * store's writers begins.
+ *
  * Locks: the store, rows in bytewise order of their keys, then the changelog and
  * its streams in the same order.  Two batches do not deadlock; a statement that
  * changes many keys in another order may (40P01).
@@ -40,6 +45,7 @@
 #include "access/xact.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_type.h"
+#include "collection/bulk.h"
 #include "collection/collection.h"
 #include "collection/event.h"
 #include "collection/heads.h"
@@ -52,6 +58,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "shmem.h"
+#include "storage/lmgr.h"
 #include "store/change.h"
 #include "store/record.h"
 #include "store/store.h"
@@ -191,6 +198,7 @@ typedef struct Writer
 	EsKeyWalk	   *walk;
 	EsHeads		   *heads; /* of the changelog; NULL without one */
 	EsKeyWalk	   *heads_walk;
+	EsBulk		   *bulk; /* for new rows; NULL where others may write the store */
 	TimestampTz		now;
 	int				nchanged;
 	EsRowChange	   *changed; /* to be recorded */
@@ -214,6 +222,9 @@ open_writer(Writer *writer, Batch *batch)
 	writer->walk =
 		es_key_walk_begin(batch->rel, writer->index, writer->snapshot, batch->nchanges);
 	writer->now = GetCurrentTimestamp();
+	writer->bulk = NULL;
+	if (CheckRelationLockedByMe(batch->rel, ShareRowExclusiveLock, true))
+		writer->bulk = es_bulk_begin(writer->rri, writer->estate);
 	writer->heads = NULL;
 	writer->changed = NULL;
 	writer->nchanged = 0;
@@ -230,6 +241,8 @@ open_writer(Writer *writer, Batch *batch)
 static void
 close_writer(Writer *writer)
 {
+	if (writer->bulk != NULL)
+		es_bulk_end(writer->bulk);
 	if (writer->heads != NULL)
 	{
 		es_key_walk_end(writer->heads_walk);
@@ -262,10 +275,8 @@ find_row(Writer *writer, Datum key, bool again)
 }
 
 static void
-fill_row(Writer *writer, const EsStoreRow *row)
+fill_row(const Writer *writer, TupleTableSlot *slot, const EsStoreRow *row)
 {
-	TupleTableSlot *slot = writer->row;
-
 	ExecClearTuple(slot);
 	memset(slot->tts_isnull, true, sizeof(bool) * slot->tts_tupleDescriptor->natts);
 	memset(slot->tts_isnull, false, sizeof(bool) * ES_STORE_NATTS);
@@ -419,7 +430,7 @@ replace_found(Writer *writer, const EsStoreChange *change)
 	}
 	next_row(writer, change, &old, &new);
 	note_change(writer, change, &old, &new);
-	fill_row(writer, &new);
+	fill_row(writer, writer->row, &new);
 	if (!was_newest(writer,
 					es_try_update_tuple(writer->rel, &writer->found->tts_tid, writer->row,
 										writer->snapshot, &failure, &needs_indexes)))
@@ -450,8 +461,11 @@ delete_found(Writer *writer, const EsStoreChange *change)
 	return true;
 }
 
-/* What the key's stream ends with, as far as can be told without its lock. */
-static void
+/*
+ * What the key's stream ends with, as far as can be told without its lock; false
+ * where there is none.
+ */
+static bool
 look_at_stream(Writer *writer, Datum key, EsStoreRow *last)
 {
 	EsStreamHead head;
@@ -460,10 +474,31 @@ look_at_stream(Writer *writer, Datum key, EsStoreRow *last)
 	if (writer->heads == NULL ||
 		!es_heads_look(writer->heads, writer->heads_walk,
 					   es_store_key_to_text(writer->batch->store, key), &head))
-		return;
+		return false;
+	if (head.version == 0)
+		return true;
 	last->version = head.version;
 	last->has_time = true;
 	last->updated_at = head.last_at;
+	return true;
+}
+
+/* Nobody else can be inserting the key, nor begin its stream. */
+static void
+add_row(Writer *writer, const EsStoreChange *change, const EsStoreRow *new,
+		bool has_stream)
+{
+	EsRowChange *noted = NULL;
+
+	if (writer->changed != NULL)
+	{
+		note_change(writer, change, NULL, new);
+		noted = &writer->changed[writer->nchanged++];
+		noted->stream_is_new = !has_stream;
+	}
+	fill_row(writer, es_bulk_slot(writer->bulk), new);
+	es_bulk_add(writer->bulk, noted == NULL ? NULL : &noted->new_tid);
+	writer->batch->result->inserted++;
 }
 
 /* False where somebody else has inserted the key, or is about to. */
@@ -472,10 +507,15 @@ insert_row(Writer *writer, const EsStoreChange *change)
 {
 	EsStoreRow last;
 	EsStoreRow new;
+	bool has_stream = look_at_stream(writer, change->key, &last);
 
-	look_at_stream(writer, change->key, &last);
 	next_row(writer, change, &last, &new);
-	fill_row(writer, &new);
+	if (writer->bulk != NULL)
+	{
+		add_row(writer, change, &new, has_stream);
+		return true;
+	}
+	fill_row(writer, writer->row, &new);
 	if (!es_insert_speculatively(writer->rri, writer->estate, writer->row,
 								 RelationGetRelid(writer->index)))
 		return false;

@@ -96,8 +96,6 @@ typedef enum PartKind
 	PART_PUT	  /* of the new row */
 } PartKind;
 
-#define MAX_PARTS 3 /* of one change */
-
 typedef struct Part
 {
 	PartKind		   kind;
@@ -140,6 +138,7 @@ add_part(Recording *recording, const EsRowChange *change, PartKind kind)
 	event->stream = es_store_key_to_text(recording->store, row->key);
 	event->created_at_given = true;
 	event->created_at = change->time;
+	event->stream_is_new = kind == PART_PUT && change->stream_is_new;
 	/* The pending one is of an earlier change, whose metadata we do not have. */
 	if (kind != PART_PENDING)
 		event->metadata = change->metadata;
@@ -150,15 +149,38 @@ add_part(Recording *recording, const EsRowChange *change, PartKind kind)
 		event->created_at = row->updated_at;
 }
 
+/* Has the change the part? */
+static bool
+has_part(const EsRowChange *change, PartKind kind)
+{
+	switch (kind)
+	{
+		case PART_PENDING:
+			return change->has_old && change->old_is_ours;
+		case PART_DELETE:
+			return change->has_old && (change->moved || !change->has_new);
+		case PART_PUT:
+			return change->has_new;
+	}
+	return false;
+}
+
+static int
+count_parts(const EsRowChange *change)
+{
+	int n = 0;
+
+	for (PartKind kind = PART_PENDING; kind <= PART_PUT; kind++)
+		n += has_part(change, kind);
+	return n;
+}
+
 static void
 add_change(Recording *recording, const EsRowChange *change)
 {
-	if (change->has_old && change->old_is_ours)
-		add_part(recording, change, PART_PENDING);
-	if (change->has_old && (change->moved || !change->has_new))
-		add_part(recording, change, PART_DELETE);
-	if (change->has_new)
-		add_part(recording, change, PART_PUT);
+	for (PartKind kind = PART_PENDING; kind <= PART_PUT; kind++)
+		if (has_part(change, kind))
+			add_part(recording, change, kind);
 }
 
 /* ---------------------------------------------------------------------------
@@ -339,6 +361,7 @@ es_store_record_rows(const EsStore *store, Relation rel, EsRowChange *changes,
 {
 	Recording recording = {store, rel};
 	EsAppend  append = {0};
+	size_t	  room = 0;
 
 	es_require_preloaded();
 	if (store->follower != 0 && store->follower != es_store_following)
@@ -348,10 +371,10 @@ es_store_record_rows(const EsStore *store, Relation rel, EsRowChange *changes,
 		set_origin(store, changes, nchanges);
 	recording.put = cstring_to_text("put");
 	recording.delete = cstring_to_text("delete");
-	recording.parts =
-		palloc_extended(sizeof(Part) * MAX_PARTS * nchanges, MCXT_ALLOC_HUGE);
-	recording.events =
-		palloc_extended(sizeof(EsEvent) * MAX_PARTS * nchanges, MCXT_ALLOC_HUGE);
+	for (int i = 0; i < nchanges; i++)
+		room += count_parts(&changes[i]);
+	recording.parts = palloc_extended(sizeof(Part) * room, MCXT_ALLOC_HUGE);
+	recording.events = palloc_extended(sizeof(EsEvent) * room, MCXT_ALLOC_HUGE);
 	for (int i = 0; i < nchanges; i++)
 		add_change(&recording, &changes[i]);
 	if (recording.nparts == 0)

@@ -31,9 +31,10 @@ typedef struct EsRowChange
 	bool	   has_old;
 	bool	   old_is_ours; /* of this transaction: its own event may be queued still */
 	bool	   has_new;
-	bool	   moved; /* the new row has another key */
-	EsStoreRow old;	  /* its value is needed only where old_is_ours */
-	EsStoreRow new;	  /* version and time as foreseen */
+	bool	   moved;		  /* the new row has another key */
+	bool	   stream_is_new; /* nobody has begun the new row's stream, nor can */
+	EsStoreRow old;			  /* its value is needed only where old_is_ours */
+	EsStoreRow new;			  /* version and time as foreseen */
 	ItemPointerData new_tid;
 	TimestampTz		time;	  /* of a delete, and of a row without one */
 	Jsonb		   *metadata; /* or NULL */

@@ -97,6 +97,51 @@ $node->safe_psql('postgres', q{
 is(sqlstate_of($node, q{SELECT batch('indexed', 0, 10)}), '23505', 'a position that is taken');
 trees_are_whole('indexed', 'after that');
 
+# Rows of a store that nobody else writes, and the last versions of its streams
+$node->safe_psql('postgres', q{
+	SELECT eventstore.create_store('kv', 'text');
+	CREATE PROCEDURE fill(rounds int) LANGUAGE plpgsql AS $$
+	BEGIN
+		FOR round IN 1 .. rounds LOOP
+			LOCK TABLE kv IN SHARE ROW EXCLUSIVE MODE;
+			PERFORM eventstore.store_apply('kv', array_agg(CASE WHEN i % 10 = 0 THEN repeat(chr(97 + i % 5), 800 + i % 900) || i ELSE md5(random()::text) END), array_agg('value ' || i)) FROM generate_series(1, 3000) i;
+			COMMIT;
+		END LOOP;
+	END $$;
+	CALL fill(10);
+});
+
+sub store_is_whole
+{
+	my ($name) = @_;
+
+	is($node->safe_psql('postgres', q{
+		SELECT count(*) FROM (SELECT bt_index_check(i.indexrelid, true) FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
+			WHERE i.indrelid = 'kv'::regclass OR i.indrelid = (SELECT heads FROM eventstore.collection_catalog WHERE collection = 'kv_changelog'::regclass)) x}), 2, "$name: each row of the store and of the heads has its entry");
+	is($node->safe_psql('postgres', q{
+		SELECT count(*) FROM kv s WHERE (SELECT version FROM eventstore.peek('kv_changelog', s.key)) IS DISTINCT FROM s.version}), 0, "$name: and each key its stream");
+	trees_are_whole('kv_changelog', $name);
+	is_clean($node, 'kv_changelog', "$name: verify finds nothing");
+	return;
+}
+
+store_is_whole('a store, written');
+$node->psql('postgres', q{BEGIN; LOCK TABLE kv IN SHARE ROW EXCLUSIVE MODE; SELECT eventstore.store_apply('kv', array_agg('x' || i), array_agg('')) FROM generate_series(1, 20000) i; ROLLBACK;});
+$node->safe_psql('postgres', 'VACUUM kv; CALL fill(2);');
+$node->stop('immediate');
+$node->start;
+store_is_whole('a store, replayed');
+
+# A stream that was begun past all locks
+is(sqlstate_of($node, q{
+	BEGIN;
+	LOCK TABLE kv IN SHARE ROW EXCLUSIVE MODE;
+	SELECT eventstore.store_apply('kv', '{new-1,new-2}', '{1,2}'::text[]);
+	SELECT eventstore.store_apply('kv', '{new-1,new-3}', '{null,3}'::text[]);
+	SELECT eventstore.store_apply('kv', '{new-1,new-4}', '{4,4}'::text[]);
+	COMMIT;}), '00000', 'keys that come and go in one transaction');
+store_is_whole('after that');
+
 no_crash($node);
 $node->stop;
 done_testing();

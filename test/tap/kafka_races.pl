@@ -64,6 +64,36 @@ caught_up('emptied');
 is(query("SELECT count(*) FROM emptied WHERE key = 'k1'"), '0', 'what was deleted by SQL is not restored');
 query("SELECT eventstore.drop_source('emptied')");
 
+# ---- a replica beside who may write ------------------------------------------------------
+
+query("SELECT eventstore.create_store('copy')");
+query("SELECT eventstore.create_source('copy', 'k', 'in', 'copy', mode => 'replica', changelog_topic => 'in-changelog', flush_count => 2, $fast)");
+caught_up('copy');
+$writer->run('BEGIN; LOCK TABLE copy IN ROW EXCLUSIVE MODE');
+$mock->produce('in-changelog', map { [ "copied-$_", '1' ] } 1 .. 5);
+await_true($node, q{SELECT count(*) = 5 FROM copy WHERE key LIKE 'copied-%'});
+pass('a replica that is behind waits for nobody');
+$writer->run('COMMIT');
+query("SELECT eventstore.drop_source('copy')");
+
+# ---- a crash amid a restore of more than a batch ---------------------------------------------
+
+my $keys = 150_000;
+$mock->create_topic($_, 2) foreach qw(big big-changelog);
+$mock->produce_grid('big-changelog', 10, 100, $keys / 1000);
+query("SELECT eventstore.create_store('big')");
+query("SELECT eventstore.create_source('big', 'k', 'big', 'big', changelog_topic => 'big-changelog')");
+await_true($node, "SELECT sum(position) > 0 FROM eventstore.source_partitions WHERE topic = 'big-changelog'");
+$node->stop('immediate');
+$node->start;
+note(query("SELECT string_agg(position::text, ' ') FROM eventstore.source_partitions WHERE topic = 'big-changelog'") . ' records were there');
+is(query("SELECT eventstore.wait_for_source('big', '3 min')"), 't', 'big has caught up');
+is(query("SELECT count(*), count(*) FILTER (WHERE version = 1 AND key = format('1/%s/%s/%s', value->>'tenant', value->>'item', value->>'hash')) FROM big"), "$keys|$keys", 'a restore goes on after a crash');
+is(query("SELECT count(*), count(DISTINCT stream) FROM big_changelog"), "$keys|$keys", 'each key has one event');
+is_clean($node, 'big_changelog', 'all is as it should be');
+query("SELECT eventstore.drop_source('big'), eventstore.drop_store('big')");
+$writer = EventstoreTest::Session->new($node);
+
 # ---- dead letters while the worker writes ----------------------------------------------
 
 $mock->create_topic('letters', 1);

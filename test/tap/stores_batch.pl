@@ -17,9 +17,12 @@ my $node = new_server('stores_batch',
 $node->safe_psql('postgres', q{
 	SELECT eventstore.create_store('kv', format => 'text');
 	SELECT eventstore.create_store('bare', format => 'text', changelog => false);
-	CREATE PROCEDURE load(store regclass, first int, last int, size int, value text) LANGUAGE plpgsql AS $$
+	CREATE PROCEDURE load(store regclass, first int, last int, size int, value text, alone boolean = false) LANGUAGE plpgsql AS $$
 	BEGIN
 		FOR f IN first .. last BY size LOOP
+			IF alone THEN
+				EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', store);
+			END IF;
 			PERFORM eventstore.store_apply(store, array_agg('key-' || i), array_agg(value || i)) FROM generate_series(f, least(f + size - 1, last)) i;
 			COMMIT;
 		END LOOP;
@@ -33,8 +36,10 @@ $node->safe_psql('postgres', q{CALL load('kv', 1, 20000, 10000, 'old'); CALL loa
 # Half of it new keys, so that the table grows, and half another value.
 my $batch = q{SELECT eventstore.store_apply('%s', array_agg('key-' || i), array_agg('new' || i)) FROM generate_series(10001, 160000) i};
 
-foreach my $store ('kv', 'bare')
+foreach my $case ([ 'kv', '' ], [ 'bare', '' ], [ 'kv', 'alone' ], [ 'bare', 'alone' ])
 {
+	my ($store, $alone) = @$case;
+
 	foreach my $end ('kill', 'immediate', 'late')
 	{
 		my $watched = $end eq 'late' && $store eq 'kv' ? 'kv_changelog_1' : $store;
@@ -45,7 +50,7 @@ foreach my $store ('kv', 'bare')
 		$node->safe_psql('postgres', "VACUUM $watched");
 		$before = $node->safe_psql('postgres', "SELECT pg_relation_size('$watched')");
 
-		$session->send(sprintf($batch, $store));
+		$session->send(($alone ? "LOCK TABLE $store IN SHARE ROW EXCLUSIVE MODE; " : '') . sprintf($batch, $store));
 		await_true($node, "SELECT pg_relation_size('$watched') > $before + 200000");
 		if ($end eq 'immediate')
 		{
@@ -57,11 +62,11 @@ foreach my $store ('kv', 'bare')
 			kill 9, $session->backend_pid;
 		}
 		$session->receive;
-		is($session->{state}, 'LOST', "$store, $end: the session is gone");
+		is($session->{state}, 'LOST', "$store $alone, $end: the session is gone");
 		await_up($node);
 		is($node->safe_psql('postgres', "SELECT count(*), count(*) FILTER (WHERE value = 'old' || substr(key, 5) AND version = 1) FROM $store"),
-			'20000|20000', "$store, $end: nothing of the batch is there");
-		is($node->safe_psql('postgres', 'SELECT count(*) FROM kv_changelog'), 20000, "$store, $end: nor of its events");
+			'20000|20000', "$store $alone, $end: nothing of the batch is there");
+		is($node->safe_psql('postgres', 'SELECT count(*) FROM kv_changelog'), 20000, "$store $alone, $end: nor of its events");
 	}
 }
 is($node->safe_psql('postgres', sprintf($batch, 'kv')), '(140000,10000,0,0)', 'the same batch afterwards');
@@ -69,13 +74,19 @@ is_clean($node, 'kv_changelog', 'all is as it should be');
 
 # ---- a large store ------------------------------------------------------------------------
 
-my $begun = time;
-$node->safe_psql('postgres', "SELECT eventstore.create_store('big', format => 'text'); CALL load('big', 1, $keys, 10000, 'value ')");
-note(sprintf('%d keys loaded in %d s', $keys, time - $begun));
-is($node->safe_psql('postgres', "SELECT count(*) FROM generate_series(1, $keys) i WHERE eventstore.get_text('big', 'key-' || i) = 'value ' || i"), $keys, 'get finds each key');
-is($node->safe_psql('postgres', 'SELECT count(*), count(*) FILTER (WHERE version = 1) FROM big'), "$keys|$keys", 'and there are no others');
-is($node->safe_psql('postgres', "SELECT count(*) FROM big s JOIN big_changelog e ON e.stream = s.key AND e.body = convert_to(s.value, 'UTF8') AND e.created_at = s.updated_at AND e.version = s.version"), $keys, 'each with its event');
-note(sprintf('loaded and checked in %d s', time - $begun));
+# Each key with its value; and where nobody else may write meanwhile.
+foreach my $alone ('false', 'true')
+{
+	my $begun = time;
+
+	$node->safe_psql('postgres', "SELECT eventstore.create_store('big', format => 'text'); CALL load('big', 1, $keys, 10000, 'value ', $alone)");
+	note(sprintf('%d keys loaded in %d s', $keys, time - $begun));
+	is($node->safe_psql('postgres', "SELECT count(*) FROM generate_series(1, $keys) i WHERE eventstore.get_text('big', 'key-' || i) = 'value ' || i"), $keys, "alone $alone: get finds each key");
+	is($node->safe_psql('postgres', 'SELECT count(*), count(*) FILTER (WHERE version = 1) FROM big'), "$keys|$keys", 'and there are no others');
+	is($node->safe_psql('postgres', "SELECT count(*) FROM big s JOIN big_changelog e ON e.stream = s.key AND e.body = convert_to(s.value, 'UTF8') AND e.created_at = s.updated_at AND e.version = s.version"), $keys, 'each with its event');
+	note(sprintf('loaded and checked in %d s', time - $begun));
+	$node->safe_psql('postgres', q{SELECT eventstore.drop_store('big')});
+}
 
 $node->stop;
 done_testing();
