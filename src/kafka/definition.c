@@ -561,7 +561,7 @@ check_arguments(EsSource *source, NullableDatum *args)
 		es_kafka_word_arg(&args[ARG_ON_GAP], arg_names[ARG_ON_GAP], gap_words);
 	source->key_as_tag =
 		es_kafka_word_arg(&args[ARG_KEY_AS], arg_names[ARG_KEY_AS], key_as_words) == 1;
-	source->flush_count = es_kafka_flush_count_arg(&args[ARG_FLUSH_COUNT], 50000);
+	source->flush_count = es_kafka_flush_count_arg(&args[ARG_FLUSH_COUNT], 10000);
 	es_kafka_flush_interval_arg(&args[ARG_FLUSH_INTERVAL], "1 s");
 	check_properties(args);
 }

@@ -125,7 +125,7 @@ CREATE FUNCTION eventstore.create_source(
 	on_error text = 'park',
 	on_null_key text = 'park',
 	on_gap text = 'stop',
-	flush_count integer = 50000,
+	flush_count integer = 10000,
 	flush_interval interval = '1 s',
 	changelog_topic text = NULL,
 	consumer_properties jsonb = '{}',
