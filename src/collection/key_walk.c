@@ -51,6 +51,8 @@ struct EsKeyWalk
 	int			  rest;	   /* keys that are searched for yet; 0 = walking */
 	bool		  started; /* walking: the scan stands on an entry, unless at its end */
 	bool		  at_end;
+
+	ItemPointerData tid; /* of the entry that the scan stands on */
 };
 
 EsKeyWalk *
@@ -92,7 +94,23 @@ descend(EsKeyWalk *walk, struct varlena *key, StrategyNumber strategy)
 static void
 advance(EsKeyWalk *walk)
 {
-	walk->at_end = index_getnext_tid(walk->scan, ForwardScanDirection) == NULL;
+	ItemPointer tid = index_getnext_tid(walk->scan, ForwardScanDirection);
+
+	walk->at_end = tid == NULL;
+	if (tid != NULL)
+		walk->tid = *tid;
+}
+
+/*
+ * The row of the entry that the scan stands on.  A key may be asked for twice, and
+ * a row that was fetched leaves its own place in the scan: from there, amid a HOT
+ * chain, nothing would be found, and the entry be taken for one of the dead.
+ */
+static bool
+fetch_row(EsKeyWalk *walk, TupleTableSlot *slot)
+{
+	walk->scan->xs_heaptid = walk->tid;
+	return index_fetch_heap(walk->scan, slot);
 }
 
 /* The entry's key against the wanted one. */
@@ -160,7 +178,7 @@ es_key_walk_find(EsKeyWalk *walk, struct varlena *key, TupleTableSlot *slot)
 	order = walk_to(walk, key);
 	while (order == 0)
 	{
-		if (index_fetch_heap(walk->scan, slot))
+		if (fetch_row(walk, slot))
 			return true;
 		advance(walk);
 		order = walk->at_end ? 1 : compare_entry(walk, key);
