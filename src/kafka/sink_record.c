@@ -105,7 +105,7 @@ es_sink_record_begin(const EsSink *sink, const EsCollection *coll, const EsShare
 	initStringInfo(&writer->tags);
 	if (OidIsValid(coll->store))
 	{
-		const EsStore *store = es_store_get(coll->store);
+		const EsStore *store = es_store_open(coll->store, AccessShareLock);
 
 		writer->byte_keys = store->key_format == ES_STORE_BYTES ? store : NULL;
 		writer->text_body = store->format == ES_STORE_TEXT;
