@@ -199,6 +199,8 @@ await_true($node, "SELECT count(*) = 1 FROM kv WHERE key = 'last'");
 pass('and the source');
 
 $node->stop;
-unlike(PostgreSQL::Test::Utils::slurp_file($node->logfile), qr/deadlock detected|source "in": retrying/, 'nobody was in the way of another for good');
+# Those who write the same streams in several appends have to expect a deadlock with each other.
+is(join("\n", grep { /deadlock detected|source "in": retrying/ && !/\] load \d+ ERROR/ } split /\n/, PostgreSQL::Test::Utils::slurp_file($node->logfile)),
+	'', 'nobody was in the way of another for good');
 no_crash($node);
 done_testing();
