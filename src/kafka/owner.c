@@ -248,11 +248,15 @@ reassign(const ReassignOwnedStmt *stmt)
 	ListCell *cell;
 
 	for (int i = 0; i < lengthof(kinds); i++)
-		foreach (cell, run_for_owned(kinds[i].kind,
-									 "UPDATE eventstore.%s SET owner = $2"
-									 " WHERE owner::oid = ANY ($1) RETURNING id",
-									 roles, to, SPI_OK_UPDATE_RETURNING))
+	{
+		List *keys = run_for_owned(kinds[i].kind,
+								   "UPDATE eventstore.%s SET owner = $2"
+								   " WHERE owner::oid = ANY ($1) RETURNING id",
+								   roles, to, SPI_OK_UPDATE_RETURNING);
+
+		foreach (cell, keys)
 			es_task_call_at_commit(*(EsWorkerKey *) lfirst(cell));
+	}
 }
 
 static void
@@ -266,11 +270,14 @@ drop_owned(const DropOwnedStmt *stmt)
 		if (!has_privs_of_role(GetUserId(), lfirst_oid(cell)))
 			return;
 	for (int i = 0; i < lengthof(kinds); i++)
-		foreach (cell,
-				 run_for_owned(kinds[i].kind,
-							   "SELECT id FROM eventstore.%s WHERE owner::oid = ANY ($1)"
-							   " FOR UPDATE",
-							   roles, InvalidOid, SPI_OK_SELECT))
+	{
+		List *keys =
+			run_for_owned(kinds[i].kind,
+						  "SELECT id FROM eventstore.%s WHERE owner::oid = ANY ($1)"
+						  " FOR UPDATE",
+						  roles, InvalidOid, SPI_OK_SELECT);
+
+		foreach (cell, keys)
 		{
 			EsWorkerKey *key = lfirst(cell);
 
@@ -279,6 +286,7 @@ drop_owned(const DropOwnedStmt *stmt)
 			else
 				es_sink_drop_internal(key->object);
 		}
+	}
 }
 
 static void
