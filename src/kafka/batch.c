@@ -31,10 +31,10 @@
 #define BATCH_BYTES (16 * 1024 * 1024)
 /*
  * What is restored nobody waits for record by record, and the more keys a batch has,
- * the closer they lie together in the indexes.  Each takes about 2 kB while it is
- * written.
+ * the closer they lie together in the indexes.  Each takes some kilobytes while it
+ * is written.
  */
-#define RESTORE_RECORDS 50000
+#define RESTORE_RECORDS 30000
 #define RESTORE_BYTES	(4 * BATCH_BYTES)
 /* The pause after a failed transaction doubles from the first to the last value. */
 #define RETRY_FIRST_MS 20

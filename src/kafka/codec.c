@@ -84,11 +84,11 @@ decode_text(const char *bytes, size_t length, Datum *value, EsProblem *problem)
 }
 
 /*
- * Parsing takes some kilobytes, for each of the tens of thousands of records of a
- * batch: only what comes of it is kept.  Emptied before and after each use.
+ * Making jsonb takes some kilobytes, for each of the tens of thousands of records of
+ * a batch: only what comes of it is kept.  Emptied before and after each use.
  */
 static MemoryContext
-parsing_context(void)
+making_context(void)
 {
 	static MemoryContext context = NULL;
 
@@ -103,7 +103,7 @@ parsing_context(void)
 static int
 parse_json(const text *json, Datum *value)
 {
-	MemoryContext context = parsing_context();
+	MemoryContext context = making_context();
 	MemoryContext old = MemoryContextSwitchTo(context);
 	int			  sqlstate =
 		es_convert_noting(jsonb_in, CStringGetDatum(VARDATA(json)), 0, 0, value);
@@ -379,7 +379,10 @@ push_field(JsonbParseState **state, const char *key, JsonbValue value)
 static Jsonb *
 make_metadata(const EsRecord *record)
 {
+	MemoryContext	 context = making_context();
+	MemoryContext	 old = MemoryContextSwitchTo(context);
 	JsonbParseState *state = NULL;
+	Jsonb			*metadata;
 
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	push_field(&state, "topic", json_string(record->topic, strlen(record->topic)));
@@ -394,7 +397,11 @@ make_metadata(const EsRecord *record)
 		push_key(&state, "headers");
 		push_headers(&state, record);
 	}
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	metadata = JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	MemoryContextSwitchTo(old);
+	metadata = DatumGetJsonbP(datumCopy(JsonbPGetDatum(metadata), false, -1));
+	MemoryContextReset(context);
+	return metadata;
 }
 
 static void
