@@ -79,7 +79,7 @@
 /* A worker that lived so long is not failing at its start. */
 #define STABLE_MS (60 * 1000)
 /* The pause after a failure doubles from the first to the last value. */
-#define PAUSE_FIRST_MS 1000
+#define PAUSE_FIRST_MS 500
 #define PAUSE_LAST_MS  (60 * 1000)
 /* Until a free process slot is looked for again. */
 #define NO_SLOT_PAUSE_MS 5000
