@@ -72,6 +72,7 @@ make_room(EsSourceRun *run, int capacity, size_t capacity_bytes)
 {
 	run->capacity = capacity;
 	run->capacity_bytes = capacity_bytes;
+	run->width = capacity;
 	run->messages = MemoryContextAlloc(run->life, sizeof(*run->messages) * run->capacity);
 	run->records = MemoryContextAlloc(run->life, sizeof(*run->records) * run->capacity);
 }
@@ -90,7 +91,6 @@ es_batch_begin_restore(EsSourceRun *run)
 	pfree(run->messages);
 	pfree(run->records);
 	make_room(run, Max(run->source->flush_count, RESTORE_RECORDS), RESTORE_BYTES);
-	run->width = run->capacity;
 }
 
 static void

@@ -369,6 +369,16 @@ es_codec_read_headers(Jsonb *headers, EsRecord *record)
 	}
 }
 
+const EsHeader *
+es_codec_header(const EsRecord *record, const char *name)
+{
+	for (int i = 0; i < record->nheaders; i++)
+		if (strcmp(record->headers[i].name, name) == 0 &&
+			record->headers[i].value != NULL)
+			return &record->headers[i];
+	return NULL;
+}
+
 static void
 push_field(JsonbParseState **state, const char *key, JsonbValue value)
 {

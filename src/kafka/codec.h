@@ -77,6 +77,9 @@ extern Jsonb *es_codec_headers(const EsRecord *record);
 /* The reverse, into the record; in the current context. */
 extern void es_codec_read_headers(Jsonb *headers, EsRecord *record);
 
+/* The first header of that name that has a value; NULL. */
+extern const EsHeader *es_codec_header(const EsRecord *record, const char *name);
+
 /* The numbers in metadata that differ from record to record. */
 enum
 {

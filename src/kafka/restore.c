@@ -67,16 +67,6 @@
  * Records of a changelog topic
  * ------------------------------------------------------------------------- */
 
-static const EsHeader *
-find_header(const EsRecord *record, const char *name)
-{
-	for (int i = 0; i < record->nheaders; i++)
-		if (strcmp(record->headers[i].name, name) == 0 &&
-			record->headers[i].value != NULL)
-			return &record->headers[i];
-	return NULL;
-}
-
 static bool
 header_is(const EsHeader *header, const char *value)
 {
@@ -88,7 +78,7 @@ header_is(const EsHeader *header, const char *value)
 static int64
 header_offset(const EsSource *source, const EsRecord *record, const char *name)
 {
-	const EsHeader *offset = find_header(record, name);
+	const EsHeader *offset = es_codec_header(record, name);
 	char			number[12];
 	char			digits[24];
 	char		   *end;
@@ -97,8 +87,8 @@ header_offset(const EsSource *source, const EsRecord *record, const char *name)
 	pg_ltoa(record->partition, number);
 	/* One of another partition must not move this one's offset. */
 	if (offset == NULL || offset->length == 0 || offset->length >= sizeof(digits) ||
-		!header_is(find_header(record, ES_HEADER_TOPIC), source->topic) ||
-		!header_is(find_header(record, ES_HEADER_PARTITION), number))
+		!header_is(es_codec_header(record, ES_HEADER_TOPIC), source->topic) ||
+		!header_is(es_codec_header(record, ES_HEADER_PARTITION), number))
 		return -1;
 	memcpy(digits, offset->value, offset->length);
 	digits[offset->length] = '\0';

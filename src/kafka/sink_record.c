@@ -424,15 +424,12 @@ add_former_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 		return;
 	es_codec_read_headers(JsonbValueToJsonb(headers), &former);
 	for (int i = 0; i < lengthof(names); i++)
-		for (int j = 0; j < former.nheaders; j++)
-		{
-			const EsHeader *header = &former.headers[j];
+	{
+		const EsHeader *header = es_codec_header(&former, names[i]);
 
-			if (strcmp(header->name, names[i]) != 0 || header->value == NULL)
-				continue;
+		if (header != NULL)
 			add_header(writer, record, names[i], header->value, header->length);
-			break;
-		}
+	}
 }
 
 /* May the change be published?  By SQL ('topic' NULL) or by a record of that topic. */

@@ -60,9 +60,8 @@ note_topic(EsSinkRun *run, const char *id)
 static void
 begin_again(EsSinkRun *run)
 {
-	Oid	  types[2] = {INT4OID, INT4OID};
-	Datum values[2] = {Int32GetDatum((int32) run->sink->id),
-					   Int32GetDatum((int32) run->sink->changelog_of)};
+	Oid	  types[1] = {INT4OID};
+	Datum values[1] = {Int32GetDatum((int32) run->sink->id)};
 
 	(void) es_spi_execute_as_owner(
 		"UPDATE eventstore.sink_position p SET position = 0,"
@@ -72,10 +71,10 @@ begin_again(EsSinkRun *run)
 		1, types, values, NULL, SPI_OK_UPDATE);
 	(void) es_spi_execute_as_owner(
 		"DELETE FROM eventstore.source_offset o USING eventstore.source f,"
-		" eventstore.sink s WHERE s.id = $1 AND f.id = $2 AND o.source = f.id"
+		" eventstore.sink s WHERE s.id = $1 AND f.id = s.changelog_of AND o.source = f.id"
 		" AND o.topic = s.topic"
 		" AND o.partition <> ALL (COALESCE(f.replica_partitions, '{}'))",
-		2, types, values, NULL, SPI_OK_DELETE);
+		1, types, values, NULL, SPI_OK_DELETE);
 }
 
 void

@@ -10,11 +10,11 @@
  */
 #include "postgres.h"
 
+#include "kafka/client.h"
 #include "kafka/task_worker.h"
 
 #include "access/xact.h"
 #include "spi.h"
-#include "kafka/client.h"
 #include "storage/ipc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"

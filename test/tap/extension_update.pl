@@ -137,10 +137,7 @@ await_asleep($node, 'waiting');
 await_true($node, 'SELECT count(*) > 300 FROM a');
 
 # A worker that is amid a transaction may need what the update would lock first.
-answer(q{CREATE FUNCTION hold_up() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
-	LOOP EXIT WHEN pg_catalog.pg_try_advisory_xact_lock_shared(42); PERFORM pg_catalog.pg_sleep(0.02); END LOOP;
-	RETURN NEW; END$$;
-	CREATE TRIGGER hold_up BEFORE INSERT ON kv FOR EACH ROW EXECUTE FUNCTION hold_up()});
+hold_up($node, 'kv');
 my $holder = session($node);
 $holder->run('SELECT pg_advisory_lock(42)');
 $mock->produce('t', [ 'held', '1' ]);

@@ -139,18 +139,6 @@ query($_, "SELECT eventstore.drop_source('same')") foreach 'a', 'b';
 
 # ---- a batch that takes longer than the group waits --------------------------------------------------------
 
-# Until nobody has the lock that is named; longer than any lock may be waited for.
-sub hold_up
-{
-	my ($name, $store) = @_;
-
-	query($name, q{CREATE OR REPLACE FUNCTION hold_up() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
-		LOOP EXIT WHEN pg_catalog.pg_try_advisory_xact_lock_shared(42); PERFORM pg_catalog.pg_sleep(0.02); END LOOP;
-		RETURN NEW; END$$});
-	query($name, "CREATE TRIGGER hold_up BEFORE INSERT ON $store FOR EACH ROW EXECUTE FUNCTION hold_up()");
-	return;
-}
-
 # partition:offset of each change that a record of the source's topic made, in their order.
 sub records_written
 {
@@ -167,7 +155,7 @@ foreach my $store ('slow', 'slow_published')
 	$kafka->create_topic("$store-changelog", 4, 'cleanup.policy' => 'compact') if @changelog;
 	create($_, $store, "create_store('$store', 'text')", @changelog, properties => qq($soon, "max.poll.interval.ms": 2500)) foreach 'a', 'b';
 	await_assigned($_, $store, 2) foreach 'a', 'b';
-	hold_up('a', $store);
+	hold_up($servers{a}, $store);
 	my $since = -s $servers{a}->logfile;
 	my $holder = EventstoreTest::Session->new($servers{a});
 	$holder->run('SELECT pg_advisory_lock(42)');

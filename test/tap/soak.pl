@@ -203,19 +203,6 @@ my %acts = (
 	'the broker'              => sub { $kafka->kill; $kafka->start });
 my %done;
 
-sub await_server
-{
-	my $answer = '';
-	my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;
-
-	while (($node->psql('postgres', 'SELECT NOT pg_is_in_recovery()', stdout => \$answer) // 1) != 0 || $answer ne 't')
-	{
-		BAIL_OUT('the server does not answer') if time > $deadline;
-		usleep(20_000);
-	}
-	return;
-}
-
 # Kilobytes of the processes that live long, and of what is only updated.
 sub look
 {
@@ -239,7 +226,7 @@ while (time < $began + 0.6 * $seconds)
 {
 	my $act = (sort keys %acts)[ rand keys %acts ];
 
-	await_server();
+	await_up($node);
 	keep_clients_alive();
 	produce();
 	usleep(500_000 + rand 1_000_000);
@@ -253,7 +240,7 @@ my ($middle, $last);
 
 while (time < $began + $seconds)
 {
-	await_server();
+	await_up($node);
 	keep_clients_alive();
 	produce();
 	$last = look();

@@ -28,6 +28,7 @@ our @EXPORT = qw(
   try_query
   await_up
   crash_by
+  hold_up
   no_crash
 );
 
@@ -133,6 +134,18 @@ sub await_true
 
 	$node->poll_query_until($dbname // 'postgres', $sql)
 	  or BAIL_OUT("never became true: $sql");
+	return;
+}
+
+# Who inserts into the table is held up while a session has the advisory lock 42; by
+# a loop, since a wait for a lock might come to a time-out.
+sub hold_up
+{
+	my ($node, $table) = @_;
+
+	$node->safe_psql('postgres', q{CREATE OR REPLACE FUNCTION hold_up() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+		LOOP EXIT WHEN pg_catalog.pg_try_advisory_xact_lock_shared(42); PERFORM pg_catalog.pg_sleep(0.02); END LOOP;
+		RETURN NEW; END$$;} . "CREATE TRIGGER hold_up BEFORE INSERT ON $table FOR EACH ROW EXECUTE FUNCTION hold_up()");
 	return;
 }
 
