@@ -17,7 +17,9 @@
  *
  * What is restored is recorded in the store's own changelog like any change, with
  * the topic that it came from in the metadata; by that the sink knows that the
- * topic has it already.
+ * topic has it already.  Where the store had something before, the sink waits for the
+ * restore, and publishes that and behind it what was restored, once more: else an older
+ * value of a key would come last.
  *
  * A store may have changes that the topic does not have, or has further on (made
  * by SQL, also meanwhile, or not published when the source was dropped).  So each
@@ -42,6 +44,7 @@
 #include "kafka/batch.h"
 #include "kafka/group.h"
 #include "kafka/restore.h"
+#include "kafka/sink.h"
 #include "kafka/task.h"
 
 #include "catalog/pg_class.h"
@@ -539,6 +542,24 @@ go_on_from(EsSourceRun *run, const int64 *offsets)
 			}
 }
 
+/*
+ * What the store had before is published from now on, and may be older than what was
+ * restored (publish_changelog): so that follows it.
+ */
+static void
+let_publish(EsSourceRun *run)
+{
+	Oid	  types[3] = {INT4OID, INT8OID, INT8OID};
+	Datum values[3] = {Int32GetDatum((int32) run->source->id),
+					   Int64GetDatum(last_change(run)),
+					   Int64GetDatum(ES_SINK_UNTIL_RESTORED)};
+
+	(void) es_spi_execute_as_owner(
+		"UPDATE eventstore.sink_position p SET again_to = $2 FROM eventstore.sink s"
+		" WHERE s.changelog_of = $1 AND p.sink = s.id AND p.again_to = $3",
+		3, types, values, NULL, SPI_OK_UPDATE);
+}
+
 bool
 es_restore_is_taken(const EsSourceRun *run)
 {
@@ -578,7 +599,10 @@ es_restore_look(EsSourceRun *run)
 	es_task_begin();
 	held = es_task_hold(es_source_key(run->source->id));
 	if (held)
+	{
+		let_publish(run);
 		go_on_from(run, offsets);
+	}
 	es_task_commit(run->scratch);
 	for (int i = 0; held && run->group != NULL && i < run->npartitions; i++)
 		es_group_note_restored(run, run->partitions[i].progress.partition);
