@@ -75,6 +75,8 @@ typedef struct EsSink
 	 * (sink_topic.c); ES_SINK_UNTIL_RESTORED: nothing is before the source has restored.
 	 */
 	EsPosition again_to;
+	/* ... and of that, what lies up to here for the second time: a former topic had it. */
+	EsPosition known_to;
 } EsSink;
 
 #define ES_SINK_UNTIL_RESTORED PG_INT64_MAX
