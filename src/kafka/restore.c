@@ -208,7 +208,8 @@ es_restore_guard(const EsSourceRun *run, const EsRecord *records, int n,
 {
 	/*
 	 * A change without a topic was made by SQL, here.  One up to again_to that came
-	 * from a changelog topic came from a former one.
+	 * from a changelog topic came from a former one ($9: unless nothing has been
+	 * published yet).
 	 */
 	static const char sql[] =
 		"SELECT r.i FROM eventstore.sink s JOIN eventstore.sink_position p"
@@ -222,17 +223,17 @@ es_restore_guard(const EsSourceRun *run, const EsRecord *records, int n,
 		" AND (e.metadata->'progress'->>'topic' = $6"
 		" AND (e.metadata->'progress'->>r.partition)::int8 <= r.source_offset) IS NOT "
 		"TRUE"
-		" OR e.metadata->>'topic' = s.topic AND e.position <= p.again_to"
+		" OR e.metadata->>'topic' = s.topic AND e.position <= NULLIF(p.again_to, $9)"
 		" AND e.position > LEAST($7, p.position)"
 		" AND (" FORMER_OFFSET " < r.source_offset) IS NOT TRUE"
 		" OR e.metadata->>'topic' = $6 AND " ES_METADATA_OFFSET " >= r.source_offset)";
 	const EsSource *source = run->source;
-	Oid				types[8] = {BYTEAARRAYOID, INT8ARRAYOID, TEXTARRAYOID, OIDOID,
-								BOOLOID,	   TEXTOID,		 INT8OID,	   INT4OID};
-	Datum			values[8];
-	EsStore		   *store = es_store_open(source->target, RowExclusiveLock);
-	int			   *numbers = palloc(sizeof(int) * n);
-	EsRoleSwitch	saved;
+	Oid			 types[9] = {BYTEAARRAYOID, INT8ARRAYOID, TEXTARRAYOID, OIDOID, BOOLOID,
+							 TEXTOID,		INT8OID,	  INT4OID,		INT8OID};
+	Datum		 values[9];
+	EsStore		*store = es_store_open(source->target, RowExclusiveLock);
+	int			*numbers = palloc(sizeof(int) * n);
+	EsRoleSwitch saved;
 
 	if (!OidIsValid(store->changelog) ||
 		collect_changes(source, records, n, problems, numbers, values) == 0)
@@ -242,9 +243,10 @@ es_restore_guard(const EsSourceRun *run, const EsRecord *records, int n,
 	values[5] = CStringGetTextDatum(source->topic);
 	values[6] = Int64GetDatum(run->published);
 	values[7] = Int32GetDatum((int32) source->id);
+	values[8] = Int64GetDatum(ES_SINK_UNTIL_RESTORED);
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
-	es_spi_execute(sql, 8, types, values, NULL, false, SPI_OK_SELECT);
+	es_spi_execute(sql, 9, types, values, NULL, false, SPI_OK_SELECT);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool  isnull;

@@ -167,6 +167,14 @@ caught_up('again');
 is(in_store('again'), 'k=4 mine=2', 'a change by SQL is older than that of a record that the source had not read then');
 $mock->await('the changelog topic ends with what the store has', sub { published('same-changelog') eq in_store('again') });
 
+# ... and what was restored before is of the same topic, so what is behind it there is newer.
+query("SELECT eventstore.drop_source('again')");
+$mock->produce('same-changelog', [ 'k', '5', made_by('same', 0, 2) ], [ 'l', '1' ]);
+query("SELECT eventstore.create_source('again', 'k', 'same', 'again', changelog_topic => 'same-changelog', $fast)");
+caught_up('again');
+is(in_store('again'), 'k=5 l=1 mine=2', 'what another server has changed by SQL since is restored');
+$mock->await('the topic ends with what the store has again', sub { published('same-changelog') eq in_store('again') });
+
 # ---- a replica -------------------------------------------------------------------------------
 
 query("SELECT eventstore.create_store('copy')");
