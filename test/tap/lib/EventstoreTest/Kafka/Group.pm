@@ -33,7 +33,10 @@ sub start_servers
 {
 	my ($test, %addresses) = @_;
 
-	$servers{$_} = server_beside($addresses{$_}, "${test}_$_") foreach sort keys %addresses;
+	foreach my $name (sort keys %addresses)
+	{
+		$servers{$name} = server_beside($addresses{$name}, "${test}_$name");
+	}
 	return;
 }
 
