@@ -24,12 +24,14 @@
 #include "access/htup_details.h"
 #include "access/relation.h"
 #include "access/stratnum.h"
+#include "access/tableam.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "collection/collection.h"
 #include "compat.h"
 #include "errors.h"
+#include "executor/tuptable.h"
 #include "spi.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
@@ -380,14 +382,29 @@ changelog_has_keys(const EsStore *store)
 	return found;
 }
 
+bool
+es_store_is_empty(Relation rel)
+{
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	TableScanDesc	scan = table_beginscan(rel, GetActiveSnapshot(), 0, NULL);
+	bool			empty = !table_scan_getnextslot(scan, ForwardScanDirection, slot);
+
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	return empty;
+}
+
 void
 es_store_check_filled(EsStore *store, Relation rel)
 {
 	if (store->filled || !OidIsValid(store->changelog) ||
 		rel->rd_rel->relpersistence != RELPERSISTENCE_UNLOGGED)
 		return;
-	/* The snapshot is older than this look, so it sees no event of a row that comes now. */
-	if (RelationGetNumberOfBlocks(rel) == 0 && changelog_has_keys(store))
+	/*
+	 * By the same snapshot, so a row that comes now is in neither.  Not by the file's
+	 * size: a rebuild that was rolled back has left rows that nobody sees.
+	 */
+	if (es_store_is_empty(rel) && changelog_has_keys(store))
 		ereport(
 			ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

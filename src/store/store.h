@@ -84,9 +84,12 @@ extern bool es_store_exists(Oid relid, Oid *changelog);
 /* LG007 or 42P01 where it is none. */
 extern void es_store_require(Oid relid);
 
+/* Of a store that is open: has it no row, by the active snapshot? */
+extern bool es_store_is_empty(Relation rel);
+
 /*
- * 55000 where a crash has emptied an unlogged store: its changelog has keys,
- * and the table nothing at all.
+ * 55000 where a crash has emptied an unlogged store: its changelog has keys, and
+ * the table none, by the active snapshot.
  */
 extern void es_store_check_filled(EsStore *store, Relation rel);
 

@@ -162,6 +162,9 @@ is(sqlstate_of($node, $_), '55000', "an unlogged store says that it was emptied:
   foreach q{SELECT eventstore.get('fast', 'a1')}, q{SELECT eventstore.keys('fast')}, q{SELECT eventstore.put('fast', 'a1', '1')},
 	q{SELECT eventstore.delete('fast', 'a1')}, q{SELECT eventstore.clear('fast')}, q{INSERT INTO fast (key, value) VALUES ('a1', '1')};
 is($node->safe_psql('postgres', 'SELECT count(*) FROM fast'), 0, 'and so it was');
+$node->safe_psql('postgres', q{BEGIN; SELECT eventstore.rebuild('fast'); ROLLBACK});
+is(sqlstate_of($node, $_), '55000', "so it is where a rebuild was rolled back: $_")
+  foreach q{SELECT eventstore.get('fast', 'a1')}, q{SELECT eventstore.put('fast', 'a1', '1')};
 cmp_ok($node->safe_psql('postgres', q{SELECT eventstore.rebuild('fast')}), '>', 0, 'it is made again');
 replays('fast', 'rebuilt');
 is(sqlstate_of($node, q{SELECT eventstore.put('fast', 'a1', '"after"')}), '00000', 'and written again');
