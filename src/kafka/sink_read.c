@@ -85,6 +85,7 @@ pass_lost(EsSinkRun *run)
 		return false;
 	}
 	es_sink_park(run, run->current, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, reason);
+	run->parked = true;
 	return true;
 }
 
@@ -292,7 +293,10 @@ pass_bad(EsSinkRun *run)
 	note_read(run, position, 1);
 }
 
-/* After an error in a chunk. */
+/*
+ * After an error in a chunk.  Where that has parked something, which went with it,
+ * the chunk is read once more, from what was saved.
+ */
 static void
 catch_error(EsSinkRun *run)
 {
@@ -301,6 +305,8 @@ catch_error(EsSinkRun *run)
 	MemoryContextReset(run->event);
 	note_error(run, error);
 	run->at_bad = false;
+	run->stale |= run->parked;
+	run->parked = false;
 }
 
 void
@@ -311,6 +317,7 @@ es_sink_read(EsSinkRun *run)
 		es_task_begin();
 		read_chunk(run);
 		es_task_commit(run->scratch);
+		run->parked = false;
 		if (!run->more && es_delivery_is_empty(&run->delivery))
 			run->retry_at = run->retry_ms = 0;
 	}
