@@ -51,12 +51,10 @@
 #include "kafka/sink.h"
 #include "kafka/task.h"
 
-#include "catalog/pg_class.h"
 #include "access/table.h"
-#include "access/tableam.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "collection/collection.h"
-#include "executor/tuptable.h"
 #include "kafka/topic.h"
 #include "spi.h"
 #include "storage/lmgr.h"
@@ -310,6 +308,8 @@ make_room(EsSourceRun *run, int count)
 
 	if (run->npartitions > 0)
 		memcpy(room, run->partitions, sizeof(EsPartition) * run->npartitions);
+	if (run->partitions != NULL)
+		pfree(run->partitions);
 	run->partitions = room;
 }
 
@@ -332,18 +332,12 @@ has_enough(EsSourceRun *run, int32 number, int count)
 static bool
 store_is_empty(EsSourceRun *run)
 {
-	Relation		rel;
-	TableScanDesc	scan;
-	TupleTableSlot *slot;
-	bool			empty;
+	Relation rel;
+	bool	 empty;
 
 	es_task_begin();
 	rel = table_open(run->source->target, AccessShareLock);
-	slot = table_slot_create(rel, NULL);
-	scan = table_beginscan(rel, GetActiveSnapshot(), 0, NULL);
-	empty = !table_scan_getnextslot(scan, ForwardScanDirection, slot);
-	table_endscan(scan);
-	ExecDropSingleTupleTableSlot(slot);
+	empty = es_store_is_empty(rel);
 	table_close(rel, AccessShareLock);
 	es_task_commit(run->scratch);
 	return empty;
@@ -451,48 +445,128 @@ rebuild_store(EsSourceRun *run)
 	es_task_commit(run->scratch);
 }
 
-/* These partitions, from the first record that each has. */
-static bool
-read_again(EsSourceRun *run, EsProgress *moves, int n)
+/* A partition that was begun, by this source or another one. */
+typedef struct Begun
 {
-	bool moved;
+	uint32	   source;
+	EsProgress progress;
+} Begun;
+
+/* What other sources of the store have begun; in the current context. */
+static int
+load_others(EsSourceRun *run, Begun **others)
+{
+	Oid			  types[2] = {INT4OID, OIDOID};
+	Datum		  values[2] = {Int32GetDatum((int32) run->source->id),
+							   ObjectIdGetDatum(run->source->target)};
+	MemoryContext context = CurrentMemoryContext;
+	EsRoleSwitch  saved;
+	int			  n;
+
+	es_role_assume(es_extension_owner(), &saved);
+	SPI_connect();
+	es_spi_execute("SELECT o.source, o.topic, o.partition, o.next_offset"
+				   " FROM eventstore.source_offset o"
+				   " JOIN eventstore.source s ON s.id = o.source"
+				   " WHERE s.target::oid = $2 AND s.id <> $1 AND o.next_offset > 0"
+				   " ORDER BY 1, 2, 3",
+				   2, types, values, NULL, true, SPI_OK_SELECT);
+	n = (int) SPI_processed;
+	*others = MemoryContextAllocZero(context, sizeof(Begun) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+	{
+		HeapTuple	row = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		EsProgress *progress = &(*others)[i].progress;
+		bool		isnull;
+
+		(*others)[i].source = DatumGetInt32(SPI_getbinval(row, desc, 1, &isnull));
+		progress->topic = MemoryContextStrdup(context, SPI_getvalue(row, desc, 2));
+		progress->partition = DatumGetInt32(SPI_getbinval(row, desc, 3, &isnull));
+		progress->written = DatumGetInt64(SPI_getbinval(row, desc, 4, &isnull));
+		progress->end = progress->resume = -1;
+	}
+	SPI_finish();
+	es_role_restore(&saved);
+	return n;
+}
+
+/*
+ * Where each begins; false where Kafka does not tell.  Of a topic that is not ours
+ * we do not know: from 0, and if that is gone its source says so.
+ */
+static bool
+find_first_offsets(EsSourceRun *run, Begun *begun, int n, int count)
+{
+	const char *topic = es_topic_followed(run->source);
 
 	for (int i = 0; i < n; i++)
 	{
-		EsPartition partition = {.progress = moves[i]};
+		EsPartition partition = {.progress = begun[i].progress};
 		int64		high;
 
-		if (!es_topic_find_ends(run, &partition, &moves[i].next, &high))
+		begun[i].progress.has_time = false;
+		begun[i].progress.next = 0;
+		if (strcmp(partition.progress.topic, topic) == 0 &&
+			partition.progress.partition < count &&
+			!es_topic_find_ends(run, &partition, &begun[i].progress.next, &high))
 			return false;
-		moves[i].has_time = false;
 	}
+	return true;
+}
+
+/* False where the source is paused or gone.  40001: one of them was moved meanwhile. */
+static bool
+read_again(EsSourceRun *run, const Begun *begun, int n)
+{
+	bool held;
+
 	es_task_begin();
-	moved = es_task_hold(es_source_key(run->source->id)) &&
-			es_progress_advance(run->source, moves, n);
+	held = es_task_hold(es_source_key(run->source->id));
+	for (int i = 0; i < n && held; i++)
+	{
+		EsSource source = {.id = begun[i].source};
+
+		if (!es_progress_advance(&source, &begun[i].progress, 1))
+			ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+							errmsg("offsets of source %u were moved by somebody else",
+								   begun[i].source)));
+	}
 	es_task_commit(run->scratch);
-	if (!moved)
+	if (!held)
 		run->leave = ES_LEAVE_AND_RETURN;
 	else
 		ereport(LOG,
 				(errmsg("source \"%s\": an unlogged store is filled again from the topic",
 						run->source->name)));
-	return moved;
+	return held;
 }
 
 /*
  * All partitions that were begun: in a group others have some of them now, and they
- * may be ours again when the store is not empty any more.
+ * may be ours again when the store is not empty any more.  Those of the store's
+ * other sources as well, which may come when we have filled it with ours.
  */
 static bool
 read_all_again(EsSourceRun *run, const EsProgress *begun, int n, int count)
 {
-	EsProgress *moves = palloc(sizeof(EsProgress) * Max(n, 1));
-	int			nmoves = 0;
+	Begun *others;
+	Begun *all;
+	int	   nothers;
+	int	   nall = 0;
 
+	es_task_begin();
+	MemoryContextSwitchTo(run->scratch);
+	nothers = load_others(run, &others);
+	es_task_commit(run->scratch);
+	all = palloc0(sizeof(Begun) * (n + nothers + 1));
 	for (int i = 0; i < n; i++)
 		if (begun[i].written > 0 && begun[i].partition < count)
-			moves[nmoves++] = begun[i];
-	return nmoves == 0 || read_again(run, moves, nmoves);
+			all[nall++] = (Begun){run->source->id, begun[i]};
+	memcpy(&all[nall], others, sizeof(Begun) * nothers);
+	nall += nothers;
+	return nall == 0 ||
+		   (find_first_offsets(run, all, nall, count) && read_again(run, all, nall));
 }
 
 bool
@@ -502,19 +576,25 @@ es_restore_refill(EsSourceRun *run, const EsProgress *begun, int n, int count)
 	Oid				changelog = InvalidOid;
 	bool			unlogged;
 
-	if (!source->is_store)
+	/* A crash is the end of this process. */
+	if (!source->is_store || run->refilled)
 		return true;
 	es_task_begin();
 	unlogged = get_rel_persistence(source->target) == RELPERSISTENCE_UNLOGGED &&
 			   es_store_exists(source->target, &changelog) &&
 			   (!OidIsValid(changelog) || last_change(run) > 0);
 	es_task_commit(run->scratch);
-	if (!unlogged || !store_is_empty(run))
+	run->refilled = !unlogged || !store_is_empty(run);
+	if (run->refilled)
 		return true;
 	if (!OidIsValid(changelog))
-		return read_all_again(run, begun, n, count);
-	rebuild_store(run);
-	return true;
+		run->refilled = read_all_again(run, begun, n, count);
+	else
+	{
+		rebuild_store(run);
+		run->refilled = true;
+	}
+	return run->refilled;
 }
 
 /* ---------------------------------------------------------------------------

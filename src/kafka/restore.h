@@ -30,7 +30,8 @@ extern bool es_restore_follow(EsSourceRun *run);
 /*
  * A crash empties an unlogged store and leaves our offsets: fills it again, from
  * its changelog or, where it has none, from the first records of the partitions
- * that were begun ('begun', n of them) and are among 'count'.  Before anything is
+ * that were begun ('begun', n of them) and are among 'count'; those of the store's
+ * other sources are begun anew as well.  Once in a process, before anything is
  * restored or read.  False: not now.
  */
 extern bool es_restore_refill(EsSourceRun *run, const EsProgress *begun, int n,

@@ -66,7 +66,7 @@ es_run_load_progress(EsSourceRun *run, const char *topic, EsProgress **loaded)
 	int			  n;
 
 	es_task_begin();
-	old = MemoryContextSwitchTo(run->life);
+	old = MemoryContextSwitchTo(run->scratch);
 	n = es_progress_load(run->source, topic, loaded);
 	MemoryContextSwitchTo(old);
 	es_task_commit(run->scratch);

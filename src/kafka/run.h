@@ -56,6 +56,7 @@ typedef struct EsSourceRun
 	EsPartition	   *partitions;
 	int				npartitions;
 	bool			restoring; /* all of them are of the changelog topic, see restore.c */
+	bool			refilled;  /* what a crash has emptied; outlives clients */
 	bool			guarded;   /* what the store has may be newer than that */
 	EsPosition		last_change; /* of the store, as we know; else others write it, too */
 	EsPosition		published;	 /* of its changes, what the topic had when that began */
@@ -112,7 +113,7 @@ extern void es_run_stop_at(EsSourceRun *run, EsHalt reason, const char *message)
 
 extern TimestampTz es_run_ms_from_now(int ms);
 
-/* The partitions of that topic that have been begun, in 'life'; how many. */
+/* The partitions of that topic that have been begun, in 'scratch'; how many. */
 extern int es_run_load_progress(EsSourceRun *run, const char *topic, EsProgress **loaded);
 
 /* NULL where it is not ours. */

@@ -61,6 +61,26 @@
  * Taking
  * ------------------------------------------------------------------------- */
 
+/*
+ * The topic may be there again already, as another one.  Where it is the changelog
+ * topic, beside our own, the next client sees to that, and ours is as it was.
+ */
+static void
+note_missing_topic(EsSourceRun *run, const rd_kafka_message_t *message)
+{
+	if (message->rkt == NULL || strcmp(rd_kafka_topic_name(message->rkt),
+									   es_topic_followed(run->source)) == 0)
+	{
+		run->topic_missing = true;
+		run->look_at = 0;
+	}
+	else
+	{
+		run->leave = ES_LEAVE_AND_RETURN;
+		run->pause_ms = ES_TASK_PAUSE_MS;
+	}
+}
+
 /* What came instead of a record. */
 static void
 note_message_error(EsSourceRun *run, const rd_kafka_message_t *message)
@@ -86,9 +106,7 @@ note_message_error(EsSourceRun *run, const rd_kafka_message_t *message)
 		case RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART:
 		case RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC:
 		case RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION:
-			/* It may be there again already, as another one. */
-			run->topic_missing = true;
-			run->look_at = 0;
+			note_missing_topic(run, message);
 			break;
 		case RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED:
 			run->fetch_denied = true;
@@ -480,6 +498,7 @@ reset_run(EsSourceRun *run)
 	run->leave = ES_LEAVE_NOT;
 	run->halt = ES_HALT_NONE;
 	run->suspicion = NULL;
+	run->partitions = NULL;
 	run->npartitions = 0;
 	run->retry_at = 0;
 	run->retry_ms = 0;

@@ -503,6 +503,8 @@ add_partitions(EsSourceRun *run, int count)
 	int			n = es_run_load_progress(run, es_topic_followed(run->source), &loaded);
 
 	run->suspicion = doubt_topic(run, has_read(loaded, n));
+	if (run->partitions != NULL)
+		pfree(run->partitions);
 	run->partitions = MemoryContextAllocZero(run->life, sizeof(EsPartition) * Max(n, 1));
 	run->npartitions = 0;
 	for (int i = 0; i < n; i++)

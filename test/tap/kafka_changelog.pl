@@ -250,12 +250,25 @@ foreach my $changelog ('true', 'false')
 	caught_up("unlogged_$changelog");
 }
 query("SELECT eventstore.put('unlogged_true', 'c', '4')");
+$mock->create_topic('halves', 2);
+$mock->produce('halves', map { [ "h$_", "$_", [], { partition => $_ % 2 } ] } 1 .. 4);
+query("SELECT eventstore.create_store('halves', unlogged => true, changelog => false)");
+foreach my $half (0, 1)
+{
+	query("SELECT eventstore.create_source('half $half', 'k', 'halves', 'halves', partitions => '{$half}', $fast)");
+	caught_up("half $half");
+}
+query("SELECT eventstore.pause('half 1')");
 $node->stop('immediate');
 $node->start;
 await_true($node, "SELECT string_agg(key || value, ' ' ORDER BY key) = 'a3 b2 c4' FROM unlogged_true");
 pass('it is rebuilt from its changelog');
 await_true($node, "SELECT string_agg(key || value, ' ' ORDER BY key) = 'a3 b2' FROM unlogged_false");
 pass('or filled again from the topic');
+await_true($node, "SELECT string_agg(key, ' ' ORDER BY key) = 'h2 h4' FROM halves");
+query("SELECT eventstore.resume('half 1')");
+await_true($node, "SELECT string_agg(key, ' ' ORDER BY key) = 'h1 h2 h3 h4' FROM halves");
+pass('by each of its sources, also one that finds it filled by another');
 
 $node->stop;
 no_crash($node);
