@@ -10,8 +10,7 @@ use EventstoreTest::Kafka;
 use Test::More;
 
 my $mock = kafka_mock();
-my $node = new_server('changelog', settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms' ]);
-my $address = $mock->address;
+my $node = server_beside($mock->address, 'changelog');
 my $fast = q(consumer_properties => '{"fetch.wait.max.ms": 5}');
 
 sub query { return $node->safe_psql('postgres', $_[0]); }
@@ -29,8 +28,6 @@ sub made_by
 	my ($topic, $partition, $offset) = @_;
 	return [ 'es-topic' => $topic, 'es-partition' => $partition, 'es-offset' => $offset ];
 }
-
-query(qq(CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '$address')));
 
 # ---- restored: what the topic has, then the source from where that ends ------------------
 

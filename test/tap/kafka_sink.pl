@@ -12,8 +12,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $mock = kafka_mock();
-my $node = new_server('sink', settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms', 'eventstore.kafka_renew_after = 1s' ]);
-my $address = $mock->address;
+my $node = server_beside($mock->address, 'sink', 'eventstore.kafka_renew_after = 1s');
 
 sub query { return $node->safe_psql('postgres', $_[0]); }
 
@@ -57,8 +56,6 @@ sub header
 	}
 	return undef;
 }
-
-query(qq(CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '$address')));
 
 # ---- records ---------------------------------------------------------------------------
 
