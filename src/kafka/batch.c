@@ -217,7 +217,6 @@ advance_to(EsSourceRun *run, int from, int to)
 	es_run_advance(run, moves, n);
 }
 
-/* The transaction has committed. */
 /*
  * The first one that must not be passed over, from..to; with the others' problems
  * dealt with.

@@ -705,7 +705,11 @@ insert_source(const EsSource *source, const NullableDatum *args)
 	return id;
 }
 
-/* From its first event on: who restores from the topic is to find all of the store in it. */
+/*
+ * From its first event on: who restores from the topic is to find all of the store in
+ * it.  What the store has already may be older than what another server has published
+ * since: so that is restored first, and then published behind it, once more.
+ */
 static void
 publish_changelog(const EsSource *source, const NullableDatum *args)
 {
@@ -722,6 +726,9 @@ publish_changelog(const EsSource *source, const NullableDatum *args)
 	sink.changelog_of = source->id;
 	/* In transactions that the group's coordinator vouches for: share.c. */
 	sink.exactly_once = !args[ARG_GROUP_ID].isnull;
+	if (!sink.exactly_once &&
+		es_collection_last_allotted(es_collection_open(changelog, AccessShareLock)) > 0)
+		sink.again_to = ES_SINK_UNTIL_RESTORED;
 	(void) es_sink_create_internal(&sink);
 }
 
