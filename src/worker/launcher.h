@@ -175,7 +175,7 @@ extern bool es_worker_has_room(EsWorkerKey key);
 /* The process that was started is gone. */
 extern void es_worker_ended(EsWorkerKey key);
 
-/* Asks for a worker, unless the database has one or sits out a pause. */
+/* Asks for a worker, and wakes the launcher, unless the database has one or sits out a pause. */
 extern void es_worker_want(EsWorkerKey key);
 
 /* The database is gone: its slots are free. */
@@ -189,6 +189,8 @@ extern void es_launcher_rescan(void);
 
 /* All workers that there are or should be; palloc'd. */
 extern int		   es_worker_list(EsWorkerInfo **workers);
+/* One of them; false where it is not in that list. */
+extern bool		   es_worker_find(EsWorkerKey key, EsWorkerInfo *info);
 extern const char *es_worker_state_name(EsWorkerState state);
 extern const char *es_worker_kind_name(EsWorkerKind kind);
 
