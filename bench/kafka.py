@@ -24,6 +24,7 @@ class Contender:
     name = None
     number = "(value->>'i')::bigint"
     process = None
+    least_partitions = 1
 
     def build(self):
         """Once, before all."""
@@ -80,20 +81,37 @@ class Contender:
 
 class Eventstore(Contender):
     name = "eventstore, a source into a store"
+    remark = ""
 
     def start(self, topic):
         server.sql(f"""
             SELECT eventstore.create_store('kept', changelog => false);
             CREATE SERVER kept_server FOREIGN DATA WRAPPER eventstore_kafka
                 OPTIONS ("bootstrap.servers" '{topic.broker.address}');
-            SELECT eventstore.create_source('kept_source', 'kept_server', '{topic.name}', 'kept');
         """)
+        self.create_sources(topic)
+
+    def create_sources(self, topic):
+        server.sql(f"SELECT eventstore.create_source('kept_source', 'kept_server', '{topic.name}', 'kept')")
 
     def stop(self):
         server.sql("""
-            SELECT eventstore.drop_source('kept_source');
+            SELECT eventstore.drop_source(name) FROM eventstore.sources;
             DROP SERVER kept_server;
             SELECT eventstore.drop_store('kept');
+        """)
+
+
+class Pair(Eventstore):
+    name = "eventstore, two sources with half of the partitions each"
+    remark = ", two sources"
+    least_partitions = 2
+
+    def create_sources(self, topic):
+        server.sql(f"""
+            SELECT eventstore.create_source('kept_source_' || n, 'kept_server', '{topic.name}', 'kept',
+                partitions => (SELECT array_agg(p) FROM generate_series(n, {topic.partitions - 1}, 2) p))
+            FROM generate_series(0, 1) n
         """)
 
 
@@ -158,7 +176,7 @@ class Streams(Contender):
         return self.await_line("all")
 
 
-CONTENDERS = [Eventstore(), Go(), Debezium(), Streams()]
+CONTENDERS = [Eventstore(), Pair(), Go(), Debezium(), Streams()]
 
 
 # ---- measuring -------------------------------------------------------------------------
@@ -184,6 +202,7 @@ def run_once(contender, topic, postmaster):
 
 
 def measure(topic, contenders, postmaster):
+    contenders = [contender for contender in contenders if topic.partitions >= contender.least_partitions]
     costs = {contender.name: [] for contender in contenders}
 
     def once(contender):
@@ -201,17 +220,17 @@ def measure(topic, contenders, postmaster):
                       "in the server" if memory is None else f"{memory:.0f}"])
     title = f"{topic.records:,} records, {topic.partitions} partition{'s' if topic.partitions > 1 else ''}"
     text = report.table([title, "records/s", "CPU seconds per million", "client's MB"], lines)
-    return text, targets_of(topic, figures, middle)
+    return text, [target for ours in (Eventstore, Pair) for target in targets_of(ours, topic, figures, middle)]
 
 
-def targets_of(topic, figures, costs):
-    ours, title = Eventstore.name, f"{topic.records:,} records, {topic.partitions} partitions"
-    if ours not in figures:
+def targets_of(ours, topic, figures, costs):
+    if ours.name not in figures:
         return []
-    targets = [[title, report.against(figures, ours, peer.name, factor), f"{factor} × {peer.__name__}"]
+    title = f"{topic.records:,} records, {topic.partitions} partitions{ours.remark}"
+    targets = [[title, report.against(figures, ours.name, peer.name, factor), f"{factor} × {peer.__name__}"]
                for peer, factor in [(Go, 1.5), (Debezium, 3), (Streams, 3)] if peer.name in figures]
     if Go.name in figures:
-        ratio = costs[ours] / costs[Go.name]
+        ratio = costs[ours.name] / costs[Go.name]
         targets.append([f"{title}, CPU", f"{ratio:.2f} ×" + (" (missed)" if ratio > 0.6 else ""), "at most 0.6 × Go's"])
     return targets
 

@@ -31,6 +31,10 @@
  * another server's meanwhile).  Nor is one that was made before the source had come
  * to the record that a change in the topic is of (publish.c): another server has.
  *
+ * While a topic made anew is being filled (sink_topic.c) what it has of a key may be
+ * older than what was restored from the former one.  So that is in the way as well,
+ * unless the record in the topic is of a later one of the source's.
+ *
  * Following.  Replica partitions are partitions of the changelog topic that are
  * read like those of the source, without an end.
  *
@@ -189,27 +193,40 @@ es_restore_note_written(EsSourceRun *run)
 		run->last_change = last_change(run);
 }
 
+/* Of a change e that was restored: the offset that the record had come from; -1: none. */
+#define FORMER_OFFSET                                                                    \
+	"COALESCE((SELECT (h->>1)::int8 FROM jsonb_array_elements(CASE"                      \
+	" jsonb_typeof(e.metadata->'headers') WHEN 'array' THEN e.metadata->'headers' END)"  \
+	" h WHERE h->>0 = '" ES_HEADER_OFFSET "' AND h->>1 ~ '^\\d{1,18}$' LIMIT 1), -1)"
+
 void
 es_restore_guard(const EsSourceRun *run, const EsRecord *records, int n,
 				 EsProblem *problems)
 {
-	/* A change without a topic was made by SQL, here. */
+	/*
+	 * A change without a topic was made by SQL, here.  One up to again_to that came
+	 * from a changelog topic came from a former one.
+	 */
 	static const char sql[] =
-		"SELECT r.i FROM unnest($1, $2, $3) WITH ORDINALITY r (key, source_offset, "
-		"partition, i),"
+		"SELECT r.i FROM eventstore.sink s JOIN eventstore.sink_position p"
+		" ON p.sink = s.id AND s.changelog_of = $8,"
+		" unnest($1, $2, $3) WITH ORDINALITY r (key, source_offset, partition, i),"
 		" LATERAL eventstore.peek($4::pg_catalog.regclass,"
 		" CASE WHEN $5 THEN r.key::text ELSE pg_catalog.convert_from(r.key, 'UTF8') END) "
 		"e"
 		" WHERE e.position IS NOT NULL"
-		" AND ((e.metadata->>'topic') IS NULL AND e.position > $7"
+		" AND ((e.metadata->>'topic') IS NULL AND e.position > LEAST($7, p.position)"
 		" AND (e.metadata->'progress'->>'topic' = $6"
 		" AND (e.metadata->'progress'->>r.partition)::int8 <= r.source_offset) IS NOT "
 		"TRUE"
+		" OR e.metadata->>'topic' = s.topic AND e.position <= p.again_to"
+		" AND e.position > LEAST($7, p.position)"
+		" AND (" FORMER_OFFSET " < r.source_offset) IS NOT TRUE"
 		" OR e.metadata->>'topic' = $6 AND " ES_METADATA_OFFSET " >= r.source_offset)";
 	const EsSource *source = run->source;
-	Oid				types[7] = {BYTEAARRAYOID, INT8ARRAYOID, TEXTARRAYOID, OIDOID,
-								BOOLOID,	   TEXTOID,		 INT8OID};
-	Datum			values[7];
+	Oid				types[8] = {BYTEAARRAYOID, INT8ARRAYOID, TEXTARRAYOID, OIDOID,
+								BOOLOID,	   TEXTOID,		 INT8OID,	   INT4OID};
+	Datum			values[8];
 	EsStore		   *store = es_store_open(source->target, RowExclusiveLock);
 	int			   *numbers = palloc(sizeof(int) * n);
 	EsRoleSwitch	saved;
@@ -221,9 +238,10 @@ es_restore_guard(const EsSourceRun *run, const EsRecord *records, int n,
 	values[4] = BoolGetDatum(store->key_format == ES_STORE_BYTES);
 	values[5] = CStringGetTextDatum(source->topic);
 	values[6] = Int64GetDatum(run->published);
+	values[7] = Int32GetDatum((int32) source->id);
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
-	es_spi_execute(sql, 7, types, values, NULL, false, SPI_OK_SELECT);
+	es_spi_execute(sql, 8, types, values, NULL, false, SPI_OK_SELECT);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool  isnull;

@@ -72,6 +72,8 @@ typedef struct EsSink
 
 	/* Of a changelog: what lies up to there is published anew (sink_topic.c). */
 	EsPosition again_to;
+	/* ... and of that, what lies up to here for the second time: a former topic had it. */
+	EsPosition known_to;
 } EsSink;
 
 /* A sink that is to be; checked by who makes it. */

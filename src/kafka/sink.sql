@@ -45,6 +45,7 @@ CREATE TABLE eventstore.sink_position (
 	ends bigint[],
 	topic_id text COLLATE "C",
 	again_to bigint NOT NULL DEFAULT 0,
+	known_to bigint NOT NULL DEFAULT 0,
 	updated_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.1);
 COMMENT ON TABLE eventstore.sink_position IS

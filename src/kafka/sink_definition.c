@@ -148,6 +148,7 @@ read_sink(MemoryContext context)
 	sink->position = DatumGetInt64(es_task_column("position", context));
 	sink->topic_id = es_task_text("topic_id", context);
 	sink->again_to = DatumGetInt64(es_task_column("again_to", context));
+	sink->known_to = DatumGetInt64(es_task_column("known_to", context));
 	ends = es_task_column("ends", context);
 	query = (Jsonb *) DatumGetPointer(es_task_column("query", context));
 
@@ -164,7 +165,7 @@ EsSink *
 es_sink_load(uint32 id)
 {
 	static const char sql[] =
-		"SELECT s.*, p.position, p.ends, p.topic_id, p.again_to,"
+		"SELECT s.*, p.position, p.ends, p.topic_id, p.again_to, p.known_to,"
 		" (s.system_identifier OPERATOR(pg_catalog.=) $2"
 		" AND s.database_oid OPERATOR(pg_catalog.=) $3) AS at_home,"
 		" COALESCE(s.name, f.name, 'changelog sink ' || s.id) AS shown_name"

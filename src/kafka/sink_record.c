@@ -445,7 +445,7 @@ judge(EsSinkWriter *writer, EsRecord *record, const char *topic)
 	writer->verdict = es_share_judge(writer->share, writer->current, topic,
 									 record->partition, writer->stream);
 	/* It was dealt with when it was published for the first time. */
-	if (writer->verdict == ES_SHARE_LOST && writer->current <= writer->sink->again_to)
+	if (writer->verdict == ES_SHARE_LOST && writer->current <= writer->sink->known_to)
 		writer->verdict = ES_SHARE_KNOWN;
 	return writer->verdict == ES_SHARE_OURS;
 }

@@ -65,6 +65,7 @@ begin_again(EsSinkRun *run)
 
 	(void) es_spi_execute_as_owner(
 		"UPDATE eventstore.sink_position p SET position = 0,"
+		" known_to = GREATEST(p.known_to, p.position),"
 		" again_to = GREATEST(p.again_to, p.position,"
 		" eventstore.collection_head(s.collection))"
 		" FROM eventstore.sink s WHERE s.id = $1 AND p.sink = s.id",

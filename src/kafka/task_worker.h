@@ -9,6 +9,7 @@
 
 #include "postgres.h"
 
+#include "compat.h"
 #include "kafka/task.h"
 
 /* Before a new client, where the last one came to a bad end. */
@@ -53,8 +54,7 @@ extern bool es_task_server_changed;
 extern EsTaskWork *es_task_work(const char *name, void *run);
 
 /* The rest of the process, after es_process_begin. */
-extern void es_task_work_main(EsWorkerKey key, const EsTaskWork *work)
-	pg_attribute_noreturn();
+es_noreturn extern void es_task_work_main(EsWorkerKey key, const EsTaskWork *work);
 
 /* A transaction with a snapshot; after its end 'scratch' is the current context. */
 extern void es_task_begin(void);

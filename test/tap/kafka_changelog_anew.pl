@@ -138,6 +138,98 @@ foreach my $name ('alone', 'shared')
 	query("SELECT eventstore.drop_source('$name')");
 }
 
+# A member is given its partition again before the topic has all of it again: what
+# others have published there is older than what it has from the former topic.
+{
+	my $name = 'again';
+	my $sink = "(SELECT k.id FROM eventstore.sink k JOIN eventstore.source s ON s.id = k.changelog_of WHERE s.name = '$name')";
+
+	# Each is published by itself, so that it can be stopped in the middle.
+	sub set_flush_count
+	{
+		my ($sink, $count) = @_;
+		query("UPDATE eventstore.sink SET flush_count = $count WHERE id = $sink");
+		return;
+	}
+
+	sub pause
+	{
+		my ($name) = @_;
+
+		query("SELECT eventstore.pause('$name')");
+		await_true($node, "SELECT pid IS NULL FROM eventstore.sources WHERE name = '$name'");
+		return;
+	}
+
+	# As a member does that had the partition meanwhile.
+	sub publish_elsewhere
+	{
+		my ($name, @records) = @_;
+
+		pause($name);
+		$kafka->produce("$name-changelog", map { [ $_->[0], $_->[1], [ 'es-topic' => $name, 'es-partition' => 0, 'es-offset' => $_->[2] ] ] } @records);
+		query("SELECT eventstore.resume('$name')");
+		caught_up($name);
+		return;
+	}
+
+	note("---- $name");
+	$kafka->create_topic($name, 1);
+	make_changelog_topic($name, 1);
+	create($name, $group);
+	$kafka->produce($name, map { [ 'x', $_ ] } 0 .. 9);
+	caught_up($name);
+	publish_elsewhere($name, [ 'k', '1', 3 ], [ 'm', '1', 4 ]);
+	query("SELECT count(eventstore.put_text('$name', 'n', i::text)) FROM generate_series(1, 3000) i");
+	publish_elsewhere($name, [ 'k', undef, 5 ], [ 'm', '2', 6 ]);
+	await_published($name);
+	is(in_store($name), 'm=2 n=3000 x=9', 'the last of each key is restored, k is deleted');
+
+	$kafka->delete_topic("$name-changelog");
+	make_changelog_topic($name, 1);
+	query("SELECT eventstore.put_text('$name', 'n', 'last')");
+	await_noticed($name, 'made anew', 'made anew');
+	set_flush_count($sink, 1);
+	query("SELECT eventstore.resume('$name')");
+	$kafka->await('some of it is published', sub { last_values("$name-changelog") =~ /n=/ });
+	pause($name);
+	is(query("SELECT position < again_to FROM eventstore.sink_position WHERE sink = $sink"), 't', 'and not yet all');
+	set_flush_count($sink, 10000);
+	publish_elsewhere($name, [ 'k', '1', 3 ], [ 'm', '1', 4 ]);
+	is(in_store($name), 'm=2 n=last x=9', 'what is older than it has is not restored, what was deleted does not come back');
+	await_published($name);
+	is(last_values("$name-changelog"), 'm=2 n=last x=9', 'nor in the topic');
+	query("SELECT eventstore.drop_source('$name')");
+}
+
+# It loses a partition before the topic has a change by SQL for the first time.
+{
+	my $name = 'left';
+
+	note("---- $name");
+	$kafka->create_topic($name, 2);
+	make_changelog_topic($name);
+	create($name, $group);
+	$kafka->produce($name, (map { [ $_, "1$_" ] } 'a' .. 'f'), { properties => { partitioner => 'murmur2_random' } });
+	caught_up($name);
+	await_published($name);
+	$kafka->delete_topic("$name-changelog");
+	query("SELECT eventstore.put_text('$name', chr(i), 'by SQL') FROM generate_series(97, 102) i");
+	await_true($node, "SELECT changelog_state = 'topic_missing' FROM eventstore.sources WHERE name = '$name'");
+	make_changelog_topic($name);
+	await_noticed($name, 'made anew', 'made anew');
+	query("SELECT eventstore.create_store('other', 'text')");
+	query("SELECT eventstore.create_source('other', 'k', '$name', 'other', changelog_topic => '$name-changelog' $group)");
+	await_true($node, "SELECT count(*) = 1 FROM eventstore.source_partitions WHERE source = '$name' AND assigned");
+	query("SELECT eventstore.resume('$name')");
+	await_published($name);
+	my @lost = split /\n/, query("SELECT c.stream FROM eventstore.dead_letters l JOIN ${name}_changelog c USING (position) WHERE l.source = '$name'");
+	my @published = map { $_->{key} } grep { ($_->{value} // '') eq 'by SQL' } $kafka->consume("$name-changelog");
+	cmp_ok(scalar(@lost), '>', 0, 'what the topic never had, and is another member\'s to publish now, is a dead letter');
+	is(join(' ', sort @lost, @published), 'a b c d e f', 'all other changes are published');
+	query("SELECT eventstore.drop_source('$_')") foreach 'other', $name;
+}
+
 $node->stop;
 no_crash($node);
 done_testing();

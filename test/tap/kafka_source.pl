@@ -101,6 +101,19 @@ is(query("SELECT eventstore.flush('held')"), 't', 'flush');
 is(query('SELECT count(*) FROM held'), '4', 'writes what was read');
 is(query("SELECT batches > 1, records FROM eventstore.sources WHERE name = 'held'"), 't|4', 'and is counted');
 
+# ---- several sources of one topic -----------------------------------------------------------
+
+$mock->create_topic('shared', 4);
+query("SELECT eventstore.create_store('shared', 'text')");
+query(create("half $_", 'shared', 'shared', "partitions => array[$_, @{[ $_ + 2 ]}]", 'flush_count => 500')) foreach 0, 1;
+$mock->produce('shared', map { [ 'k' . $_ % 700, $_ ] } 0 .. 13_999);
+caught_up("half $_") foreach 0, 1;
+is(query("SELECT count(*), sum(value::int), min(value::int), bool_and(key = 'k' || value::int % 700) FROM shared"),
+	join('|', 700, 700 * (13_300 + 13_999) / 2, 13_300, 't'), 'two sources with two partitions each: the last of each key');
+is(query("SELECT source, array_agg(partition ORDER BY partition), sum(position) > 0 FROM eventstore.source_partitions WHERE source LIKE 'half%' GROUP BY 1 ORDER BY 1"),
+	"half 0|{0,2}|t\nhalf 1|{1,3}|t", 'each has its own');
+is_clean($node, 'shared_changelog');
+
 # ---- policies ---------------------------------------------------------------------------
 
 $mock->create_topic('poison', 1);
