@@ -153,6 +153,29 @@ ALTER SERVER broker OPTIONS (ADD "plugin.library.paths" '/nowhere/x.so');
 ALTER SERVER broker OPTIONS (DROP "socket.timeout.ms");
 SELECT srvoptions FROM pg_foreign_server WHERE srvname = 'broker';
 
+-- ---- a source's and a sink's own ----
+SELECT eventstore.create_store('kept');
+CREATE FUNCTION of_source(arguments text) RETURNS text LANGUAGE sql AS $$
+	SELECT try('SELECT eventstore.create_source(''in'', ''broker'', ''t'', ''kept'', ' || arguments || ')')
+$$;
+SELECT v, left(of_source(format('start => %L', v)), 5) AS start
+FROM unnest(ARRAY['earliest', 'latest', 'sooner', 'infinity', '2026-01-01', '{"0": 42, "7": 0}', '{}', '{"0": "42"}', '{"0": null}', '{"0": -1}',
+	'{"0": 1.5}', '{"0": 1e30}', '{"0": 9223372036854775807}', '{"0": {"0": 1}}', '{"0": [1]}', '{"-1": 1}', '{"00": 1}', '{" 0": 1}', '{"x": 1}', '{"99999999999": 1}', '[1]', '{"0": 1']) v;
+SELECT of_source('start => ''{"0": "42"}''');
+SELECT of_source('changelog_topic => ''log'', partitions => ''{0,1}'', replica_partitions => ''{2,1}''');
+-- long lists are compared at once
+SET statement_timeout = '60 s';
+SELECT of_source(format('changelog_topic => ''log'', partitions => %L, replica_partitions => %L',
+	ARRAY(SELECT generate_series(0, 499999)), ARRAY(SELECT generate_series(499999, 999999))));
+RESET statement_timeout;
+SELECT try($$SELECT eventstore.create_sink('out', 'broker', 't', 'kept', key => 'eventstore.such(eventstore.event)')$$);
+-- what keeps the owners' books is a trigger of the extension's tables, and of no other
+CREATE TEMPORARY TABLE other (owner regrole);
+CREATE TRIGGER note_owners AFTER INSERT ON other EXECUTE FUNCTION eventstore.note_owners();
+INSERT INTO other VALUES (NULL);
+DROP TABLE other;
+SELECT eventstore.drop_store('kept');
+
 -- ---- the log of librdkafka ----
 SELECT * FROM eventstore.kafka_log;
 SET ROLE es_kafka_plain;

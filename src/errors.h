@@ -19,6 +19,7 @@
 #define ERRCODE_ES_NOT_RETAINED		MAKE_SQLSTATE('L', 'G', '0', '0', '5')
 #define ERRCODE_ES_NOT_PRELOADED	MAKE_SQLSTATE('L', 'G', '0', '0', '6')
 #define ERRCODE_ES_NOT_A_COLLECTION MAKE_SQLSTATE('L', 'G', '0', '0', '7')
+#define ERRCODE_ES_CANNOT_GO_ON		MAKE_SQLSTATE('L', 'G', '0', '0', '8')
 
 /*
  * Calls a function that computes and nothing else (a type's input function):

@@ -103,11 +103,11 @@ AS 'MODULE_PATHNAME', 'es_collection_head';
 COMMENT ON FUNCTION eventstore.collection_head(regclass) IS
 'The head, for views: null where the caller may not see the collection or where it is broken.';
 
-CREATE FUNCTION eventstore.collection_events(collection regclass, first bigint, "end" bigint) RETURNS bigint
+CREATE FUNCTION eventstore.collection_events(collection regclass, first bigint, before bigint) RETURNS bigint
 LANGUAGE c STABLE STRICT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_collection_events';
 COMMENT ON FUNCTION eventstore.collection_events(regclass, bigint, bigint) IS
-'How many events the caller sees from position "first" to below position "end"; null without the right to SELECT. Counts them one by one.';
+'How many events the caller sees from position "first" to below position "before"; null without the right to SELECT. Counts them one by one.';
 
 CREATE FUNCTION eventstore.collection_segments(
 	collection regclass,

@@ -217,7 +217,6 @@ advance_to(EsSourceRun *run, int from, int to)
 	es_run_advance(run, moves, n);
 }
 
-/* The transaction has committed. */
 /*
  * The first one that must not be passed over, from..to; with the others' problems
  * dealt with.
@@ -348,8 +347,7 @@ es_batch_is_records_fault(int sqlstate)
 static void
 retry_later(EsSourceRun *run, const char *message)
 {
-	run->retry_ms =
-		run->retry_ms == 0 ? RETRY_FIRST_MS : Min(run->retry_ms * 2, RETRY_LAST_MS);
+	run->retry_ms = es_task_longer_pause(run->retry_ms, RETRY_FIRST_MS, RETRY_LAST_MS);
 	run->retry_at = es_run_ms_from_now(run->retry_ms);
 	if (run->retry_ms >= 500)
 		es_run_set_state(run, "retrying", message);

@@ -395,16 +395,18 @@ make_metadata(const EsRecord *record)
 	Jsonb			*metadata;
 
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	push_field(&state, "topic", json_string(record->topic, strlen(record->topic)));
-	push_field(&state, "partition", json_int(record->partition));
-	push_field(&state, "offset", json_int(record->offset));
+	push_field(&state, ES_ORIGIN_TOPIC,
+			   json_string(record->topic, strlen(record->topic)));
+	push_field(&state, ES_ORIGIN_PARTITION, json_int(record->partition));
+	push_field(&state, ES_ORIGIN_OFFSET, json_int(record->offset));
 	if (record->has_since)
-		push_field(&state, "since", json_int(record->since));
+		push_field(&state, ES_ORIGIN_SINCE, json_int(record->since));
 	if (record->has_time)
-		push_field(&state, "timestamp", json_int(es_codec_kafka_time(record->time)));
+		push_field(&state, ES_ORIGIN_TIMESTAMP,
+				   json_int(es_codec_kafka_time(record->time)));
 	if (record->nheaders > 0)
 	{
-		push_key(&state, "headers");
+		push_key(&state, ES_ORIGIN_HEADERS);
 		push_headers(&state, record);
 	}
 	metadata = JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
@@ -417,8 +419,8 @@ make_metadata(const EsRecord *record)
 static void
 set_pattern(EsMetadataPattern *pattern, const EsRecord *record, Jsonb *metadata)
 {
-	static const char *const names[ES_METADATA_NUMBERS] = {"offset", "since",
-														   "timestamp"};
+	static const char *const names[ES_METADATA_NUMBERS] = {
+		ES_ORIGIN_OFFSET, ES_ORIGIN_SINCE, ES_ORIGIN_TIMESTAMP};
 
 	pattern->metadata = metadata;
 	pattern->topic = record->topic;

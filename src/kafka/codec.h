@@ -80,6 +80,14 @@ extern void es_codec_read_headers(Jsonb *headers, EsRecord *record);
 /* The first header of that name that has a value; NULL. */
 extern const EsHeader *es_codec_header(const EsRecord *record, const char *name);
 
+/* The members of an event's metadata, which say where it came from. */
+#define ES_ORIGIN_TOPIC		"topic"
+#define ES_ORIGIN_PARTITION "partition"
+#define ES_ORIGIN_OFFSET	"offset"
+#define ES_ORIGIN_SINCE		"since"
+#define ES_ORIGIN_TIMESTAMP "timestamp"
+#define ES_ORIGIN_HEADERS	"headers"
+
 /* The numbers in metadata that differ from record to record. */
 enum
 {
@@ -102,8 +110,8 @@ typedef struct EsMetadataPattern
 } EsMetadataPattern;
 
 /*
- * {"topic", "partition", "offset", "since", "timestamp", "headers"}: where an event
- * came from.  The pattern is good for as long as the current context is.
+ * {"topic", "partition", "offset", "since", "timestamp", "headers"}, those that there
+ * are.  The pattern is good for as long as the current context is.
  */
 extern Jsonb *es_codec_metadata(const EsRecord *record, EsMetadataPattern *pattern);
 
@@ -112,8 +120,8 @@ extern Jsonb *es_codec_metadata(const EsRecord *record, EsMetadataPattern *patte
  * Metadata may be whatever its writer has made of them.
  */
 #define ES_METADATA_OFFSET                                                               \
-	"CASE WHEN jsonb_typeof(e.metadata->'offset') = 'number'"                            \
-	" THEN (e.metadata->'offset')::numeric END"
+	"CASE WHEN jsonb_typeof(e.metadata->'" ES_ORIGIN_OFFSET "') = 'number'"              \
+	" THEN (e.metadata->'" ES_ORIGIN_OFFSET "')::numeric END"
 
 /* Milliseconds since 1970; false for one that PostgreSQL cannot hold. */
 extern int64 es_codec_kafka_time(TimestampTz time);

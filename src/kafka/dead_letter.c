@@ -268,13 +268,14 @@ retry_rows(const EsSource *source, EsWriter *writer, SPITupleTable *rows,
 }
 
 static int64
-retry_source(const EsSource *source, const NullableDatum *ids)
+retry_source(const EsTask *task, const NullableDatum *ids)
 {
-	EsWriter	  *writer;
-	Portal		   letters;
-	SPITupleTable *rows;
-	MemoryContext  each;
-	int64		   written = 0;
+	const EsSource *source;
+	EsWriter	   *writer;
+	Portal			letters;
+	SPITupleTable  *rows;
+	MemoryContext	each;
+	int64			written = 0;
 
 	if (IsolationUsesXactSnapshot())
 		ereport(
@@ -284,7 +285,11 @@ retry_source(const EsSource *source, const NullableDatum *ids)
 					"COMMITTED"),
 			 errdetail(
 				 "An older snapshot does not show the newer records of their keys.")));
-	es_task_lock(es_source_key(source->id));
+	es_task_lock(task->key);
+	source = es_source_load(task->key.object);
+	/* It was dropped while we waited. */
+	if (source == NULL)
+		return 0;
 	writer = es_writer_begin(source);
 	SPI_connect();
 	each = AllocSetContextCreate(CurrentMemoryContext, "eventstore dead letter",
@@ -325,7 +330,7 @@ es_retry_dead_letters(PG_FUNCTION_ARGS)
 	sink = task->key.object;
 	if (task->key.kind == ES_WORKER_SOURCE)
 	{
-		retried = retry_source(es_source_require_own(&fcinfo->args[0]), &fcinfo->args[1]);
+		retried = retry_source(task, &fcinfo->args[1]);
 		sink = es_share_find_sink(task->key.object);
 	}
 	if (sink != 0)

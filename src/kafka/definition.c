@@ -282,6 +282,56 @@ es_source_require_own(const NullableDatum *name)
  * create_source: the arguments
  * ------------------------------------------------------------------------- */
 
+/* Offsets such as {"0": 42}; a worker that cannot read one would only fail. */
+static bool
+are_offsets(const Jsonb *offsets)
+{
+	JsonbIterator	  *it = JsonbIteratorInit((JsonbContainer *) &offsets->root);
+	JsonbIteratorToken token;
+	JsonbValue		   part;
+	Datum			   number;
+
+	while ((token = JsonbIteratorNext(&it, &part, true)) != WJB_DONE)
+	{
+		char *text;
+
+		if (token == WJB_KEY)
+		{
+			text = pnstrdup(part.val.string.val, part.val.string.len);
+			if (!es_convert(int4in, CStringGetDatum(text), 0, 0, &number) ||
+				DatumGetInt32(number) < 0 ||
+				strcmp(psprintf("%d", DatumGetInt32(number)), text) != 0)
+				return false;
+		}
+		else if (token == WJB_VALUE)
+		{
+			if (part.type != jbvNumeric)
+				return false;
+			text = DatumGetCString(
+				DirectFunctionCall1(numeric_out, NumericGetDatum(part.val.numeric)));
+			if (!es_convert(int8in, CStringGetDatum(text), 0, 0, &number) ||
+				DatumGetInt64(number) < 0)
+				return false;
+		}
+	}
+	return true;
+}
+
+static void
+check_start(EsSource *source, const NullableDatum *arg)
+{
+	const char *start;
+
+	if (arg->isnull)
+		return;
+	start = TextDatumGetCString(arg->value);
+	if (!es_source_parse_start(source, start) ||
+		(source->start == ES_START_OFFSETS && !are_offsets(source->start_offsets)))
+		es_kafka_refuse("start", psprintf("\"%s\" is not \"earliest\", \"latest\", a "
+										  "time, nor offsets like {\"0\": 42}.",
+										  start));
+}
+
 /* Partition numbers: not negative, none twice; an empty list is none. */
 static void
 check_partitions(const NullableDatum *args, int n)
@@ -415,10 +465,11 @@ set_target(EsSource *source, Oid target)
 static void
 check_replicas(const NullableDatum *args)
 {
-	int32 *partitions;
-	int32 *replicas;
-	int	   npartitions;
-	int	   nreplicas;
+	int32	  *partitions;
+	int32	  *replicas;
+	int		   npartitions;
+	int		   nreplicas;
+	Bitmapset *own = NULL;
 
 	check_partitions(args, ARG_REPLICA_PARTITIONS);
 	if (args[ARG_REPLICA_PARTITIONS].isnull)
@@ -433,11 +484,12 @@ check_replicas(const NullableDatum *args)
 	npartitions = read_partitions(args[ARG_PARTITIONS].value, &partitions);
 	nreplicas = read_partitions(args[ARG_REPLICA_PARTITIONS].value, &replicas);
 	for (int i = 0; i < npartitions; i++)
-		for (int j = 0; j < nreplicas; j++)
-			if (partitions[i] == replicas[j])
-				es_kafka_refuse(
-					"replica_partitions",
-					psprintf("Partition %d is in \"partitions\", too.", replicas[j]));
+		own = bms_add_member(own, partitions[i]);
+	for (int i = 0; i < nreplicas; i++)
+		if (bms_is_member(replicas[i], own))
+			es_kafka_refuse(
+				"replica_partitions",
+				psprintf("Partition %d is in \"partitions\", too.", replicas[i]));
 }
 
 /* What goes with a changelog topic, and what needs one. */
@@ -539,11 +591,7 @@ check_arguments(EsSource *source, NullableDatum *args)
 		es_kafka_refuse(
 			"target",
 			"In mode \"relay\" records go to the changelog topic, and to no table.");
-	if (!args[ARG_START].isnull &&
-		!es_source_parse_start(source, TextDatumGetCString(args[ARG_START].value)))
-		es_kafka_refuse("start", psprintf("\"%s\" is not \"earliest\", \"latest\", a "
-										  "time, nor offsets like {\"0\": 42}.",
-										  TextDatumGetCString(args[ARG_START].value)));
+	check_start(source, &args[ARG_START]);
 	check_partitions(args, ARG_PARTITIONS);
 	source->transform = args[ARG_TRANSFORM].isnull
 							? InvalidOid
@@ -657,7 +705,11 @@ insert_source(const EsSource *source, const NullableDatum *args)
 	return id;
 }
 
-/* From its first event on: who restores from the topic is to find all of the store in it. */
+/*
+ * From its first event on: who restores from the topic is to find all of the store in
+ * it.  What the store has already may be older than what another server has published
+ * since: so that is restored first, and then published behind it, once more.
+ */
 static void
 publish_changelog(const EsSource *source, const NullableDatum *args)
 {
@@ -674,6 +726,9 @@ publish_changelog(const EsSource *source, const NullableDatum *args)
 	sink.changelog_of = source->id;
 	/* In transactions that the group's coordinator vouches for: share.c. */
 	sink.exactly_once = !args[ARG_GROUP_ID].isnull;
+	if (!sink.exactly_once &&
+		es_collection_last_allotted(es_collection_open(changelog, AccessShareLock)) > 0)
+		sink.again_to = ES_SINK_UNTIL_RESTORED;
 	(void) es_sink_create_internal(&sink);
 }
 

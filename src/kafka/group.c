@@ -553,7 +553,7 @@ leave_failed(EsSourceRun *run)
 	if (TimestampDifferenceExceeds(failed_at, now, FAILED_LONG_AGO_MS))
 		pause_ms = 0;
 	failed_at = now;
-	pause_ms = pause_ms == 0 ? ES_TASK_PAUSE_MS : Min(pause_ms * 2, FAILED_PAUSE_MS);
+	pause_ms = es_task_longer_pause(pause_ms, ES_TASK_PAUSE_MS, FAILED_PAUSE_MS);
 	es_run_set_state(run, "disconnected", run->group->member->message);
 	es_group_leave(run);
 	run->pause_ms = pause_ms;

@@ -50,6 +50,7 @@
 #include "utils/array.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 
 PG_FUNCTION_INFO_V1(es_note_owners);
@@ -171,13 +172,18 @@ compare_owners(bool wait)
 	return true;
 }
 
-/* Statement trigger of both tables. */
+/* Statement trigger of both tables; on another it would let anybody hold the lock. */
 Datum
 es_note_owners(PG_FUNCTION_ARGS)
 {
-	if (!CALLED_AS_TRIGGER(fcinfo))
+	Oid relid = InvalidOid;
+
+	if (CALLED_AS_TRIGGER(fcinfo))
+		relid = RelationGetRelid(((TriggerData *) fcinfo->context)->tg_relation);
+	if (relid != es_extension_relation("source") &&
+		relid != es_extension_relation("sink"))
 		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-						errmsg("function \"%s\" was not called as a trigger",
+						errmsg("function \"%s\" was not called as the trigger that it is",
 							   "eventstore.note_owners")));
 	(void) compare_owners(true);
 	return PointerGetDatum(NULL);

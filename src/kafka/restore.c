@@ -17,7 +17,9 @@
  *
  * What is restored is recorded in the store's own changelog like any change, with
  * the topic that it came from in the metadata; by that the sink knows that the
- * topic has it already.
+ * topic has it already.  Where the store had something before, the sink waits for the
+ * restore, and publishes that and behind it what was restored, once more: else an older
+ * value of a key would come last.
  *
  * A store may have changes that the topic does not have, or has further on (made
  * by SQL, also meanwhile, or not published when the source was dropped).  So each
@@ -46,6 +48,7 @@
 #include "kafka/batch.h"
 #include "kafka/group.h"
 #include "kafka/restore.h"
+#include "kafka/sink.h"
 #include "kafka/task.h"
 
 #include "catalog/pg_class.h"
@@ -205,7 +208,8 @@ es_restore_guard(const EsSourceRun *run, const EsRecord *records, int n,
 {
 	/*
 	 * A change without a topic was made by SQL, here.  One up to again_to that came
-	 * from a changelog topic came from a former one.
+	 * from a changelog topic came from a former one ($9: unless nothing has been
+	 * published yet).
 	 */
 	static const char sql[] =
 		"SELECT r.i FROM eventstore.sink s JOIN eventstore.sink_position p"
@@ -219,17 +223,17 @@ es_restore_guard(const EsSourceRun *run, const EsRecord *records, int n,
 		" AND (e.metadata->'progress'->>'topic' = $6"
 		" AND (e.metadata->'progress'->>r.partition)::int8 <= r.source_offset) IS NOT "
 		"TRUE"
-		" OR e.metadata->>'topic' = s.topic AND e.position <= p.again_to"
+		" OR e.metadata->>'topic' = s.topic AND e.position <= NULLIF(p.again_to, $9)"
 		" AND e.position > LEAST($7, p.position)"
 		" AND (" FORMER_OFFSET " < r.source_offset) IS NOT TRUE"
 		" OR e.metadata->>'topic' = $6 AND " ES_METADATA_OFFSET " >= r.source_offset)";
 	const EsSource *source = run->source;
-	Oid				types[8] = {BYTEAARRAYOID, INT8ARRAYOID, TEXTARRAYOID, OIDOID,
-								BOOLOID,	   TEXTOID,		 INT8OID,	   INT4OID};
-	Datum			values[8];
-	EsStore		   *store = es_store_open(source->target, RowExclusiveLock);
-	int			   *numbers = palloc(sizeof(int) * n);
-	EsRoleSwitch	saved;
+	Oid			 types[9] = {BYTEAARRAYOID, INT8ARRAYOID, TEXTARRAYOID, OIDOID, BOOLOID,
+							 TEXTOID,		INT8OID,	  INT4OID,		INT8OID};
+	Datum		 values[9];
+	EsStore		*store = es_store_open(source->target, RowExclusiveLock);
+	int			*numbers = palloc(sizeof(int) * n);
+	EsRoleSwitch saved;
 
 	if (!OidIsValid(store->changelog) ||
 		collect_changes(source, records, n, problems, numbers, values) == 0)
@@ -239,9 +243,10 @@ es_restore_guard(const EsSourceRun *run, const EsRecord *records, int n,
 	values[5] = CStringGetTextDatum(source->topic);
 	values[6] = Int64GetDatum(run->published);
 	values[7] = Int32GetDatum((int32) source->id);
+	values[8] = Int64GetDatum(ES_SINK_UNTIL_RESTORED);
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
-	es_spi_execute(sql, 8, types, values, NULL, false, SPI_OK_SELECT);
+	es_spi_execute(sql, 9, types, values, NULL, false, SPI_OK_SELECT);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool  isnull;
@@ -557,6 +562,24 @@ go_on_from(EsSourceRun *run, const int64 *offsets)
 			}
 }
 
+/*
+ * What the store had before is published from now on, and may be older than what was
+ * restored (publish_changelog): so that follows it.
+ */
+static void
+let_publish(EsSourceRun *run)
+{
+	Oid	  types[3] = {INT4OID, INT8OID, INT8OID};
+	Datum values[3] = {Int32GetDatum((int32) run->source->id),
+					   Int64GetDatum(last_change(run)),
+					   Int64GetDatum(ES_SINK_UNTIL_RESTORED)};
+
+	(void) es_spi_execute_as_owner(
+		"UPDATE eventstore.sink_position p SET again_to = $2 FROM eventstore.sink s"
+		" WHERE s.changelog_of = $1 AND p.sink = s.id AND p.again_to = $3",
+		3, types, values, NULL, SPI_OK_UPDATE);
+}
+
 bool
 es_restore_is_taken(const EsSourceRun *run)
 {
@@ -596,7 +619,10 @@ es_restore_look(EsSourceRun *run)
 	es_task_begin();
 	held = es_task_hold(es_source_key(run->source->id));
 	if (held)
+	{
+		let_publish(run);
 		go_on_from(run, offsets);
+	}
 	es_task_commit(run->scratch);
 	for (int i = 0; held && run->group != NULL && i < run->npartitions; i++)
 		es_group_note_restored(run, run->partitions[i].progress.partition);

@@ -202,8 +202,8 @@ reason_of(const EsSource *source)
 
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	value.type = jbvString;
-	value.val.string.val = "topic";
-	value.val.string.len = strlen("topic");
+	value.val.string.val = ES_ORIGIN_TOPIC;
+	value.val.string.len = strlen(ES_ORIGIN_TOPIC);
 	pushJsonbValue(&state, WJB_KEY, &value);
 	value.val.string.val = source->topic;
 	value.val.string.len = strlen(source->topic);

@@ -146,15 +146,9 @@ es_share_drain(uint32 sink, long timeout_ms)
 static int
 worker_of(uint32 source)
 {
-	EsWorkerKey	  key = es_source_key(source);
-	EsWorkerInfo *workers;
-	int			  n = es_worker_list(&workers);
+	EsWorkerInfo worker;
 
-	for (int i = 0; i < n; i++)
-		if (workers[i].key.database == key.database && workers[i].key.kind == key.kind &&
-			workers[i].key.object == key.object)
-			return workers[i].pid;
-	return 0;
+	return es_worker_find(es_source_key(source), &worker) ? worker.pid : 0;
 }
 
 static Datum

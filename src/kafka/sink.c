@@ -84,8 +84,7 @@ es_sink_stop_at(EsSinkRun *run, EsSinkHalt reason, const char *message)
 void
 es_sink_retry_later(EsSinkRun *run, const char *state, const char *message)
 {
-	run->retry_ms =
-		run->retry_ms == 0 ? RETRY_FIRST_MS : Min(run->retry_ms * 2, RETRY_LAST_MS);
+	run->retry_ms = es_task_longer_pause(run->retry_ms, RETRY_FIRST_MS, RETRY_LAST_MS);
 	run->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), run->retry_ms);
 	run->more = true;
 	if (run->retry_ms >= RETRY_SHOWN_MS || strcmp(state, "retrying") != 0)

@@ -70,11 +70,16 @@ typedef struct EsSink
 	int64 *ends;
 	char  *topic_id; /* NULL: not known */
 
-	/* Of a changelog: what lies up to there is published anew (sink_topic.c). */
+	/*
+	 * Of a changelog: up to there what was restored from the topic is published, too
+	 * (sink_topic.c); ES_SINK_UNTIL_RESTORED: nothing is before the source has restored.
+	 */
 	EsPosition again_to;
 	/* ... and of that, what lies up to here for the second time: a former topic had it. */
 	EsPosition known_to;
 } EsSink;
+
+#define ES_SINK_UNTIL_RESTORED PG_INT64_MAX
 
 /* A sink that is to be; checked by who makes it. */
 typedef struct EsSinkDefinition
@@ -86,7 +91,8 @@ typedef struct EsSinkDefinition
 	Oid			 collection;
 	Jsonb		*query; /* NULL: every event */
 	const char	*key;
-	EsPosition	 after; /* begins behind this */
+	EsPosition	 after;	   /* begins behind this */
+	EsPosition	 again_to; /* as in EsSink */
 	bool		 exactly_once;
 	EsSinkPolicy on_error;
 	int			 flush_count;

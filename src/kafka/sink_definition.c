@@ -337,11 +337,12 @@ es_sink_create_internal(const EsSinkDefinition *sink)
 		" producer_properties, changelog_of, system_identifier, database_oid)"
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
 		" RETURNING id)"
-		" INSERT INTO eventstore.sink_position (sink, position) SELECT id, $17 FROM made"
+		" INSERT INTO eventstore.sink_position (sink, position, again_to)"
+		" SELECT id, $17, $18 FROM made"
 		" RETURNING sink";
 	Oid			 types[] = {TEXTOID,  TEXTOID, REGROLEOID, TEXTOID, REGCLASSOID, JSONBOID,
 							TEXTOID,  BOOLOID, TEXTOID,	   INT4OID, INTERVALOID, TEXTOID,
-							JSONBOID, INT4OID, INT8OID,	   OIDOID,	INT8OID};
+							JSONBOID, INT4OID, INT8OID,	   OIDOID,	INT8OID,	 INT8OID};
 	char		 nulls[lengthof(types) + 1];
 	EsRoleSwitch saved;
 	uint32		 id;
@@ -367,7 +368,8 @@ es_sink_create_internal(const EsSinkDefinition *sink)
 						  Int32GetDatum((int32) sink->changelog_of),
 						  Int64GetDatum((int64) GetSystemIdentifier()),
 						  ObjectIdGetDatum(MyDatabaseId),
-						  Int64GetDatum(sink->after)};
+						  Int64GetDatum(sink->after),
+						  Int64GetDatum(sink->again_to)};
 
 		es_role_assume(es_extension_owner(), &saved);
 		SPI_connect();

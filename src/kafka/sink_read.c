@@ -174,12 +174,27 @@ put_events(EsSinkRun *run, EsCollection *coll, EsRead *read)
 	return false;
 }
 
-/* What a group's member publishes: is it known what is ours?  Else it is asked again soon. */
+/* Has the source restored what the changelog topic had when it was created? */
+static bool
+is_restored(EsSinkRun *run)
+{
+	const EsSink *now;
+
+	if (run->sink->again_to == ES_SINK_UNTIL_RESTORED)
+	{
+		now = es_sink_load(run->sink->id);
+		if (now != NULL)
+			run->sink->again_to = now->again_to;
+	}
+	return run->sink->again_to != ES_SINK_UNTIL_RESTORED;
+}
+
+/* May a changelog's events be published, and is it known which?  Else it is asked again soon. */
 static bool
 knows_share(EsSinkRun *run)
 {
-	if (run->sink->changelog_of == 0 || !run->sink->exactly_once ||
-		es_sink_transaction_share(run))
+	if (run->sink->changelog_of == 0 ||
+		(run->sink->exactly_once ? es_sink_transaction_share(run) : is_restored(run)))
 		return true;
 	run->more = true;
 	run->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), UNSETTLED_MS);

@@ -44,9 +44,6 @@
 
 #define HEADERS_MAX 10
 
-/* In the metadata of a change that a record made (codec.c). */
-#define HEADERS "headers"
-
 struct EsSinkWriter
 {
 	const EsSink  *sink;
@@ -417,8 +414,8 @@ add_former_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 										ES_HEADER_OFFSET, ES_HEADER_SINCE};
 	EsRecord				 former = {0};
 	JsonbValue				 buffer;
-	JsonbValue				*headers =
-		getKeyJsonValueFromContainer(&metadata->root, HEADERS, strlen(HEADERS), &buffer);
+	JsonbValue				*headers = getKeyJsonValueFromContainer(
+					 &metadata->root, ES_ORIGIN_HEADERS, strlen(ES_ORIGIN_HEADERS), &buffer);
 
 	if (headers == NULL)
 		return;
@@ -462,9 +459,9 @@ add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 
 	if (!JB_ROOT_IS_OBJECT(metadata))
 		return judge(writer, record, NULL);
-	topic = metadata_text(metadata, "topic");
-	partition = metadata_text(metadata, "partition");
-	offset = metadata_text(metadata, "offset");
+	topic = metadata_text(metadata, ES_ORIGIN_TOPIC);
+	partition = metadata_text(metadata, ES_ORIGIN_PARTITION);
+	offset = metadata_text(metadata, ES_ORIGIN_OFFSET);
 	if (topic == NULL || partition == NULL || offset == NULL)
 	{
 		add_progress(writer, record, metadata);
@@ -485,7 +482,7 @@ add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 	add_text_header(writer, record, ES_HEADER_TOPIC, topic);
 	add_text_header(writer, record, ES_HEADER_PARTITION, partition);
 	add_text_header(writer, record, ES_HEADER_OFFSET, offset);
-	since = metadata_text(metadata, "since");
+	since = metadata_text(metadata, ES_ORIGIN_SINCE);
 	if (since != NULL)
 		add_text_header(writer, record, ES_HEADER_SINCE, since);
 	return true;

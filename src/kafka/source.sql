@@ -173,7 +173,7 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_kafka_flush';
 COMMENT ON FUNCTION eventstore.flush(text, interval) IS
 'Has a source write now what it has read, or a sink publish what may be read, and waits for it: true when that is done (and acknowledged by Kafka), false at the timeout (also where the worker does not run, or waits for a lock of the caller''s).
-Errors: LG007 no such source or sink; 42501 not the owner, nor allowed to read the target or collection; 22004 null; 22023 a negative timeout.';
+Errors: LG007 no such source or sink; LG008 at the timeout, where a source''s topic, or records of it, are gone (states topic_missing, topic_recreated, gap); 42501 not the owner, nor allowed to read the target or collection; 22004 null; 22023 a negative timeout.';
 
 CREATE FUNCTION eventstore.wait_for_source(name text, timeout interval = '30 s') RETURNS boolean
 LANGUAGE c VOLATILE PARALLEL UNSAFE

@@ -414,19 +414,44 @@ es_kafka_resume(PG_FUNCTION_ARGS)
  * flush, wait_for_source
  * ------------------------------------------------------------------------- */
 
+/* LG008 where a source does not read on by itself: its topic, or records, are gone. */
+static void
+check_goes_on(const EsTask *task)
+{
+	static const char *const gone[] = {"gap", "topic_missing", "topic_recreated"};
+	EsWorkerInfo			 worker;
+
+	if (task->key.kind != ES_WORKER_SOURCE || !es_worker_find(task->key, &worker))
+		return;
+	for (int i = 0; i < lengthof(gone); i++)
+		if (strcmp(worker.report.state, gone[i]) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_ES_CANNOT_GO_ON),
+					 errmsg("source \"%s\" cannot go on", task->name),
+					 errdetail("Its state is %s: %s.", gone[i], worker.report.message),
+					 errhint("resume() accepts a gap, or a topic made anew; one that is "
+							 "missing is looked for each second.")));
+}
+
 static bool
 run_errand(const EsTask *task, const NullableDatum *timeout, EsErrand errand)
 {
 	TimestampTz deadline;
 	uint64		ticket;
+	bool		done;
 
 	if (!es_task_may_see(task->owner, task->collection))
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 						errmsg("permission denied for %s \"%s\"",
 							   es_task_noun(task->key.kind), task->name)));
 	deadline = es_wait_deadline(timeout, "timeout");
-	return !task->resting && es_errand_ask(task->key, errand, &ticket) &&
+	if (task->resting)
+		return false;
+	done = es_errand_ask(task->key, errand, &ticket) &&
 		   es_errand_wait(task->key, errand, ticket, deadline);
+	if (!done)
+		check_goes_on(task);
+	return done;
 }
 
 Datum

@@ -144,8 +144,7 @@ serve_reporting(const EsTaskWork *work, int *pause_ms)
 
 		work->fail(work->run, es_task_state_after(error), error->message);
 		leave = ES_LEAVE_AND_RETURN;
-		growing_ms =
-			growing_ms == 0 ? ES_TASK_PAUSE_MS : Min(growing_ms * 2, PAUSE_LAST_MS);
+		growing_ms = es_task_longer_pause(growing_ms, ES_TASK_PAUSE_MS, PAUSE_LAST_MS);
 		*pause_ms = growing_ms;
 	}
 	PG_END_TRY();

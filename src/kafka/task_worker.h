@@ -15,6 +15,13 @@
 /* Before a new client, where the last one came to a bad end. */
 #define ES_TASK_PAUSE_MS 1000
 
+/* A pause that doubles from failure to failure; 0 = the last thing went well. */
+static inline int
+es_task_longer_pause(int pause_ms, int first_ms, int last_ms)
+{
+	return pause_ms == 0 ? first_ms : Min(pause_ms * 2, last_ms);
+}
+
 /* Why a client is closed. */
 typedef enum EsLeave
 {

@@ -1037,6 +1037,22 @@ es_worker_list(EsWorkerInfo **workers)
 	return n;
 }
 
+bool
+es_worker_find(EsWorkerKey key, EsWorkerInfo *info)
+{
+	EsWorkerInfo *workers;
+	int			  n = es_worker_list(&workers);
+
+	for (int i = 0; i < n; i++)
+	{
+		*info = workers[i];
+		if (info->key.database == key.database && info->key.kind == key.kind &&
+			info->key.object == key.object)
+			return true;
+	}
+	return false;
+}
+
 const char *
 es_worker_state_name(EsWorkerState state)
 {

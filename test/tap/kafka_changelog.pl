@@ -10,8 +10,7 @@ use EventstoreTest::Kafka;
 use Test::More;
 
 my $mock = kafka_mock();
-my $node = new_server('changelog', settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms' ]);
-my $address = $mock->address;
+my $node = server_beside($mock->address, 'changelog');
 my $fast = q(consumer_properties => '{"fetch.wait.max.ms": 5}');
 
 sub query { return $node->safe_psql('postgres', $_[0]); }
@@ -29,8 +28,6 @@ sub made_by
 	my ($topic, $partition, $offset) = @_;
 	return [ 'es-topic' => $topic, 'es-partition' => $partition, 'es-offset' => $offset ];
 }
-
-query(qq(CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '$address')));
 
 # ---- restored: what the topic has, then the source from where that ends ------------------
 
@@ -159,9 +156,21 @@ await_true($node, "SELECT changelog_lag = 0 FROM eventstore.sources WHERE name =
 query("SELECT eventstore.drop_source('again')");
 $mock->produce('same', [ 'k', 4 ]);
 $mock->produce('same-changelog', [ 'k', '4', made_by('same', 0, 2) ], [ 'mine', '0', made_by('same', 0, 1) ]);
-query("SELECT eventstore.create_source('again', 'k', 'same', 'again', changelog_topic => 'same-changelog', $fast)");
+# What publishes is there before the source, and must leave it the first word: k=3 would be restored behind k=4.
+query("SELECT eventstore.create_source('again', 'k', 'same', 'again', changelog_topic => 'same-changelog', $fast), eventstore.pause('again')");
+await_true($node, "SELECT changelog_state = 'running' FROM eventstore.sources WHERE name = 'again'");
+query("SELECT eventstore.resume('again')");
 caught_up('again');
 is(in_store('again'), 'k=4 mine=2', 'a change by SQL is older than that of a record that the source had not read then');
+$mock->await('the changelog topic ends with what the store has', sub { published('same-changelog') eq in_store('again') });
+
+# ... and what was restored before is of the same topic, so what is behind it there is newer.
+query("SELECT eventstore.drop_source('again')");
+$mock->produce('same-changelog', [ 'k', '5', made_by('same', 0, 2) ], [ 'l', '1' ]);
+query("SELECT eventstore.create_source('again', 'k', 'same', 'again', changelog_topic => 'same-changelog', $fast)");
+caught_up('again');
+is(in_store('again'), 'k=5 l=1 mine=2', 'what another server has changed by SQL since is restored');
+$mock->await('the topic ends with what the store has again', sub { published('same-changelog') eq in_store('again') });
 
 # ---- a replica -------------------------------------------------------------------------------
 

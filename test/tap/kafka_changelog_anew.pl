@@ -11,13 +11,10 @@ use EventstoreTest;
 use EventstoreTest::Kafka;
 use Test::More;
 
-my $kafka   = kafka_broker();
-my $node    = new_server('anew', settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms' ]);
-my $address = $kafka->address;
+my $kafka = kafka_broker();
+my $node = server_beside($kafka->address, 'anew');
 
 sub query { return $node->safe_psql('postgres', $_[0]); }
-
-query(qq(CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '$address')));
 
 sub make_changelog_topic
 {

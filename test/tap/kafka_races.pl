@@ -12,7 +12,7 @@ use EventstoreTest::Session;
 use Test::More;
 
 my $mock = kafka_mock();
-my $node = new_server('races', settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms' ]);
+my $node = server_beside($mock->address, 'races');
 my $address = $mock->address;
 my $fast = q(consumer_properties => '{"fetch.wait.max.ms": 5}');
 
@@ -38,8 +38,6 @@ sub await_in_the_way
 	await_true($node, "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted) OR EXISTS (SELECT FROM eventstore.sources WHERE name = '$name' AND state = 'retrying')");
 	return;
 }
-
-query(qq(CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '$address')));
 
 # ---- SQL while the store is restored ---------------------------------------------------
 

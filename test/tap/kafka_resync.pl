@@ -10,14 +10,12 @@ use EventstoreTest::Kafka;
 use Test::More;
 
 my $kafka = kafka_broker();
-my $node = new_server('resync', settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms' ]);
-my $address = $kafka->address;
+my $node = server_beside($kafka->address, 'resync');
 
 sub query { return $node->safe_psql('postgres', $_[0]); }
 
 sub keys_of { return query("SELECT string_agg(key, ' ' ORDER BY key) FROM $_[0]"); }
 
-query(qq(CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '$address')));
 $kafka->create_topic('t', 1, 'cleanup.policy' => 'compact', 'segment.ms' => 100, 'min.cleanable.dirty.ratio' => 0.001,
 	'max.compaction.lag.ms' => 100, 'delete.retention.ms' => 100);
 $kafka->produce('t', map { [ "k$_", $_ ] } 1 .. 9);

@@ -12,8 +12,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $mock = kafka_mock();
-my $node = new_server('source', settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms', 'eventstore.kafka_renew_after = 1s' ]);
-my $address = $mock->address;
+my $node = server_beside($mock->address, 'source', 'eventstore.kafka_renew_after = 1s');
 
 # The mock answers a fetch only when its time is over.
 my $fast = q('{"fetch.wait.max.ms": 5}');
@@ -42,8 +41,6 @@ sub await_state
 	pass("$name: $state");
 	return;
 }
-
-query(qq(CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '$address')));
 
 # ---- a store: the last record of each key -------------------------------------------
 

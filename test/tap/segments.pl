@@ -130,6 +130,25 @@ $dropping->run("BEGIN; SELECT eventstore.drop_collection('staying')");
 $dropping->run('ROLLBACK');
 await_true($node, "SELECT count(*) = 1 FROM eventstore.tick WHERE collection = 'staying'::regclass");
 pass('one that stays after all has its own');
+
+# Who drops one may have a snapshot that is older than what is noted of it, or than it.
+sub left_of_dropped
+{
+	return scalar_of(q{SELECT (SELECT count(*) FROM eventstore.tick t WHERE NOT EXISTS (SELECT FROM pg_class WHERE oid = t.collection))
+		+ (SELECT count(*) FROM eventstore.collection_catalog c WHERE NOT EXISTS (SELECT FROM pg_class WHERE oid = c.collection))
+		+ (SELECT count(*) FROM pg_class WHERE oid IN (} . $_[0] . '))');
+}
+scalar_of("SELECT eventstore.create_collection('older')");
+$dropping->run('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
+scalar_of("SELECT eventstore.create_collection('younger')");
+foreach my $name ('older', 'younger')
+{
+	scalar_of("SELECT eventstore.append('$name', 'x')");
+	await_true($node, "SELECT count(*) = 1 FROM eventstore.tick WHERE collection = '$name'::regclass");
+}
+my $heads = join ',', map { scalar_of("SELECT heads::oid FROM eventstore.collection_catalog WHERE collection = '$_'::regclass") } 'older', 'younger';
+$dropping->run('DROP TABLE older, younger; COMMIT');
+is(left_of_dropped($heads), 0, 'dropped at REPEATABLE READ, with all that is noted of it, however young');
 $dropping->quit;
 
 # One whose first row comes late is bound to what was ready when it began.

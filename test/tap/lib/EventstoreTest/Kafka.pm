@@ -5,6 +5,8 @@
 #   my $mock = kafka_mock(brokers => 3);        # in no time, with no Java; see Kafka/Mock.pm
 #   my $kafka = kafka_broker();                 # the real one, some seconds; see Kafka/Broker.pm
 #
+#   my $node = server_beside($kafka->address, 'name', 'more = settings');    # with a foreign server k
+#
 #   $kafka->address                             # for bootstrap.servers
 #   $kafka->create_topic('t', 4, 'cleanup.policy' => 'compact')
 #   $kafka->produce('t', ['k', 'v'], ['k', undef], [undef, 'v'], ['k', 'v', [h => 'x'], { partition => 1 }]);
@@ -21,10 +23,11 @@ use warnings;
 
 use Exporter 'import';
 
+use EventstoreTest;
 use EventstoreTest::Kafka::Broker;
 use EventstoreTest::Kafka::Mock;
 
-our @EXPORT = qw(kafka_mock kafka_broker);
+our @EXPORT = qw(kafka_mock kafka_broker server_beside);
 
 sub kafka_mock
 {
@@ -34,6 +37,16 @@ sub kafka_mock
 sub kafka_broker
 {
 	return EventstoreTest::Kafka::Broker->new(@_);
+}
+
+# It sees to its workers five times a second.
+sub server_beside
+{
+	my ($address, $name, @settings) = @_;
+	my $node = new_server($name, settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms', @settings ]);
+
+	$node->safe_psql('postgres', qq(CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '$address')));
+	return $node;
 }
 
 1;

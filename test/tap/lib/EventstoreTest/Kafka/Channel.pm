@@ -38,10 +38,13 @@ sub new
 sub read_line
 {
 	my ($self) = @_;
+	my $end = time + $self->{deadline};
 
 	while (index($self->{buffer}, "\n") < 0)
 	{
-		croak "no answer from $self->{command}" unless $self->{select}->can_read($self->{deadline});
+		croak "no answer from $self->{command}" if time > $end;
+		# A signal, such as a child's end, makes it return early, with nothing.
+		next unless $self->{select}->can_read(1);
 		sysread($self->{out}, $self->{buffer}, 65536, length $self->{buffer})
 		  or croak "$self->{command} has ended";
 	}

@@ -6,8 +6,7 @@
 #   await_assigned('a', 'source', 2);    # a test: it has so many partitions, and runs
 #   caught_up('source', 'a', 'b');       # a test each
 #
-# Each has the database postgres with a foreign server k, and sees to its workers
-# five times a second.
+# Each has the database postgres with a foreign server k.
 package EventstoreTest::Kafka::Group;
 
 use strict;
@@ -16,6 +15,7 @@ use warnings;
 use Exporter 'import';
 
 use EventstoreTest;
+use EventstoreTest::Kafka;
 use Test::More;
 
 our @EXPORT = qw(%servers start_servers query await_assigned caught_up);
@@ -35,8 +35,7 @@ sub start_servers
 
 	foreach my $name (sort keys %addresses)
 	{
-		$servers{$name} = new_server("${test}_$name", settings => [ 'max_worker_processes = 24', 'eventstore.maintenance_interval = 200ms' ]);
-		query($name, qq(CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '$addresses{$name}')));
+		$servers{$name} = server_beside($addresses{$name}, "${test}_$name");
 	}
 	return;
 }
