@@ -175,7 +175,7 @@ extern bool es_worker_has_room(EsWorkerKey key);
 /* The process that was started is gone. */
 extern void es_worker_ended(EsWorkerKey key);
 
-/* Asks for a worker, unless the database has one or sits out a pause. */
+/* Asks for a worker, and wakes the launcher, unless the database has one or sits out a pause. */
 extern void es_worker_want(EsWorkerKey key);
 
 /* The database is gone: its slots are free. */

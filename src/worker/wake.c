@@ -325,13 +325,15 @@ wake_launcher(void)
 }
 
 /* Does it stand where asking for a worker changes something?  With the lock. */
-static void
+static bool
 want_slot(WorkerSlot *slot)
 {
 	EsWorkerState state = get_state(slot);
 
-	if (state == ES_WORKER_NONE || state == ES_WORKER_ABSENT)
-		set_state(slot, ES_WORKER_WANTED);
+	if (state != ES_WORKER_NONE && state != ES_WORKER_ABSENT)
+		return false;
+	set_state(slot, ES_WORKER_WANTED);
+	return true;
 }
 
 /* ---------------------------------------------------------------------------
@@ -392,7 +394,7 @@ call_worker(WorkerSlot *slot, EsWorkerKey key, uint32 flag)
 		LWLockAcquire(control->lock, LW_EXCLUSIVE);
 		/* It may have become free, or another's, meanwhile. */
 		if (is_slot_of(slot, key))
-			want_slot(slot);
+			(void) want_slot(slot);
 		LWLockRelease(control->lock);
 		wake_launcher();
 	}
@@ -977,12 +979,15 @@ void
 es_worker_want(EsWorkerKey key)
 {
 	WorkerSlot *slot;
+	bool		wanted;
 
 	LWLockAcquire(control->lock, LW_EXCLUSIVE);
 	slot = claim_slot(key);
-	if (slot != NULL)
-		want_slot(slot);
+	wanted = slot != NULL && want_slot(slot);
 	LWLockRelease(control->lock);
+	/* Who calls it from now on takes it that the launcher knows. */
+	if (wanted)
+		wake_launcher();
 }
 
 void

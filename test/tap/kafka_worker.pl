@@ -64,6 +64,16 @@ sub stored { return query('SELECT count(*) FROM app.kv'); }
 produce(10);
 caught_up('s');
 
+# ---- found by the survey --------------------------------------------------------------------
+
+# Nobody has called its worker, as after COMMIT PREPARED.  By itself the launcher looks once a minute.
+query("SELECT eventstore.pause('s')");
+await_true($node, "SELECT pid IS NULL FROM eventstore.sources WHERE name = 's'");
+query("UPDATE eventstore.source SET paused = false WHERE name = 's'");
+my $found = time;
+await_true($node, "SELECT pid IS NOT NULL FROM eventstore.sources WHERE name = 's'");
+cmp_ok(time - $found, '<', 30, 'found by the survey it is started at once');
+
 # ---- another one who writes ------------------------------------------------------------
 
 query("UPDATE eventstore.source_offset SET next_offset = 0, record_time = NULL");
