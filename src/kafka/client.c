@@ -528,6 +528,11 @@ prepare_process(void)
 	/* A batch's memory is taken and given back again and again: not to the kernel. */
 	(void) mallopt(M_MMAP_THRESHOLD, KEPT_BYTES);
 	(void) mallopt(M_TRIM_THRESHOLD, KEPT_BYTES);
+	/*
+	 * A record's headers are many small pieces, given back thousands at a time.  malloc
+	 * keeps those apart, and every block that PostgreSQL takes has it join them all.
+	 */
+	(void) mallopt(M_MXFAST, 0);
 #endif
 	on_proc_exit(end_process, (Datum) 0);
 	before_shmem_exit(close_all, (Datum) 0);

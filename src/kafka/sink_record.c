@@ -22,6 +22,7 @@
 #include "postgres.h"
 
 #include "kafka/delivery.h"
+#include "kafka/json_text.h"
 #include "kafka/publish.h"
 #include "kafka/sink_record.h"
 
@@ -37,7 +38,6 @@
 #include "store/store.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
-#include "utils/json.h"
 #include "utils/lsyscache.h"
 #include "utils/typcache.h"
 #include "utils/uuid.h"
@@ -144,7 +144,7 @@ json_bytes(const EsSinkWriter *writer, Datum value, size_t *length)
 	StringInfoData out;
 
 	initStringInfo(&out);
-	(void) JsonbToCString(&out, &jsonb->root, VARSIZE(jsonb));
+	es_json_add(&out, jsonb);
 	*length = out.len;
 	return to_utf8(writer, out.data, length);
 }
@@ -203,7 +203,7 @@ add_tags(EsSinkWriter *writer, EsRecord *record, ArrayType *tags)
 	{
 		if (out->len > 1)
 			appendStringInfoString(out, ", ");
-		escape_json(out, pnstrdup(tag, length));
+		es_json_add_string(out, tag, length);
 	}
 	appendStringInfoChar(out, ']');
 	size = out->len;

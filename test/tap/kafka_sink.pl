@@ -3,6 +3,7 @@
 use strict;
 use warnings;
 
+use Digest::MD5 qw(md5_hex);
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
@@ -81,6 +82,22 @@ is_deeply([ $records[2]{key}, $records[2]{value} ], [ 's', undef ], 'neither dat
 query(q(SELECT eventstore.append('c', 'later', to_jsonb(i)) FROM generate_series(1, 100) i));
 await_true($node, "SELECT position = 103 AND lag_events = 0 FROM eventstore.sinks WHERE name = 'all'");
 is(join(',', map { header($_, 'es-position') } records('all')), join(',', 1 .. 103), 'what comes later follows by itself, in order');
+
+# ---- JSON: what PostgreSQL would write ------------------------------------------------------
+
+$mock->create_topic('json', 1);
+query("SELECT eventstore.create_collection('json')");
+query(q(SELECT count(eventstore.append('json', 'x', j::jsonb, tags => '{one:1}', metadata => j::jsonb)) FROM unnest(ARRAY[
+	'null', 'true', 'false', '"s"', '""', '0', '-1.50', '1e20', '12345678901234567890123456789.1234567890', '[]', '{}', '[null]', '[[]]', '[{}]', '[[1, 2], [], [3]]',
+	'{"a": {"b": [1, {"c": null}, "d"], "e": {}}, "f": [], "": ""}', '["a", 1, true, null, {"k": [false]}]', '"\u00e4\u20ac\ud83d\ude00"', '{"\\"k\\\\": "\b\f\n\r\t\/"}',
+	'"\u0001\u001f \u007f\u0080"']) j));
+# Each character at each place of a word, and at its end.
+query(q(SELECT count(eventstore.append('json', 'x', to_jsonb(t), tags => ARRAY['t:' || t], metadata => jsonb_build_object(t, t)))
+	FROM generate_series(0, 20) n, generate_series(0, 3) m, unnest(ARRAY[1, 9, 10, 31, 32, 33, 34, 35, 91, 92, 93, 126, 127, 128, 255, 8364, 128512]) c, LATERAL (SELECT repeat('x', n) || chr(c) || repeat('y', m * 3) t) t));
+create('json', 'json', 'json');
+flushed('json');
+is(join(' ', map { md5_hex($_->{value}) . md5_hex(header($_, 'es-tags')) . md5_hex(header($_, 'es-metadata')) } records('json')),
+	query(q(SELECT string_agg(md5(data::text) || md5(to_jsonb(tags)::text) || md5(metadata::text), ' ' ORDER BY position) FROM json)), 'data, tags and metadata as they are in SQL');
 
 # ---- keys ---------------------------------------------------------------------------------
 
