@@ -75,8 +75,8 @@ typedef struct EsSinkRun
 	EsShare		 *share;   /* of the transaction, or to begin one; NULL */
 	bytea		 *refused; /* a membership that is not one any more; NULL */
 	bool		  vouched; /* the group has taken the transaction's offsets */
-	bool stale;		   /* the transaction is to be aborted: there is a later membership */
-	bool parked;	   /* the chunk has a dead letter, which goes if the chunk fails */
+	bool stale;	 /* the transaction is to be aborted: there is a later membership */
+	bool parked; /* the chunk has a dead letter, which goes if the chunk fails */
 
 	TimestampTz retry_at; /* 0 = the last thing went well */
 	int			retry_ms;

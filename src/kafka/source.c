@@ -68,8 +68,8 @@
 static void
 note_missing_topic(EsSourceRun *run, const rd_kafka_message_t *message)
 {
-	if (message->rkt == NULL || strcmp(rd_kafka_topic_name(message->rkt),
-									   es_topic_followed(run->source)) == 0)
+	if (message->rkt == NULL ||
+		strcmp(rd_kafka_topic_name(message->rkt), es_topic_followed(run->source)) == 0)
 	{
 		run->topic_missing = true;
 		run->look_at = 0;

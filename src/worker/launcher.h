@@ -188,7 +188,7 @@ extern void es_launcher_rescan(void);
 /* --- for the monitor --- */
 
 /* All workers that there are or should be; palloc'd. */
-extern int		   es_worker_list(EsWorkerInfo **workers);
+extern int es_worker_list(EsWorkerInfo **workers);
 /* One of them; false where it is not in that list. */
 extern bool		   es_worker_find(EsWorkerKey key, EsWorkerInfo *info);
 extern const char *es_worker_state_name(EsWorkerState state);
