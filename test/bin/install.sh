@@ -6,12 +6,13 @@
 #                                   first one that this Debian has
 #   install_python FOLDER LIST      a Python with the packages of a list, whose hashes must agree
 
-# Where the lists are old or empty nothing is known yet, and so the last one is taken.
+# One that only others name has no candidate.  Where the lists are old or empty
+# nothing is known yet, and so the last one is taken.
 known_package()
 {
 	local package
 	for package in ${1//|/ }; do
-		! apt-cache show "$package" >/dev/null 2>&1 || break
+		! apt-cache policy "$package" 2>/dev/null | grep 'Candidate: [^(]' >/dev/null || break
 	done
 	echo "$package"
 }
