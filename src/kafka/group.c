@@ -78,8 +78,9 @@
 #define FAILED_PAUSE_MS	   (30 * 1000)
 #define FAILED_LONG_AGO_MS (120 * 1000)
 
-/* Of a partition in 'owned'. */
-#define RESTORED ((void *) 1)
+/* Of a partition in 'owned': its address, nothing else. */
+static char restored_mark;
+#define RESTORED ((void *) &restored_mark)
 
 struct EsGroup
 {
