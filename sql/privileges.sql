@@ -81,6 +81,7 @@ INSERT INTO statements (statement) VALUES
 	('SELECT * FROM eventstore.collections'),
 	('SELECT * FROM eventstore.segments'),
 	('SELECT * FROM eventstore.holders'),
+	('SELECT * FROM eventstore.progress'),
 	('SELECT * FROM eventstore.pg_stat_eventstore'),
 	('SELECT * FROM eventstore.pg_stat_eventstore_workers'),
 	('SELECT * FROM eventstore.doctor()');

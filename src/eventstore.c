@@ -20,6 +20,7 @@
 #include "miscadmin.h"
 #include "position/head.h"
 #include "shmem.h"
+#include "stats/work.h"
 #include "store/store.h"
 #include "store/statement.h"
 #include "worker/launcher.h"
@@ -44,6 +45,7 @@ _PG_init(void)
 	es_statement_install();
 	es_owner_install();
 	es_read_install();
+	es_work_install();
 	es_store_follow_hook = es_replica_check;
 	es_store_origin_hook = es_publish_origin;
 }

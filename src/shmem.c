@@ -4,7 +4,7 @@
  *
  * Wiring only: what lies there, and under which locks, is told where it is
  * declared (position/head.h and watch.c, worker/wake.c and listeners.c, feed/key_reads.c,
- * kafka/log.c).  A crash of any backend makes the postmaster lay it all out anew.
+ * kafka/log.c, stats/work.c).  A crash of any backend makes the postmaster lay it all out anew.
  */
 #include "postgres.h"
 
@@ -16,6 +16,7 @@
 #include "miscadmin.h"
 #include "position/head.h"
 #include "position/watch.h"
+#include "stats/work.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
@@ -37,11 +38,13 @@ request_shmem(void)
 	RequestAddinShmemSpace(es_listeners_shmem_size());
 	RequestAddinShmemSpace(es_key_reads_shmem_size());
 	RequestAddinShmemSpace(es_kafka_log_shmem_size());
+	RequestAddinShmemSpace(es_work_shmem_size());
 	RequestNamedLWLockTranche("EventstoreHead", 1);
 	RequestNamedLWLockTranche("EventstoreWatch", 1);
 	RequestNamedLWLockTranche("EventstoreWake", 1);
 	RequestNamedLWLockTranche("EventstoreKeyReads", 1);
 	RequestNamedLWLockTranche("EventstoreKafkaLog", 1);
+	RequestNamedLWLockTranche("EventstoreWork", 1);
 }
 
 static void
@@ -56,6 +59,7 @@ startup_shmem(void)
 	es_listeners_shmem_init();
 	es_key_reads_shmem_init();
 	es_kafka_log_shmem_init();
+	es_work_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
 }
 

@@ -40,6 +40,7 @@
 #include "position/position.h"
 #include "shmem.h"
 #include "spi.h"
+#include "stats/work.h"
 #include "storage/lmgr.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
@@ -237,7 +238,9 @@ repair(Oid collection, EsLayout *layout)
 		es_layout_complete(collection, layout);
 		first = adopt(collection, layout);
 	}
+	es_work_phase("looking for the last position", 0);
 	raise_counter(collection, layout);
+	es_work_phase("rebuilding the heads", 0);
 	rebuild_heads(collection, layout, first);
 	keep_subscriptions(collection, layout, before);
 }
@@ -287,7 +290,10 @@ es_repair_collection(PG_FUNCTION_ARGS)
 	(void) set_config_option("row_security", "off", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
 	SPI_connect();
+	es_work_begin("repair_collection", collection);
+	es_work_phase("making what is missing", 0);
 	repair(collection, &layout);
+	es_work_end();
 	SPI_finish();
 	es_role_restore(&saved);
 

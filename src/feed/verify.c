@@ -31,6 +31,7 @@
 #include "feed/read.h"
 #include "feed/verify.h"
 #include "miscadmin.h"
+#include "stats/work.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -72,8 +73,9 @@ typedef struct Verify
 	Tuplesortstate *sort;
 	TupleDesc		sort_desc;
 	EsLookup	   *heads;
-	Head			head;	/* where the walk over the heads stands */
-	StreamSummary	events; /* of the stream that is being walked */
+	Head			head;	   /* where the walk over the heads stands */
+	StreamSummary	events;	   /* of the stream that is being walked */
+	int64			nstreamed; /* events that went into the sort */
 	MemoryContext	row_context;
 } Verify;
 
@@ -101,7 +103,8 @@ put_fault(Verify *verify, EsPosition position, const text *stream, int64 version
  * Event by event
  * ------------------------------------------------------------------------- */
 
-static void
+/* Its position. */
+static EsPosition
 check_event(Verify *verify, TupleTableSlot *slot, TupleTableSlot *row)
 {
 	bool	   no_stream;
@@ -122,7 +125,7 @@ check_event(Verify *verify, TupleTableSlot *slot, TupleTableSlot *row)
 				  no_stream ? "there is a version but no stream"
 							: "there is a stream but no version");
 	if (no_stream || no_version)
-		return;
+		return position;
 
 	ExecClearTuple(row);
 	row->tts_values[SORT_STREAM - 1] = stream;
@@ -131,6 +134,18 @@ check_event(Verify *verify, TupleTableSlot *slot, TupleTableSlot *row)
 	memset(row->tts_isnull, false, sizeof(bool) * SORT_NATTS);
 	ExecStoreVirtualTuple(row);
 	tuplesort_puttupleslot(verify->sort, row);
+	verify->nstreamed++;
+	return position;
+}
+
+/* How many positions there are to be read; 0 where nobody knows. */
+static int64
+count_positions(const Verify *verify)
+{
+	if (verify->coll->head.head == NULL)
+		return 0;
+	return Min(verify->before - 1, es_head_last_allotted(&verify->coll->head)) -
+		   verify->after;
 }
 
 static void
@@ -141,12 +156,13 @@ check_events(Verify *verify)
 									ForwardScanDirection, verify->snapshot);
 	TupleTableSlot *slot;
 
+	es_work_phase("reading events", count_positions(verify));
 	while ((slot = es_match_next(match)) != NULL)
 	{
 		MemoryContext caller = MemoryContextSwitchTo(verify->row_context);
 
 		CHECK_FOR_INTERRUPTS();
-		check_event(verify, slot, row);
+		es_work_done(check_event(verify, slot, row) - verify->after);
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(verify->row_context);
 	}
@@ -312,7 +328,9 @@ check_streams(Verify *verify)
 {
 	TupleTableSlot *row =
 		MakeSingleTupleTableSlot(verify->sort_desc, &TTSOpsMinimalTuple);
+	int64 n = 0;
 
+	es_work_phase("comparing streams", verify->nstreamed);
 	tuplesort_performsort(verify->sort);
 	verify->heads = es_lookup_begin(verify->coll->heads, &es_index_of_streams, NULL, 0,
 									ForwardScanDirection, verify->snapshot);
@@ -320,6 +338,7 @@ check_streams(Verify *verify)
 	while (tuplesort_gettupleslot(verify->sort, true, false, row, NULL))
 	{
 		CHECK_FOR_INTERRUPTS();
+		es_work_done(++n);
 		slot_getallattrs(row);
 		check_version(verify, DatumGetTextPP(row->tts_values[SORT_STREAM - 1]),
 					  DatumGetInt64(row->tts_values[SORT_POSITION - 1]),

@@ -35,6 +35,7 @@
 #include "kafka/writer.h"
 #include "miscadmin.h"
 #include "spi.h"
+#include "stats/work.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -276,6 +277,7 @@ retry_source(const EsTask *task, const NullableDatum *ids)
 	SPITupleTable  *rows;
 	MemoryContext	each;
 	int64			written = 0;
+	int64			tried = 0;
 
 	if (IsolationUsesXactSnapshot())
 		ereport(
@@ -295,11 +297,15 @@ retry_source(const EsTask *task, const NullableDatum *ids)
 	each = AllocSetContextCreate(CurrentMemoryContext, "eventstore dead letter",
 								 ALLOCSET_DEFAULT_SIZES);
 	letters = open_letters(source, ids);
+	es_work_begin("retry_dead_letters", source->target);
+	es_work_phase("writing records", 0);
 	while ((rows = fetch_letters(letters)) != NULL)
 	{
 		written += retry_rows(source, writer, rows, each);
+		es_work_done(tried += (int64) rows->numvals);
 		SPI_freetuptable(rows);
 	}
+	es_work_end();
 	SPI_cursor_close(letters);
 	SPI_finish();
 	return written;

@@ -46,6 +46,26 @@ COMMENT ON VIEW eventstore.holders IS
 'Open transactions that have appended to a collection that the caller may SELECT from or owns: the process, since when, and its first position there. The lowest of these, minus one, is the head.';
 GRANT SELECT ON eventstore.holders TO PUBLIC;
 
+CREATE FUNCTION eventstore.stat_progress(
+	OUT pid integer,
+	OUT relation regclass,
+	OUT command text,
+	OUT since timestamptz,
+	OUT phase text,
+	OUT done bigint,
+	OUT total bigint
+) RETURNS SETOF record
+LANGUAGE c VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'es_stat_progress';
+COMMENT ON FUNCTION eventstore.stat_progress() IS
+'The rows of the view progress.';
+
+CREATE VIEW eventstore.progress AS
+SELECT * FROM eventstore.stat_progress();
+COMMENT ON VIEW eventstore.progress IS
+'Long work under way on a collection or store that the caller may SELECT from or owns: verify, rebuild, repair_collection, retry_dead_letters. The process, since when, what it does now (phase), and how much of that is done, of how many in all (positions, events or records; null: not known). What a source restores or has to resync stands in sources and source_partitions; indexes that are made, in PostgreSQL''s pg_stat_progress_create_index.';
+GRANT SELECT ON eventstore.progress TO PUBLIC;
+
 CREATE FUNCTION eventstore.stat_workers(
 	OUT worker text,
 	OUT database name,

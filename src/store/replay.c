@@ -27,6 +27,7 @@
 #include "miscadmin.h"
 #include "shmem.h"
 #include "spi.h"
+#include "stats/work.h"
 #include "store/change.h"
 #include "store/store.h"
 #include "tcop/utility.h"
@@ -198,7 +199,9 @@ rebuild(EsStore *store)
 	es_store_unrecorded_begin(store->relid);
 	PG_TRY();
 	{
+		es_work_phase("deleting keys", 0);
 		delete_others(store, table, last_events);
+		es_work_phase("putting keys", 0);
 		put_latest(store, table, last_events);
 		nkeys = count_keys(table);
 	}
@@ -246,7 +249,9 @@ es_rebuild(PG_FUNCTION_ARGS)
 	(void) set_config_option("row_security", "off", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
 	SPI_connect();
+	es_work_begin("rebuild", store->relid);
 	nkeys = rebuild(store);
+	es_work_end();
 	SPI_finish();
 	es_role_restore(&saved);
 	PG_RETURN_INT64(nkeys);

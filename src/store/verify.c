@@ -24,6 +24,7 @@
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "spi.h"
+#include "stats/work.h"
 #include "store/store.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
@@ -165,8 +166,13 @@ es_verify(PG_FUNCTION_ARGS)
 	EsStore		  *store = find_store(relid);
 
 	InitMaterializedSRF(fcinfo, 0);
+	es_work_begin("verify", relid);
 	es_verify_collection(result, store != NULL ? store->changelog : relid, after, before);
 	if (store != NULL)
+	{
+		es_work_phase("comparing the store with its changelog", 0);
 		compare(result, store, after, before);
+	}
+	es_work_end();
 	return (Datum) 0;
 }
