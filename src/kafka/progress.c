@@ -27,6 +27,24 @@
  * Offsets
  * ------------------------------------------------------------------------- */
 
+/* Of a row (partition, next_offset, resume_offset, record_time, ...). */
+static void
+read_row(EsProgress *progress, const char *topic, HeapTuple row, TupleDesc desc)
+{
+	bool isnull;
+
+	progress->topic = topic;
+	progress->partition = DatumGetInt32(SPI_getbinval(row, desc, 1, &isnull));
+	progress->written = DatumGetInt64(SPI_getbinval(row, desc, 2, &isnull));
+	progress->time = DatumGetTimestampTz(SPI_getbinval(row, desc, 4, &isnull));
+	progress->has_time = !isnull;
+	progress->next = progress->written;
+	progress->end = -1;
+	progress->resume = DatumGetInt64(SPI_getbinval(row, desc, 3, &isnull));
+	if (isnull)
+		progress->resume = -1;
+}
+
 int
 es_progress_load(const EsSource *source, const char *topic, EsProgress **partitions)
 {
@@ -45,25 +63,41 @@ es_progress_load(const EsSource *source, const char *topic, EsProgress **partiti
 	n = (int) SPI_processed;
 	*partitions = MemoryContextAllocZero(context, sizeof(EsProgress) * Max(n, 1));
 	for (int i = 0; i < n; i++)
-	{
-		EsProgress *progress = &(*partitions)[i];
-		HeapTuple	row = SPI_tuptable->vals[i];
-		bool		isnull;
+		read_row(&(*partitions)[i], topic, SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
+	SPI_finish();
+	es_role_restore(&saved);
+	return n;
+}
 
-		progress->topic = topic;
-		progress->partition =
-			DatumGetInt32(SPI_getbinval(row, SPI_tuptable->tupdesc, 1, &isnull));
-		progress->written =
-			DatumGetInt64(SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &isnull));
-		progress->time =
-			DatumGetTimestampTz(SPI_getbinval(row, SPI_tuptable->tupdesc, 4, &isnull));
-		progress->has_time = !isnull;
-		progress->next = progress->written;
-		progress->end = -1;
-		progress->resume =
-			DatumGetInt64(SPI_getbinval(row, SPI_tuptable->tupdesc, 3, &isnull));
-		if (isnull)
-			progress->resume = -1;
+int
+es_progress_load_others(const EsSource *source, EsBegun **others)
+{
+	Oid			  types[2] = {INT4OID, OIDOID};
+	Datum		  values[2] = {Int32GetDatum((int32) source->id),
+							   ObjectIdGetDatum(source->target)};
+	MemoryContext context = CurrentMemoryContext;
+	EsRoleSwitch  saved;
+	int			  n;
+
+	es_role_assume(es_extension_owner(), &saved);
+	SPI_connect();
+	es_spi_execute(
+		"SELECT o.partition, o.next_offset, o.resume_offset, o.record_time, o.topic, s.id"
+		" FROM eventstore.source_offset o JOIN eventstore.source s ON s.id = o.source"
+		" WHERE s.target::oid = $2 AND s.id <> $1 AND o.next_offset > 0"
+		" ORDER BY 6, 5, 1",
+		2, types, values, NULL, true, SPI_OK_SELECT);
+	n = (int) SPI_processed;
+	*others = MemoryContextAllocZero(context, sizeof(EsBegun) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+	{
+		HeapTuple row = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+		bool	  isnull;
+
+		read_row(&(*others)[i].progress,
+				 MemoryContextStrdup(context, SPI_getvalue(row, desc, 5)), row, desc);
+		(*others)[i].source = DatumGetInt32(SPI_getbinval(row, desc, 6, &isnull));
 	}
 	SPI_finish();
 	es_role_restore(&saved);

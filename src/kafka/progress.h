@@ -30,6 +30,16 @@ typedef struct EsProgress
 extern int es_progress_load(const EsSource *source, const char *topic,
 							EsProgress **partitions);
 
+/* A partition that was begun, and the id of the source that did. */
+typedef struct EsBegun
+{
+	uint32	   source;
+	EsProgress progress;
+} EsBegun;
+
+/* What other sources of the same target have begun, and read something of; palloc'd. */
+extern int es_progress_load_others(const EsSource *source, EsBegun **others);
+
 /* Begins with a partition; nothing where it has been begun. */
 extern void es_progress_begin(const EsSource *source, const char *topic, int32 partition,
 							  int64 next);

@@ -445,58 +445,12 @@ rebuild_store(EsSourceRun *run)
 	es_task_commit(run->scratch);
 }
 
-/* A partition that was begun, by this source or another one. */
-typedef struct Begun
-{
-	uint32	   source;
-	EsProgress progress;
-} Begun;
-
-/* What other sources of the store have begun; in the current context. */
-static int
-load_others(EsSourceRun *run, Begun **others)
-{
-	Oid			  types[2] = {INT4OID, OIDOID};
-	Datum		  values[2] = {Int32GetDatum((int32) run->source->id),
-							   ObjectIdGetDatum(run->source->target)};
-	MemoryContext context = CurrentMemoryContext;
-	EsRoleSwitch  saved;
-	int			  n;
-
-	es_role_assume(es_extension_owner(), &saved);
-	SPI_connect();
-	es_spi_execute("SELECT o.source, o.topic, o.partition, o.next_offset"
-				   " FROM eventstore.source_offset o"
-				   " JOIN eventstore.source s ON s.id = o.source"
-				   " WHERE s.target::oid = $2 AND s.id <> $1 AND o.next_offset > 0"
-				   " ORDER BY 1, 2, 3",
-				   2, types, values, NULL, true, SPI_OK_SELECT);
-	n = (int) SPI_processed;
-	*others = MemoryContextAllocZero(context, sizeof(Begun) * Max(n, 1));
-	for (int i = 0; i < n; i++)
-	{
-		HeapTuple	row = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		EsProgress *progress = &(*others)[i].progress;
-		bool		isnull;
-
-		(*others)[i].source = DatumGetInt32(SPI_getbinval(row, desc, 1, &isnull));
-		progress->topic = MemoryContextStrdup(context, SPI_getvalue(row, desc, 2));
-		progress->partition = DatumGetInt32(SPI_getbinval(row, desc, 3, &isnull));
-		progress->written = DatumGetInt64(SPI_getbinval(row, desc, 4, &isnull));
-		progress->end = progress->resume = -1;
-	}
-	SPI_finish();
-	es_role_restore(&saved);
-	return n;
-}
-
 /*
  * Where each begins; false where Kafka does not tell.  Of a topic that is not ours
  * we do not know: from 0, and if that is gone its source says so.
  */
 static bool
-find_first_offsets(EsSourceRun *run, Begun *begun, int n, int count)
+find_first_offsets(EsSourceRun *run, EsBegun *begun, int n, int count)
 {
 	const char *topic = es_topic_followed(run->source);
 
@@ -517,7 +471,7 @@ find_first_offsets(EsSourceRun *run, Begun *begun, int n, int count)
 
 /* False where the source is paused or gone.  40001: one of them was moved meanwhile. */
 static bool
-read_again(EsSourceRun *run, const Begun *begun, int n)
+read_again(EsSourceRun *run, const EsBegun *begun, int n)
 {
 	bool held;
 
@@ -550,20 +504,20 @@ read_again(EsSourceRun *run, const Begun *begun, int n)
 static bool
 read_all_again(EsSourceRun *run, const EsProgress *begun, int n, int count)
 {
-	Begun *others;
-	Begun *all;
-	int	   nothers;
-	int	   nall = 0;
+	EsBegun *others;
+	EsBegun *all;
+	int		 nothers;
+	int		 nall = 0;
 
 	es_task_begin();
 	MemoryContextSwitchTo(run->scratch);
-	nothers = load_others(run, &others);
+	nothers = es_progress_load_others(run->source, &others);
 	es_task_commit(run->scratch);
-	all = palloc0(sizeof(Begun) * (n + nothers + 1));
+	all = palloc0(sizeof(EsBegun) * (n + nothers + 1));
 	for (int i = 0; i < n; i++)
 		if (begun[i].written > 0 && begun[i].partition < count)
-			all[nall++] = (Begun){run->source->id, begun[i]};
-	memcpy(&all[nall], others, sizeof(Begun) * nothers);
+			all[nall++] = (EsBegun){run->source->id, begun[i]};
+	memcpy(&all[nall], others, sizeof(EsBegun) * nothers);
 	nall += nothers;
 	return nall == 0 ||
 		   (find_first_offsets(run, all, nall, count) && read_again(run, all, nall));
