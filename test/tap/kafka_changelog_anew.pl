@@ -41,6 +41,13 @@ sub caught_up
 	return;
 }
 
+# Other processes take their place.
+sub end_sinks
+{
+	query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'eventstore sink'");
+	return;
+}
+
 sub await_published
 {
 	my ($name) = @_;
@@ -116,7 +123,7 @@ foreach my $name ('alone', 'shared')
 	# While it rested; the store is restored, and nothing was published since.
 	query("SELECT eventstore.pause('$name')");
 	query("UPDATE eventstore.sink SET paused = true");
-	query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'eventstore sink'");
+	end_sinks();
 	await_true($node, "SELECT changelog_state = 'paused' AND pid IS NULL FROM eventstore.sources WHERE name = '$name'");
 	$kafka->delete_topic("$name-changelog");
 	make_changelog_topic($name);
@@ -141,7 +148,7 @@ foreach my $name ('alone', 'shared')
 	my $name = 'again';
 	my $sink = "(SELECT k.id FROM eventstore.sink k JOIN eventstore.source s ON s.id = k.changelog_of WHERE s.name = '$name')";
 
-	# Each is published by itself, so that it can be stopped in the middle.
+	# It counts from the sink's next client on.
 	sub set_flush_count
 	{
 		my ($sink, $count) = @_;
@@ -186,12 +193,15 @@ foreach my $name ('alone', 'shared')
 	make_changelog_topic($name, 1);
 	query("SELECT eventstore.put_text('$name', 'n', 'last')");
 	await_noticed($name, 'made anew', 'made anew');
+	# Each is published by itself, so that it can be stopped in the middle.
 	set_flush_count($sink, 1);
 	query("SELECT eventstore.resume('$name')");
 	$kafka->await('some of it is published', sub { last_values("$name-changelog") =~ /n=/ });
 	pause($name);
 	is(query("SELECT position < again_to FROM eventstore.sink_position WHERE sink = $sink"), 't', 'and not yet all');
+	# Thousands of transactions of one record each would take minutes.
 	set_flush_count($sink, 10000);
+	end_sinks();
 	publish_elsewhere($name, [ 'k', '1', 3 ], [ 'm', '1', 4 ]);
 	is(in_store($name), 'm=2 n=last x=9', 'what is older than it has is not restored, what was deleted does not come back');
 	await_published($name);
