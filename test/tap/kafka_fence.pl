@@ -143,6 +143,17 @@ my ($key) = grep { $owner{$_} eq 'a' } sort keys %owner;
 query('b', "SELECT eventstore.pause('shared')");
 is(sqlstate_of($servers{b}, "SELECT eventstore.put_text('shared', '$key', 'b')"), '55000', 'while it is not known, no key can');
 
+# ---- a broker that is far away -----------------------------------------------------------------
+
+make_topics('far', 1);
+create('a', 'far');
+await_assigned('a', 'far', 1);
+$proxy->ask('delay 300');
+query('a', "SELECT eventstore.put_text('far', 'k', 'v')");
+await_published('a', 'far');
+is(last_values('far-changelog'), 'k=v', 'who waits long for each answer of the broker publishes, too');
+$proxy->ask('pass');
+
 no_crash($_) foreach values %servers;
 $_->stop foreach values %servers;
 done_testing();
