@@ -801,7 +801,7 @@ make_wait_set(EsKafkaClient **list, int n)
 	if (n > WAIT_CLIENTS)
 		elog(ERROR, "too many Kafka clients to wait for: %d", n);
 	if (wait_set != NULL && wait_count == n &&
-		memcmp(wait_clients, list, n * sizeof(*list)) == 0)
+		(n == 0 || memcmp(wait_clients, list, n * sizeof(*list)) == 0))
 		return;
 
 	drop_wait_set();
