@@ -538,17 +538,15 @@ es_restore_refill(EsSourceRun *run, const EsProgress *begun, int n, int count)
 			   es_store_exists(source->target, &changelog) &&
 			   (!OidIsValid(changelog) || last_change(run) > 0);
 	es_task_commit(run->scratch);
-	run->refilled = !unlogged || !store_is_empty(run);
-	if (run->refilled)
-		return true;
-	if (!OidIsValid(changelog))
-		run->refilled = read_all_again(run, begun, n, count);
-	else
+	if (unlogged && store_is_empty(run))
 	{
-		rebuild_store(run);
-		run->refilled = true;
+		if (OidIsValid(changelog))
+			rebuild_store(run);
+		else if (!read_all_again(run, begun, n, count))
+			return false;
 	}
-	return run->refilled;
+	run->refilled = true;
+	return true;
 }
 
 /* ---------------------------------------------------------------------------
