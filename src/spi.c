@@ -32,6 +32,7 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 #define EXTENSION_NAME "eventstore"
@@ -211,15 +212,34 @@ es_extension_row(const char *table, const char *index, AttrNumber column, Oid ke
 	return tuple;
 }
 
+static void
+check_result(const char *sql, int result, int expected)
+{
+	if (result != expected)
+		elog(ERROR, "unexpected result of \"%s\": %s", sql,
+			 SPI_result_code_string(result));
+}
+
 void
 es_spi_execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls,
 			   bool read_only, int expected)
 {
-	int result = SPI_execute_with_args(sql, nargs, types, values, nulls, read_only, 0);
+	check_result(sql,
+				 SPI_execute_with_args(sql, nargs, types, values, nulls, read_only, 0),
+				 expected);
+}
 
-	if (result != expected)
-		elog(ERROR, "unexpected result of \"%s\": %s", sql,
-			 SPI_result_code_string(result));
+void
+es_spi_execute_now(const char *sql, int expected)
+{
+	SPIPlanPtr plan = SPI_prepare(sql, 0, NULL);
+
+	if (plan == NULL)
+		check_result(sql, SPI_result, expected);
+	check_result(sql,
+				 SPI_execute_snapshot(plan, NULL, NULL, GetLatestSnapshot(),
+									  InvalidSnapshot, false, true, 0),
+				 expected);
 }
 
 uint64

@@ -68,6 +68,9 @@ extern HeapTuple es_extension_row(const char *table, const char *index, AttrNumb
 extern void es_spi_execute(const char *sql, int nargs, Oid *types, Datum *values,
 						   const char *nulls, bool read_only, int expected);
 
+/* The same without arguments, with a snapshot of now whatever the transaction's is. */
+extern void es_spi_execute_now(const char *sql, int expected);
+
 /*
  * One statement as the extension's owner, with SPI opened and closed around it;
  * how many rows.  Otherwise as es_spi_execute, not read-only.

@@ -569,46 +569,35 @@ require_event_trigger(FunctionCallInfo fcinfo, const char *name)
 	" WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0"
 
 /*
- * With a snapshot of now: whoever drops a table has it to himself, but the snapshot
- * of a transaction at REPEATABLE READ may be older than what is noted of it.
+ * All that follows is done with a snapshot of now: whoever drops a table has it to
+ * himself, but the snapshot of a transaction at REPEATABLE READ may be older than
+ * what is noted of it.
  */
-static void
-execute_now(const char *sql, int expected)
-{
-	SPIPlanPtr plan = SPI_prepare(sql, 0, NULL);
-	int		   result;
-
-	if (plan == NULL)
-		elog(ERROR, "could not prepare \"%s\"", sql);
-	result = SPI_execute_snapshot(plan, NULL, NULL, GetLatestSnapshot(), InvalidSnapshot,
-								  false, true, 0);
-	if (result != expected)
-		elog(ERROR, "unexpected result of \"%s\": %s", sql,
-			 SPI_result_code_string(result));
-}
 
 /* Their subscriptions; what these handed out is nobody's any more. */
 static void
 delete_dropped_subscriptions(void)
 {
-	execute_now("WITH gone AS (DELETE FROM eventstore.subscription s"
-				" USING" DROPPED_TABLES " AND d.objid = s.collection::pg_catalog.oid"
-				" RETURNING s.name)"
-				" DELETE FROM eventstore.subscription_lane l USING gone"
-				" WHERE l.subscription = gone.name",
-				SPI_OK_DELETE);
-	execute_now("DELETE FROM eventstore.dead_letter l"
-				" USING" DROPPED_TABLES " AND d.objid = l.collection::pg_catalog.oid",
-				SPI_OK_DELETE);
+	es_spi_execute_now("WITH gone AS (DELETE FROM eventstore.subscription s"
+					   " USING" DROPPED_TABLES
+					   " AND d.objid = s.collection::pg_catalog.oid"
+					   " RETURNING s.name)"
+					   " DELETE FROM eventstore.subscription_lane l USING gone"
+					   " WHERE l.subscription = gone.name",
+					   SPI_OK_DELETE);
+	es_spi_execute_now("DELETE FROM eventstore.dead_letter l"
+					   " USING" DROPPED_TABLES
+					   " AND d.objid = l.collection::pg_catalog.oid",
+					   SPI_OK_DELETE);
 }
 
 /* The Kafka sources that feed them; a worker finds out by itself. */
 static void
 delete_dropped_sources(void)
 {
-	execute_now("DELETE FROM eventstore.source s"
-				" USING" DROPPED_TABLES " AND d.objid = s.target::pg_catalog.oid",
-				SPI_OK_DELETE);
+	es_spi_execute_now("DELETE FROM eventstore.source s"
+					   " USING" DROPPED_TABLES " AND d.objid = s.target::pg_catalog.oid",
+					   SPI_OK_DELETE);
 }
 
 /* What records its changes in a collection, and where that is noted. */
@@ -628,11 +617,11 @@ static const Recorder recorders[] = {
 static void
 forget_dropped(const Recorder *recorder)
 {
-	execute_now(psprintf("DELETE FROM eventstore.%s s USING" DROPPED_TABLES
-						 " AND d.objid = s.%s::pg_catalog.oid"
-						 " RETURNING s.changelog::pg_catalog.oid",
-						 recorder->catalog, recorder->column),
-				SPI_OK_DELETE_RETURNING);
+	es_spi_execute_now(psprintf("DELETE FROM eventstore.%s s USING" DROPPED_TABLES
+								" AND d.objid = s.%s::pg_catalog.oid"
+								" RETURNING s.changelog::pg_catalog.oid",
+								recorder->catalog, recorder->column),
+					   SPI_OK_DELETE_RETURNING);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool isnull;
@@ -650,11 +639,11 @@ keep_changelogs(const Recorder *recorder)
 	Datum source;
 	bool  isnull;
 
-	execute_now(psprintf("SELECT s.%s::pg_catalog.oid, d.object_identity"
-						 " FROM eventstore.%s s," DROPPED_TABLES
-						 " AND d.objid = s.changelog::pg_catalog.oid",
-						 recorder->column, recorder->catalog),
-				SPI_OK_SELECT);
+	es_spi_execute_now(psprintf("SELECT s.%s::pg_catalog.oid, d.object_identity"
+								" FROM eventstore.%s s," DROPPED_TABLES
+								" AND d.objid = s.changelog::pg_catalog.oid",
+								recorder->column, recorder->catalog),
+					   SPI_OK_SELECT);
 	if (SPI_processed == 0)
 		return;
 	source = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
@@ -685,22 +674,23 @@ delete_dropped_recorders(void)
 static void
 delete_dropped_rows(void)
 {
-	execute_now("DELETE FROM eventstore.segment_disposal s"
-				" USING" DROPPED_TABLES " AND d.objid = s.segment::pg_catalog.oid",
-				SPI_OK_DELETE);
-	execute_now("DELETE FROM eventstore.collection_catalog c"
-				" USING" DROPPED_TABLES " AND d.objid = c.collection::pg_catalog.oid"
-				" RETURNING c.collection::pg_catalog.oid, c.heads::pg_catalog.oid",
-				SPI_OK_DELETE_RETURNING);
+	es_spi_execute_now("DELETE FROM eventstore.segment_disposal s"
+					   " USING" DROPPED_TABLES " AND d.objid = s.segment::pg_catalog.oid",
+					   SPI_OK_DELETE);
+	es_spi_execute_now("DELETE FROM eventstore.collection_catalog c"
+					   " USING" DROPPED_TABLES
+					   " AND d.objid = c.collection::pg_catalog.oid"
+					   " RETURNING c.collection::pg_catalog.oid, c.heads::pg_catalog.oid",
+					   SPI_OK_DELETE_RETURNING);
 }
 
 /* Once the collection's row is gone the worker writes no other (write_ticks). */
 static void
 delete_dropped_ticks(void)
 {
-	execute_now("DELETE FROM eventstore.tick t"
-				" USING" DROPPED_TABLES " AND d.objid = t.collection",
-				SPI_OK_DELETE);
+	es_spi_execute_now("DELETE FROM eventstore.tick t"
+					   " USING" DROPPED_TABLES " AND d.objid = t.collection",
+					   SPI_OK_DELETE);
 }
 
 /* What depends on a heads table (a view of the owner's) goes with it, with a NOTICE. */
