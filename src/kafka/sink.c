@@ -320,22 +320,27 @@ may_read(EsSinkRun *run, TimestampTz now)
  * What is asked of the worker
  * ------------------------------------------------------------------------- */
 
+/* What begins with another client is shown as it was until that one is known to do well. */
 static void
 accept_halt(EsSinkRun *run)
 {
-	EsSinkHalt reason = run->halt;
-
+	if (run->halt == ES_SINK_RECREATED)
+	{
+		es_sink_topic_accept(run);
+		return;
+	}
+	if (run->halt == ES_SINK_FENCED)
+	{
+		run->leave = ES_LEAVE_AND_RETURN;
+		return;
+	}
+	if (run->halt == ES_SINK_AT_GAP)
+		es_sink_pass_gap(run);
+	else
+		run->bad = 0;
 	run->halt = ES_SINK_GOES_ON;
 	run->more = true;
 	es_sink_set_state(run, "running", "");
-	if (reason == ES_SINK_FENCED)
-		run->leave = ES_LEAVE_AND_RETURN;
-	else if (reason == ES_SINK_AT_GAP)
-		es_sink_pass_gap(run);
-	else if (reason == ES_SINK_RECREATED)
-		es_sink_topic_accept(run);
-	else
-		run->bad = 0;
 }
 
 /* The row may have changed: pause, resume, drop. */
@@ -497,7 +502,10 @@ run_loop(EsSinkRun *run)
 	}
 }
 
-/* What is on its way gets a moment to arrive, so that it need not come again. */
+/*
+ * What is on its way gets a moment to arrive, so that it need not come again.  Behind
+ * a topic that was accepted anew the position is where that begins.
+ */
 static void
 finish(EsSinkRun *run)
 {
@@ -510,6 +518,8 @@ finish(EsSinkRun *run)
 		es_sink_transaction_abort(run);
 		return;
 	}
+	if (run->halt == ES_SINK_RECREATED)
+		return;
 	while (!es_delivery_is_settled(&run->delivery) && GetCurrentTimestamp() < until)
 	{
 		es_kafka_wait(&run->client, 1, FINISH_MS / 10);

@@ -9,6 +9,7 @@ use lib "$FindBin::RealBin/lib";
 
 use EventstoreTest;
 use EventstoreTest::Kafka;
+use EventstoreTest::Session;
 use Test::More;
 
 my $kafka = kafka_broker();
@@ -76,12 +77,27 @@ sub last_values
 
 sub in_store { return query("SELECT string_agg(key || '=' || value, ' ' ORDER BY key COLLATE \"C\") FROM $_[0]"); }
 
+# Who looks while that is on its way must not take it for done.
+sub resume
+{
+	my ($name) = @_;
+	my $holder = EventstoreTest::Session->new($node);
+
+	$holder->run('BEGIN; LOCK TABLE eventstore.sink_position IN SHARE ROW EXCLUSIVE MODE');
+	query("SELECT eventstore.resume('$name')");
+	await_true($node, "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'eventstore sink' AND wait_event_type = 'Lock'");
+	is(query("SELECT changelog_state FROM eventstore.sources WHERE name = '$name'"), 'topic_recreated', "$name: is not said to run before the topic is accepted");
+	$holder->run('COMMIT');
+	$holder->quit;
+	return;
+}
+
 # resume(): the topic gets all, and who restores from it has all.
 sub is_complete
 {
 	my ($name, $more) = @_;
 
-	query("SELECT eventstore.resume('$name')");
+	resume($name);
 	await_published($name);
 	is(last_values("$name-changelog"), in_store($name), "$name: resumed, the topic has all of the store");
 	query("SELECT eventstore.put_text('$name', 'z', 'last')");
