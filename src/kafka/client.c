@@ -57,6 +57,10 @@
 /* How long a consumer may take to leave its group. */
 #define LEAVE_MS 1000
 
+/* How long a group's answer may take, at first and at most. */
+#define ANSWER_FIRST_MS 500
+#define ANSWER_LAST_MS	4000
+
 /* How long a client may take to end, which is a matter of milliseconds. */
 #define END_SECONDS 2
 
@@ -624,6 +628,22 @@ es_kafka_open(rd_kafka_type_t type, const char *name, List *properties,
 	PG_END_TRY();
 	connect_queue(client);
 	return client;
+}
+
+rd_kafka_error_t *
+es_kafka_send_offsets(EsKafkaClient							   *producer,
+					  const rd_kafka_topic_partition_list_t	   *offsets,
+					  const rd_kafka_consumer_group_metadata_t *membership)
+{
+	rd_kafka_error_t *error;
+
+	if (producer->answer_ms == 0)
+		producer->answer_ms = ANSWER_FIRST_MS;
+	error = rd_kafka_send_offsets_to_transaction(producer->handle, offsets, membership,
+												 producer->answer_ms);
+	if (error != NULL && rd_kafka_error_code(error) == RD_KAFKA_RESP_ERR__TIMED_OUT)
+		producer->answer_ms = Min(producer->answer_ms * 2, ANSWER_LAST_MS);
+	return error;
 }
 
 /* Only a member that leaves frees its partitions at once. */

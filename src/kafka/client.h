@@ -62,8 +62,9 @@ typedef struct EsKafkaClient
 	dlist_node		node;
 	rd_kafka_type_t type;
 	char			name[NAMEDATALEN];
-	bool			scram;	 /* it authenticates by SCRAM */
-	List		   *secrets; /* char *: blotted out of every message */
+	bool			scram;	   /* it authenticates by SCRAM */
+	int				answer_ms; /* how long a group's answer may take */
+	List		   *secrets;   /* char *: blotted out of every message */
 	EsKafkaHeard	heard;
 } EsKafkaClient;
 
@@ -123,6 +124,17 @@ extern void es_kafka_topic_id(EsKafkaClient *client, const char *topic, int time
 
 /* Why a topic that had the one id (NULL: not known) is not that of the other; NULL: it may be. */
 extern char *es_kafka_doubt_topic_id(const char *known, const char *id);
+
+/*
+ * Offsets of a consumer group as a part of the producer's transaction; NULL, or the
+ * error, to be destroyed.  librdkafka asks the coordinator anew with each call, so
+ * one that answers late would never be heard: after a time-out the next call waits
+ * twice as long, up to four seconds.
+ */
+extern rd_kafka_error_t *
+es_kafka_send_offsets(EsKafkaClient							   *producer,
+					  const rd_kafka_topic_partition_list_t	   *offsets,
+					  const rd_kafka_consumer_group_metadata_t *membership);
 
 /*
  * Has it found no broker for so long (eventstore.kafka_renew_after) that another

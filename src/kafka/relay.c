@@ -237,8 +237,7 @@ call(EsSourceRun *run, Step step, const rd_kafka_topic_partition_list_t *offsets
 	if (membership == NULL)
 		return rd_kafka_error_new(RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID,
 								  "the group shares its partitions out");
-	error = rd_kafka_send_offsets_to_transaction(producer->handle, offsets, membership,
-												 ES_RUN_CALL_MS);
+	error = es_kafka_send_offsets(producer, offsets, membership);
 	rd_kafka_consumer_group_metadata_destroy(membership);
 	return error;
 }

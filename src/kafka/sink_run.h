@@ -72,10 +72,9 @@ typedef struct EsSinkRun
 
 	/* What a group's member publishes: whose partitions the transaction writes for (share.c). */
 	MemoryContext share_life;
-	EsShare		 *share;	 /* of the transaction, or to begin one; NULL */
-	bytea		 *refused;	 /* a membership that is not one any more; NULL */
-	bool		  vouched;	 /* the group has taken the transaction's offsets */
-	int			  answer_ms; /* how long its answer may take */
+	EsShare		 *share;   /* of the transaction, or to begin one; NULL */
+	bytea		 *refused; /* a membership that is not one any more; NULL */
+	bool		  vouched; /* the group has taken the transaction's offsets */
 	bool stale;	 /* the transaction is to be aborted: there is a later membership */
 	bool parked; /* the chunk has a dead letter, which goes if the chunk fails */
 

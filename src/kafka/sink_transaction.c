@@ -36,9 +36,8 @@
  *
  * Each call into librdkafka ends after CALL_MS, is made again where that was the
  * only reason, and interrupts are served between.  All but one go on where they
- * were; the question to the group begins anew, and its answer would never come in
- * time from a broker that is far away or busy.  So each that comes late gets the
- * next one twice the time, as long as the client lives.
+ * were; the question to the group (es_kafka_send_offsets) begins anew, and takes up
+ * to four seconds.
  */
 #include "postgres.h"
 
@@ -54,8 +53,6 @@
 
 #define CALL_MS	   500
 #define TIMEOUT_MS 60000
-/* The longest that the group's answer is waited for in one call. */
-#define ANSWER_LAST_MS 4000
 /* A dead member's transaction is in the way of who takes its partitions over. */
 #define GROUP_TIMEOUT_MS 10000
 /* An abort that takes longer is left to the next client. */
@@ -440,10 +437,7 @@ es_sink_transaction_init(EsSinkRun *run)
 	bool		   done;
 
 	if (is_groups(run))
-	{
-		run->answer_ms = CALL_MS;
 		return fence_predecessor(run);
-	}
 	reader = open_reader(run);
 	done = find_topic(run, reader) && fence_predecessor(run) &&
 		   read_progress(run, reader, &position);
@@ -567,12 +561,9 @@ ask_group(EsSinkRun *run)
 		for (int i = 0; i < n; i++)
 			rd_kafka_topic_partition_list_add(list, topic, partitions[i])->offset =
 				offsets[i];
-		error = rd_kafka_send_offsets_to_transaction(run->client->handle, list, metadata,
-													 run->answer_ms);
+		error = es_kafka_send_offsets(run->client, list, metadata);
 		rd_kafka_topic_partition_list_destroy(list);
 		rd_kafka_consumer_group_metadata_destroy(metadata);
-		if (error != NULL && rd_kafka_error_code(error) == RD_KAFKA_RESP_ERR__TIMED_OUT)
-			run->answer_ms = Min(run->answer_ms * 2, ANSWER_LAST_MS);
 	}
 	return run->vouched = settle(run, error);
 }

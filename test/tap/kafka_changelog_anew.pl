@@ -253,6 +253,44 @@ foreach my $name ('alone', 'shared')
 	query("SELECT eventstore.drop_source('$_')") foreach 'other', $name;
 }
 
+# Who follows it stops as well, and has the same when it goes on.
+{
+	my $name = 'followed';
+
+	sub follows
+	{
+		my ($name, $what) = @_;
+
+		$kafka->await($what, sub { in_store('copy') eq in_store($name) });
+		pass($what);
+		return;
+	}
+
+	note("---- $name");
+	$kafka->create_topic($name, 1);
+	make_changelog_topic($name, 1);
+	create($name, '');
+	query("SELECT eventstore.create_store('copy', 'text')");
+	query("SELECT eventstore.create_source('copy', 'k', '$name', 'copy', mode => 'replica', changelog_topic => '$name-changelog')");
+	$kafka->produce($name, map { [ $_, "1$_" ] } 'a' .. 'f');
+	caught_up($name);
+	follows($name, 'a replica');
+	$kafka->delete_topic("$name-changelog");
+	query("SELECT eventstore.put_text('$name', 'g', 'y'), eventstore.delete_text('$name', 'b')");
+	await_true($node, "SELECT changelog_state = 'topic_missing' FROM eventstore.sources WHERE name = '$name'");
+	make_changelog_topic($name, 1);
+	await_noticed($name, 'made anew', 'made anew');
+	await_true($node, "SELECT state = 'topic_recreated' FROM eventstore.sources WHERE name = 'copy'");
+	like(in_store('copy'), qr/a=1a b=1b/, 'the replica keeps what it has');
+	resume($name);
+	await_published($name);
+	query("SELECT eventstore.resume('copy')");
+	follows($name, 'resumed, it has what the store has, and not what was deleted');
+	query("SELECT eventstore.put_text('$name', 'a', 'later')");
+	follows($name, 'and follows on');
+	query("SELECT eventstore.drop_source('$_')") foreach 'copy', $name;
+}
+
 $node->stop;
 no_crash($node);
 done_testing();

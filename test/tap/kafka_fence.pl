@@ -148,10 +148,15 @@ is(sqlstate_of($servers{b}, "SELECT eventstore.put_text('shared', '$key', 'b')")
 make_topics('far', 1);
 create('a', 'far');
 await_assigned('a', 'far', 1);
+make_topics('relayed', 1);
+query('a', "SELECT eventstore.create_source('relayed', 'k', 'relayed', NULL, mode => 'relay', value_format => 'text', group_id => 'relayed', changelog_topic => 'relayed-changelog', flush_interval => '10 ms')");
+await_assigned('a', 'relayed', 1);
 $proxy->ask('delay 300');
 query('a', "SELECT eventstore.put_text('far', 'k', 'v')");
+$kafka->produce('relayed', [ 'k', 'w' ]);
 await_published('a', 'far');
 is(last_values('far-changelog'), 'k=v', 'who waits long for each answer of the broker publishes, too');
+$kafka->await('it is relayed', sub { last_values('relayed-changelog') eq 'k=w' });
 $proxy->ask('pass');
 
 no_crash($_) foreach values %servers;
