@@ -38,9 +38,10 @@ typedef struct EsSinkRun
 	rd_kafka_topic_t *topic;
 	EsDelivery		  delivery;
 
-	EsLeave	   leave;
-	EsSinkHalt halt;
-	int64	   accepted_resumes;
+	EsLeave		leave;
+	EsSinkHalt	halt;
+	int64		accepted_resumes;
+	TimestampTz reload_at; /* the row, at the latest */
 
 	EsPosition	saved;	 /* as it stands in the table */
 	EsPosition	read_to; /* all up to there is on its way, or need not be */

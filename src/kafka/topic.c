@@ -165,8 +165,9 @@ pass_gaps(EsSourceRun *run)
 		int64		 low;
 		int64		 high;
 
-		if (es_topic_find_ends(run, partition, &low, &high) &&
-			partition->progress.written < low)
+		if (!es_topic_find_ends(run, partition, &low, &high))
+			return;
+		if (partition->progress.written < low)
 			jump(run, partition, low, "retention");
 	}
 }

@@ -13,7 +13,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $mock = kafka_mock();
-my $node = server_beside($mock->address, 'sink', 'eventstore.kafka_renew_after = 1s');
+my $node = server_beside($mock->address, 'sink', 'eventstore.kafka_renew_after = 1s', 'max_prepared_transactions = 2');
 
 sub query { return $node->safe_psql('postgres', $_[0]); }
 
@@ -252,6 +252,13 @@ query("SELECT eventstore.pause('all')");
 await_true($node, "SELECT state = 'paused' AND pid IS NULL FROM eventstore.sinks WHERE name = 'all'");
 query(q(SELECT eventstore.append('c', 'paused')));
 is(query("SELECT eventstore.flush('all')"), 'f', 'paused');
+query("SELECT eventstore.resume('all')");
+flushed('all');
+# Nobody calls the worker.
+query("BEGIN; SELECT eventstore.pause('all'); PREPARE TRANSACTION 'p'");
+query("COMMIT PREPARED 'p'");
+await_true($node, "SELECT state = 'paused' AND pid IS NULL FROM eventstore.sinks WHERE name = 'all'");
+pass('paused by a transaction that was prepared');
 query("SELECT eventstore.resume('all')");
 flushed('all');
 # whose position is saved, or it would come again
