@@ -84,9 +84,6 @@ es_sink_topic_accept(EsSinkRun *run)
 	Oid	  types[1] = {INT4OID};
 	Datum values[1] = {Int32GetDatum((int32) run->sink->id)};
 
-	run->topic_missing = false;
-	/* What is saved from here on is not of them. */
-	run->delivery.nends = 0;
 	es_task_begin();
 	(void) es_spi_execute_as_owner("UPDATE eventstore.sink_position"
 								   " SET topic_id = NULL, ends = NULL WHERE sink = $1",
@@ -94,6 +91,7 @@ es_sink_topic_accept(EsSinkRun *run)
 	if (run->sink->changelog_of != 0)
 		begin_again(run);
 	es_task_commit(run->scratch);
+	run->topic_missing = false;
 	run->leave = ES_LEAVE_AND_RETURN;
 }
 
@@ -210,7 +208,6 @@ begin_ends(EsSinkRun *run, int count)
 {
 	const EsSink *sink = run->sink;
 
-	run->topic_missing = false;
 	run->delivery.ends = MemoryContextAllocZero(run->life, sizeof(int64) * count);
 	run->delivery.nends = count;
 	if (sink->nends > 0)
@@ -263,6 +260,8 @@ es_sink_topic_check(EsSinkRun *run, int count)
 	begin_ends(run, count);
 	if (doubt != NULL)
 		es_sink_stop_at(run, ES_SINK_RECREATED, doubt);
+	else
+		run->topic_missing = false;
 	return true;
 }
 
