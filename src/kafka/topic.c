@@ -159,13 +159,19 @@ void
 es_topic_accept_halt(EsSourceRun *run)
 {
 	if (run->halt == ES_HALT_RECREATED)
+	{
+		/* Where that fails the next client does it. */
+		run->accept_other = true;
 		restart(run);
+	}
+	run->accept_other = false;
 	run->accept_gap = run->halt == ES_HALT_GAP;
-	/* A record is tried again as it is; else the client begins anew. */
-	if (run->halt != ES_HALT_RECORD)
+	/* A record is tried again as it is; else another client begins, and shows when it does well. */
+	if (run->halt == ES_HALT_RECORD)
+		es_run_set_state(run, "running", "");
+	else
 		run->leave = ES_LEAVE_AND_RETURN;
 	run->halt = ES_HALT_NONE;
-	es_run_set_state(run, "running", "");
 }
 
 /* ---------------------------------------------------------------------------
