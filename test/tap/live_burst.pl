@@ -204,11 +204,10 @@ foreach my $victim ('notifier', 'waiter')
 	await_true($node, "SELECT count(*) = 1 FROM ($notifier) n");
 	$pid = $victim eq 'waiter' ? $waiter->backend_pid : value($notifier);
 	value("SELECT position FROM eventstore.append('b', 'x')");
-	kill 'KILL', $pid or die "cannot kill $pid: $!";
+	crash_by($node, $pid);
 	$waiter->receive;
 	is($waiter->{state}, 'LOST', "$victim killed: who waits loses his session");
 	$_->quit foreach $waiter, $listener;
-	$node->poll_query_until('postgres', 'SELECT 1', '1') or BAIL_OUT('the server did not come back');
 
 	$waiter = session($node, application_name => 'waiter');
 	$listener = EventstoreTest::Listener->new($node);
@@ -248,10 +247,9 @@ foreach my $victim ('notifier', 'waiter')
 	await_true($node, "SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE application_name = 'waiter'");
 	await_true($node, "SELECT count(*) = 1 FROM ($notifier) n");
 	await_true($node, "SELECT eventstore.head('k') > $before + 1000");
-	kill 'KILL', $victim eq 'waiter' ? $waiter->backend_pid : value($notifier);
+	crash_by($node, $victim eq 'waiter' ? $waiter->backend_pid : value($notifier));
 	$load->wait_for_all;
 	$waiter->quit;
-	$node->poll_query_until('postgres', 'SELECT 1', '1') or BAIL_OUT('the server did not come back');
 	foreach my $line (@lines)
 	{
 		my @cursors = map { $load->positions_of('cursor', 'k', $_) } @{ $line->{numbers} };

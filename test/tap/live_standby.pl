@@ -69,11 +69,11 @@ is($session{one}->try("SELECT eventstore.wait_for('c', 4000000000000)"), 'LG004'
 $primary->safe_psql('postgres', "SELECT eventstore.create_collection('d')");
 $standby->poll_query_until('postgres', "SELECT eventstore.head('d')", '0') or BAIL_OUT('the standby does not know of the other collection');
 start_waiting('one', sprintf $waits{one}, $position);
+my $logged = -s $standby->logfile;
 my $holder = session($primary, application_name => 'holder');
 $holder->run('BEGIN');
 $holder->run("LOCK TABLE $_ IN ACCESS EXCLUSIVE MODE")
 	foreach split /\n/, $primary->safe_psql('postgres', "SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'c'::regclass");
-my $logged = -s $standby->logfile;
 foreach my $n (1 .. 5)
 {
 	start_waiting('two', sprintf "SELECT eventstore.wait_for('d', %d, NULL)", $n - 1);

@@ -28,13 +28,24 @@ sub is_notified
 {
 	my ($pattern, $name) = @_;
 	my $heard = '';
+	my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;
 
-	for (1 .. 500)
+	while (time < $deadline)
 	{
 		$heard .= $listener->run('SELECT pg_sleep(0.02)');
 		return pass($name) if $heard =~ $pattern;
 	}
 	return is($heard, $pattern, $name);
+}
+
+# Stops it where it holds nothing that others need: asleep, with nothing to send.
+sub stop_notifier
+{
+	my ($pid) = @_;
+
+	await_true($node, "SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = $pid");
+	kill 'STOP', $pid;
+	return;
 }
 
 $listener->run("SELECT eventstore.listen(c) FROM unnest(ARRAY['good', 'locked', 'broken']::regclass[]) c");
@@ -62,7 +73,9 @@ is_notified(qr/locked.*"count": 0/, 'which is notified of again');
 value("SELECT eventstore.set_option('locked', 'heartbeat', NULL)");
 
 my $segment = value("SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'broken'::regclass ORDER BY inhrelid LIMIT 1");
-kill 'STOP', $notifier;
+value("SELECT position FROM eventstore.append('good', 'x')");
+is_notified(qr/good.*"count": 1/, 'a notification that is sent when the heartbeat has ended');
+stop_notifier($notifier);
 value("SELECT position FROM eventstore.append('broken', 'x')");
 $owner->run("BEGIN; LOCK TABLE $segment");
 kill 'CONT', $notifier;
@@ -103,11 +116,12 @@ $listener->run('UNLISTEN *');
 value("SELECT eventstore.create_collection('many_' || i, channel => 'many') FROM generate_series(" . (100 * $_ + 1) . ', ' . (100 * $_ + 100) . ') i') for 0 .. 6;
 $listener->run('LISTEN many');
 $notifier = notifier();
-kill 'STOP', $notifier;
+stop_notifier($notifier);
 value("SELECT eventstore.append(('many_' || i)::regclass, 'x') FROM generate_series(" . (100 * $_ + 1) . ', ' . (100 * $_ + 100) . ') i') for 0 .. 6;
 kill 'CONT', $notifier;
 my %heard;
-for (1 .. 500)
+my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;
+while (time < $deadline)
 {
 	my $text = $listener->run('SELECT pg_sleep(0.02)');
 	$heard{$1} = 1 while $text =~ /"collection": "(?:public\.)?many_(\d+)"/g;

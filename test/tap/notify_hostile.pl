@@ -34,8 +34,8 @@ $listener->run("SELECT FROM eventstore.listen('$_')") for qw(m.first m.second go
 # The first payload of a channel that matches, '' where none comes in time.
 sub heard
 {
-	my ($channel, $like, $seconds) = @_;
-	my $until = time + ($seconds // 10);
+	my ($channel, $like) = @_;
+	my $until = time + $PostgreSQL::Test::Utils::timeout_default;
 
 	while (time < $until)
 	{
@@ -63,7 +63,7 @@ $other->run('BEGIN; LOCK TABLE m.first IN ACCESS EXCLUSIVE MODE');
 for my $n (1 .. 3)
 {
 	append('good', "locked$n");
-	like(heard('public.good', qr/"head": $n,/, 3), qr/locked$n/, "a locked collection holds no other up, $n");
+	like(heard('public.good', qr/"head": $n,/), qr/locked$n/, "a locked collection holds no other up, $n");
 }
 $other->run('COMMIT');
 
@@ -72,7 +72,7 @@ $owner->send(q{SELECT eventstore.append('m.second', 'x')});
 for my $n (4 .. 6)
 {
 	append('good');
-	isnt(heard('public.good', qr/"head": $n,/, 3), '', "nor does a locked segment, $n");
+	isnt(heard('public.good', qr/"head": $n,/), '', "nor does a locked segment, $n");
 }
 $other->run('COMMIT');
 $owner->receive;
@@ -98,16 +98,18 @@ like(heard('public.good', qr/"head": 10,/), qr/"data": \[1, 1/, 'one that fits a
 
 # ---- heartbeats are no storm ---------------------------------------------------------------
 
+# One in 20 ms; how long it is that we hear them, the clock says.
+my $began = time;
 sql(q{SELECT eventstore.set_option('m.first', 'heartbeat', '1 us')});
 append('m.first');
 isnt(heard('m.first', qr/"count": 0/), '', 'a heartbeat');
 my ($count, $until) = (0, time + 2);
-while (time < $until)
+while (time < $until || $count < 3 && time < $until + $PostgreSQL::Test::Utils::timeout_default)
 {
 	$count += () = $listener->run('SELECT') =~ /"count": 0/g;
 	sleep 0.05;
 }
-cmp_ok($count, '<=', 120, 'the fastest heartbeat is no storm');
+cmp_ok($count, '<=', (time - $began) / 0.02 + 1, 'the fastest heartbeat is no storm');
 cmp_ok($count, '>=', 3, 'and beats');
 
 no_crash($node);

@@ -61,6 +61,9 @@ foreach my $n (1 .. @readers)
 
 # ---- wait while the primary appends --------------------------------------------
 
+# The tick behind the last append would end a wait, too.
+$standby->poll_query_until('postgres', "SELECT eventstore.head('b')", $primary->safe_psql('postgres', "SELECT eventstore.head('b')"))
+  or BAIL_OUT('the standby does not come to the head of its primary');
 my $waiting = session($standby, application_name => 'waiting');
 foreach my $call (
 	"SELECT eventstore.wait_for('b', eventstore.head('b'), '1 hour')",

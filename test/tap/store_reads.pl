@@ -32,49 +32,70 @@ is($channel, 'public.kv_changelog', 'who listens to a store listens to its chang
 $listener->listen('blobs');
 $listener->listen('quiet');
 
-# How often each key was told of, until those that are given were so often.
-sub told
+# What is told up to a read that comes now: how often each key was read.
+my $fences = 0;
+
+sub told_so_far
 {
-	my %wanted = @_;
+	my $fence = 'fence ' . ++$fences;
+	my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;
 	my %told;
 
-	$listener->await_note(
-		sub {
-			my $said = $_[0]{said};
-
+	until (exists $told{$fence})
+	{
+		BAIL_OUT("never told of $fence") if time > $deadline;
+		value("SELECT eventstore.get('kv', '$fence')");
+		foreach my $said (map { $_->{said} } $listener->notes)
+		{
 			$told{$_} += $said->{get}{$_} foreach keys %{ $said->{get} // {} };
-			return !grep { ($told{$_} // 0) < $wanted{$_} } keys %wanted;
-		},
-		'of ' . join(', ', keys %wanted));
+		}
+	}
+	delete @told{ grep { /^fence / } keys %told };
 	return \%told;
+}
+
+# How often each key was told of by what reads it.  A read that meets the notifier at
+# their table is passed over (key_reads.c), so where one is missing they are read again.
+sub told
+{
+	my ($read, %wanted) = @_;
+	my $told;
+
+	foreach (1 .. 3)
+	{
+		$read->();
+		$told = told_so_far();
+		last unless grep { ($told->{$_} // 0) < $wanted{$_} } keys %wanted;
+	}
+	return $told;
 }
 
 # ---- what is told ---------------------------------------------------------------------
 
 my $reader = session($node, user => 'reader');
-is($reader->run(q{BEGIN READ ONLY; SELECT eventstore.get('kv', 'k1'), eventstore.get('kv', 'k1'), eventstore.get('kv', 'none')}), '1|1|', 'read by one who may only read');
-is($reader->run('SELECT pg_current_xact_id_if_assigned() IS NULL'), 't', 'without a transaction id');
-$reader->run('ROLLBACK');
-is_deeply(told(k1 => 2, none => 1), { k1 => 2, none => 1 }, 'each read is told of, those of no value and of a transaction rolled back too');
+my @answers;
+my $told = told(sub { @answers = map { $reader->run($_) } 'BEGIN READ ONLY', q{SELECT eventstore.get('kv', 'k1'), eventstore.get('kv', 'k1'), eventstore.get('kv', 'none')}, 'SELECT pg_current_xact_id_if_assigned() IS NULL', 'ROLLBACK' }, k1 => 2, none => 1);
+is_deeply(\@answers, [ '', '1|1|', 't', '' ], 'read by one who may only read, without a transaction id');
+is_deeply($told, { k1 => 2, none => 1 }, 'each read is told of, those of no value and of a transaction rolled back too');
 
-value(q{SELECT * FROM eventstore.get_many('kv', '{k2,k3,k2}')});
-is_deeply(told(k2 => 2, k3 => 1), { k2 => 2, k3 => 1 }, 'get_many reads each of its keys');
-value(q{SELECT eventstore.get_bytes('blobs', '\x0001'); SELECT eventstore.get('kv', E'quoted " \\\\ \\n')});
-is_deeply(told('\x0001' => 1, qq{quoted " \\ \n} => 1), { '\x0001' => 1, qq{quoted " \\ \n} => 1 }, 'keys of bytes, and of any characters') or diag explain [ $listener->notes ];
+# What it reads, and what is told of that.
+sub tells
+{
+	my ($sql, $wanted, $name) = @_;
+	return is_deeply(told(sub { value($sql) }, %$wanted), $wanted, $name);
+}
+
+tells(q{SELECT * FROM eventstore.get_many('kv', '{k2,k3,k2}')}, { k2 => 2, k3 => 1 }, 'get_many reads each of its keys');
+tells(q{SELECT eventstore.get_bytes('blobs', '\x0001'); SELECT eventstore.get('kv', E'quoted " \\\\ \\n')},
+	{ '\x0001' => 1, qq{quoted " \\ \n} => 1 }, 'keys of bytes, and of any characters');
 
 # ---- what is not ------------------------------------------------------------------------
 
-is(sqlstate_of($node, q{SELECT eventstore.get('kv', 'refused')}, user => 'postgres'), '00000', 'a fence');
-told(refused => 1);
 $node->safe_psql('postgres', 'CREATE ROLE stranger LOGIN');
 is(sqlstate_of($node, q{SELECT eventstore.get('kv', 'secret')}, user => 'stranger'), '42501', 'who may not read is refused');
-value(q{SELECT eventstore.get('quiet', 'quiet'); SELECT eventstore.get('kv', repeat('x', 129)); SELECT eventstore.get('kv', 'fence')});
-is_deeply(told(fence => 1), { fence => 1 }, 'nor what is refused, not asked for, or too long');
-
-value(q{ALTER TABLE kv ENABLE ROW LEVEL SECURITY; SELECT eventstore.get('kv', 'secured'); ALTER TABLE kv DISABLE ROW LEVEL SECURITY; SELECT eventstore.get('kv', 'fence')});
-is_deeply(told(fence => 1), { fence => 1 }, 'nor what policies are about');
-value(q{SELECT eventstore.set_option('kv', 'feed_reads', NULL); SELECT eventstore.get('kv', 'off'); SELECT eventstore.set_option('kv', 'feed_reads', 'true'); SELECT eventstore.get('kv', 'fence')});
-is_deeply(told(fence => 1), { fence => 1 }, 'nor what was read while it was off');
+tells(q{SELECT eventstore.get('quiet', 'quiet'); SELECT eventstore.get('kv', repeat('x', 129))}, {}, 'nor what is refused, not asked for, or too long');
+tells(q{ALTER TABLE kv ENABLE ROW LEVEL SECURITY; SELECT eventstore.get('kv', 'secured'); ALTER TABLE kv DISABLE ROW LEVEL SECURITY}, {}, 'nor what policies are about');
+tells(q{SELECT eventstore.set_option('kv', 'feed_reads', NULL); SELECT eventstore.get('kv', 'off'); SELECT eventstore.set_option('kv', 'feed_reads', 'true')}, {}, 'nor what was read while it was off');
 is(sqlstate_of($node, $_->[0]), $_->[1], "$_->[0]: $_->[1]")
   foreach [ q{SELECT eventstore.set_option('kv', 'feed_reads', 'perhaps')}, '22023' ],
 	[ q{SELECT eventstore.create_collection('plain'); SELECT eventstore.set_option('plain', 'feed_reads', 'true')}, '22023' ],
@@ -85,8 +106,7 @@ is(sqlstate_of($node, $_->[0]), $_->[1], "$_->[0]: $_->[1]")
 # ---- under pressure -----------------------------------------------------------------------
 
 value(q{SELECT count(eventstore.get('kv', repeat(chr(1), 100) || i)) FROM generate_series(1, 20000) i; SELECT eventstore.put('kv', 'k1', '2')});
-value(q{SELECT eventstore.get('kv', 'after') FROM generate_series(1, 5)});
-ok(exists told(after => 1)->{after}, 'after more keys than there is room for, the next are told of');
+ok(exists told(sub { value(q{SELECT eventstore.get('kv', 'after') FROM generate_series(1, 5)}) }, after => 1)->{after}, 'after more keys than there is room for, the next are told of');
 
 $listener->quit;
 no_crash($node);

@@ -172,8 +172,15 @@ replays('fast', 'rebuilt and written');
 
 # Empty because its keys were deleted, which is no loss.
 $node->safe_psql('postgres', q{SELECT eventstore.clear('fast')});
-$node->safe_psql('postgres', 'VACUUM fast');
-is($node->safe_psql('postgres', q{SELECT pg_relation_size('fast'), eventstore.get('fast', 'a1') IS NULL}), '0|t', 'one that was cleared is not taken for lost');
+my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;
+my $size;
+# A snapshot from before (an autovacuum's) may keep the rows for a while.
+do
+{
+	$node->safe_psql('postgres', 'VACUUM fast');
+	$size = $node->safe_psql('postgres', q{SELECT pg_relation_size('fast')});
+} until ($size == 0 || time > $deadline);
+is($size . $node->safe_psql('postgres', q{SELECT eventstore.get('fast', 'a1') IS NULL}), '0t', 'one that was cleared is not taken for lost');
 $node->stop('immediate');
 $node->start;
 is($node->safe_psql('postgres', q{SELECT eventstore.put('fast', 'a1', '1') IS NULL}), 't', 'nor after a crash');

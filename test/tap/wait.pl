@@ -40,12 +40,14 @@ sub wakeups
 	return value("SELECT wakeups FROM eventstore.pg_stat_eventstore_workers WHERE worker = 'notifier' AND database = 'postgres'");
 }
 
-# The notifier has seen what was appended so far: it wakes a waiter of its own.
+# The notifier has seen what was appended so far: it wakes a waiter of its own.  What it
+# did has been counted when it sleeps again.
 sub settle
 {
 	start_waiting('second', "SELECT eventstore.wait_for('w', eventstore.head('w'), '1 hour') > 0");
 	value("SELECT position FROM eventstore.append('w', 'settle', tags => '{settle}')");
 	is(answer_of('second'), 't', 'another waiter was woken');
+	await_true($node, "SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE backend_type = 'eventstore notifier' AND datname = 'postgres'");
 	return;
 }
 

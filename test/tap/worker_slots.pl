@@ -65,8 +65,9 @@ is($attaching->try("SELECT position FROM eventstore.append_batch('own', (SELECT 
 $attaching->try('ROLLBACK');
 like(state_and_message(), qr/^55000 .*no segment .* is ready/s, 'nor anybody when it is gone');
 
-# A second database is no worse off for the one worker that there is room for.
-configure($node, 'max_worker_processes = 3');
+# A second database is no worse off for the one worker that there is room for.  From
+# here on there is somebody to wait for.
+configure($node, 'max_worker_processes = 3', 'eventstore.segment_timeout = 30s');
 $node->restart;
 is($node->safe_psql('postgres', $batch), 50, 'with room for a worker they go on');
 $node->safe_psql('postgres', 'CREATE DATABASE other TEMPLATE template0');

@@ -6,7 +6,7 @@ import time
 import urllib.error
 import urllib.request
 
-SECONDS = 20  # for what must happen at some time
+SECONDS = 60  # for what must happen at some time
 
 
 def until(happens, what):
