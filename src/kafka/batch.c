@@ -354,6 +354,21 @@ retry_later(EsSourceRun *run, const char *message)
 }
 
 /*
+ * Paused or gone: nothing is written.  What a relay has published counts all the same,
+ * or it would be published once more after resume().
+ */
+static bool
+may_write(EsSourceRun *run)
+{
+	EsWorkerKey key = es_source_key(run->source->id);
+
+	if (es_task_hold(key))
+		return true;
+	run->leave = ES_LEAVE_AND_RETURN;
+	return run->source->mode == ES_SOURCE_RELAY && es_task_lock(key);
+}
+
+/*
  * One transaction; *to is how far it came.  'problem' is what a single record is
  * known to suffer from (sqlstate 0: nothing), and what was found.
  */
@@ -373,7 +388,7 @@ try_range(EsSourceRun *run, int from, int *to, EsProblem *problem)
 		else
 		{
 			es_task_begin();
-			if (!es_task_hold(es_source_key(run->source->id)))
+			if (!may_write(run))
 				outcome = OUTCOME_LEAVE;
 			else
 				end = write_range(run, from, *to, known, &stopped_by);
@@ -453,7 +468,6 @@ write_step(EsSourceRun *run)
 			retry_later(run, problem.reason);
 			return false;
 		case OUTCOME_LEAVE:
-			run->leave = ES_LEAVE_AND_RETURN;
 			return false;
 	}
 	return false;

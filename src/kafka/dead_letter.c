@@ -287,7 +287,7 @@ retry_source(const EsTask *task, const NullableDatum *ids)
 					"COMMITTED"),
 			 errdetail(
 				 "An older snapshot does not show the newer records of their keys.")));
-	es_task_lock(task->key);
+	(void) es_task_lock(task->key);
 	source = es_source_load(task->key.object);
 	/* It was dropped while we waited. */
 	if (source == NULL)

@@ -67,9 +67,11 @@ note_end(EsDelivery *delivery, const rd_kafka_message_t *message)
 		message->offset < 0)
 		return;
 	end = &delivery->ends[message->partition];
+	/* Of another topic: who begins later is to see that, too. */
 	if (message->offset < *end)
 		delivery->went_back = true;
-	*end = message->offset + 1;
+	else
+		*end = message->offset + 1;
 }
 
 static void

@@ -134,8 +134,9 @@ hear_rebalance(rd_kafka_t *handle, rd_kafka_resp_err_t error,
 		rd_kafka_topic_partition_list_del(group->owned, gone->topic, gone->partition);
 		rd_kafka_topic_partition_list_add(group->going, gone->topic, gone->partition);
 	}
-	/* In a cooperative group the rest stays ours. */
+	/* In a cooperative group the rest stays ours.  Who has none awaits his share anew. */
 	group->assigned = group->owned->cnt > 0;
+	group->changed = group->changed || !group->assigned;
 }
 
 /* ---------------------------------------------------------------------------

@@ -413,7 +413,8 @@ begin_round(EsSinkRun *run)
 		run->leave = ES_LEAVE_FOR_GOOD;
 	else if (es_worker_take(ES_WAKE_CONFIG) != 0)
 		reload(run);
-	if (run->leave == ES_LEAVE_NOT &&
+	/* Another client would fence the one that has fenced us. */
+	if (run->leave == ES_LEAVE_NOT && run->halt != ES_SINK_FENCED &&
 		(es_task_server_changed || es_kafka_is_lost(run->client)))
 		run->leave = ES_LEAVE_AND_RETURN;
 	return run->leave == ES_LEAVE_NOT;
@@ -450,7 +451,7 @@ time_to_wait(EsSinkRun *run)
 	/* What is due waits for what is on its way, which will wake us. */
 	if (due > now)
 		until = Min(until, due);
-	else if (es_delivery_is_empty(&run->delivery) && run->halt != ES_SINK_FENCED)
+	else if (es_delivery_is_empty(&run->delivery))
 		return 0;
 	return Max(TimestampDifferenceMilliseconds(now, until), 1);
 }

@@ -93,8 +93,6 @@ es_sink_topic_accept(EsSinkRun *run)
 		begin_again(run);
 	es_task_commit(run->scratch);
 	run->accepting = run->topic_missing = false;
-	/* What is saved from here on is not of them. */
-	run->delivery.nends = 0;
 	run->leave = ES_LEAVE_AND_RETURN;
 }
 
@@ -211,7 +209,6 @@ begin_ends(EsSinkRun *run, int count)
 {
 	const EsSink *sink = run->sink;
 
-	run->topic_missing = false;
 	run->delivery.ends = MemoryContextAllocZero(run->life, sizeof(int64) * count);
 	run->delivery.nends = count;
 	if (sink->nends > 0)
@@ -264,6 +261,8 @@ es_sink_topic_check(EsSinkRun *run, int count)
 	begin_ends(run, count);
 	if (doubt != NULL)
 		es_sink_stop_at(run, ES_SINK_RECREATED, doubt);
+	else
+		run->topic_missing = false;
 	return true;
 }
 

@@ -140,6 +140,8 @@ leave_client(EsSinkRun *run, int code, const char *message)
 	{
 		run->leave = ES_LEAVE_NOT;
 		run->in_transaction = run->closing = false;
+		/* What was acknowledged was never committed. */
+		es_sink_rewind(run, run->saved);
 		es_sink_stop_at(run, ES_SINK_FENCED, message);
 		return;
 	}
@@ -429,20 +431,34 @@ fence_predecessor(EsSinkRun *run)
 	return false;
 }
 
+/* Steps 1 and 2, with a client for the time of that. */
+static bool
+find_progress(EsSinkRun *run, EsPosition *position)
+{
+	EsKafkaClient *reader = open_reader(run);
+	volatile bool  found = false;
+
+	PG_TRY();
+	{
+		found = find_topic(run, reader) && fence_predecessor(run) &&
+				read_progress(run, reader, position);
+	}
+	PG_FINALLY();
+	{
+		es_kafka_close(reader);
+	}
+	PG_END_TRY();
+	return found;
+}
+
 bool
 es_sink_transaction_init(EsSinkRun *run)
 {
-	EsKafkaClient *reader;
-	EsPosition	   position = 0;
-	bool		   done;
+	EsPosition position = 0;
 
 	if (is_groups(run))
 		return fence_predecessor(run);
-	reader = open_reader(run);
-	done = find_topic(run, reader) && fence_predecessor(run) &&
-		   read_progress(run, reader, &position);
-	es_kafka_close(reader);
-	if (!done)
+	if (!find_progress(run, &position))
 		return false;
 	if (position > run->saved)
 		es_sink_save(run, position);

@@ -290,16 +290,23 @@ reload(EsSourceRun *run)
 		es_topic_accept_halt(run);
 }
 
-/* The ends of all partitions, as of now: wait_for_source() waits for them. */
+/*
+ * The ends of all partitions, as of now: wait_for_source() waits for them.  False where
+ * there are others by now, or Kafka does not tell; a partition that ends before what
+ * was read of it is another one, or not told right.
+ */
 static bool
 note_wanted_ends(EsSourceRun *run)
 {
+	if (!es_topic_look(run))
+		return false;
 	for (int i = 0; i < run->npartitions; i++)
 	{
-		int64 low;
+		EsPartition *partition = &run->partitions[i];
+		int64		 low;
 
-		if (!es_topic_find_ends(run, &run->partitions[i], &low,
-								&run->partitions[i].wanted))
+		if (!es_topic_find_ends(run, partition, &low, &partition->wanted) ||
+			partition->wanted < partition->progress.written)
 			return false;
 	}
 	return true;
@@ -402,7 +409,7 @@ round_of_loop(EsSourceRun *run)
 	if (run->leave == ES_LEAVE_NOT && run->restoring)
 		es_restore_look(run);
 	if (run->leave == ES_LEAVE_NOT && now >= run->look_at)
-		es_topic_look(run);
+		(void) es_topic_look(run);
 	settle_errands(run);
 }
 

@@ -158,7 +158,7 @@ CREATE FUNCTION eventstore.pause(name text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_kafka_pause';
 COMMENT ON FUNCTION eventstore.pause(text) IS
-'Stops the worker of a source or sink until resume(). A batch that is being written is waited for; none comes after this has committed.
+'Stops the worker of a source or sink until resume(). A batch that is being written is waited for; none comes after this has committed. Of a sink: what is on its way may still arrive.
 Errors: LG007 no such source or sink; 42501 not the owner; 22004 null.';
 
 CREATE FUNCTION eventstore.resume(name text) RETURNS void
@@ -179,7 +179,7 @@ CREATE FUNCTION eventstore.wait_for_source(name text, timeout interval = '30 s')
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_wait_for_source';
 COMMENT ON FUNCTION eventstore.wait_for_source(text, interval) IS
-'Waits until a source has written all that the topic held when this was called: true; false at the timeout. What is produced before the call can then be read by the next statement (at READ COMMITTED).
+'Waits until a source has written all that the topic held when this was called: true; false at the timeout. What is produced before the call can then be read by the next statement (at READ COMMITTED). With group_id: of the partitions that are its own, once the group has said which these are.
 Errors: as flush().';
 
 CREATE FUNCTION eventstore.resync(name text) RETURNS void

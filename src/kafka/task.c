@@ -115,11 +115,11 @@ es_task_hold(EsWorkerKey key)
 				   SPI_OK_SELECT, NULL) > 0;
 }
 
-void
+bool
 es_task_lock(EsWorkerKey key)
 {
-	(void) run_for(key, "SELECT FROM eventstore.%s t WHERE t.id = $1 FOR NO KEY UPDATE",
-				   SPI_OK_SELECT, NULL);
+	return run_for(key, "SELECT FROM eventstore.%s t WHERE t.id = $1 FOR NO KEY UPDATE",
+				   SPI_OK_SELECT, NULL) > 0;
 }
 
 bool

@@ -63,8 +63,11 @@ extern void es_task_own(EsWorkerKey key);
  */
 extern bool es_task_hold(EsWorkerKey key);
 
-/* The same against the worker: it writes nothing until the transaction's end. */
-extern void es_task_lock(EsWorkerKey key);
+/*
+ * Locks the row, also of one that is paused, so that its worker writes nothing until
+ * the transaction's end; false where it is gone.
+ */
+extern bool es_task_lock(EsWorkerKey key);
 
 /*
  * A start of the worker; false where there were too many without any progress:

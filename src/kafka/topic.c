@@ -149,29 +149,53 @@ restart(EsSourceRun *run)
 	if (es_task_hold(es_source_key(run->source->id)))
 	{
 		es_progress_restart(run->source, run->halted_topic, "the topic was made anew");
-		es_progress_note_topic(run->source, "");
+		if (strcmp(run->halted_topic, es_topic_followed(run->source)) == 0)
+			es_progress_note_topic(run->source, "");
 	}
 	es_task_commit(run->scratch);
 }
 
-/* What was accepted counts until all partitions have answered: there may be more gaps. */
+/* What of it Kafka does not tell now, the next client meets. */
+static void
+pass_gaps(EsSourceRun *run)
+{
+	for (int i = 0; i < run->npartitions; i++)
+	{
+		EsPartition *partition = &run->partitions[i];
+		int64		 low;
+		int64		 high;
+
+		if (es_topic_find_ends(run, partition, &low, &high) &&
+			partition->progress.written < low)
+			jump(run, partition, low, "retention");
+	}
+}
+
+/*
+ * A record is tried again as it is.  Else the table says first what was accepted, and
+ * the client begins anew: until that one reads, the source is shown as it was.
+ */
 void
 es_topic_accept_halt(EsSourceRun *run)
 {
-	if (run->halt == ES_HALT_RECREATED)
+	/* It counts until all partitions have answered: there may be more gaps. */
+	run->accept_gap = run->halt == ES_HALT_GAP;
+	if (run->halt == ES_HALT_RECORD)
+	{
+		run->halt = ES_HALT_NONE;
+		es_run_set_state(run, "running", "");
+		return;
+	}
+	if (run->halt == ES_HALT_GAP)
+		pass_gaps(run);
+	else
 	{
 		/* Where that fails the next client does it. */
 		run->accept_other = true;
 		restart(run);
+		run->accept_other = false;
 	}
-	run->accept_other = false;
-	run->accept_gap = run->halt == ES_HALT_GAP;
-	/* A record is tried again as it is; else another client begins, and shows when it does well. */
-	if (run->halt == ES_HALT_RECORD)
-		es_run_set_state(run, "running", "");
-	else
-		run->leave = ES_LEAVE_AND_RETURN;
-	run->halt = ES_HALT_NONE;
+	run->leave = ES_LEAVE_AND_RETURN;
 }
 
 /* ---------------------------------------------------------------------------
@@ -279,10 +303,7 @@ doubt_id(EsSourceRun *run, char *id)
 	return es_kafka_doubt_topic_id(run->source->topic_id, id);
 }
 
-/*
- * While the source runs: has the topic gone, come again, or grown?
- */
-void
+bool
 es_topic_look(EsSourceRun *run)
 {
 	bool was_missing = run->topic_missing;
@@ -292,14 +313,14 @@ es_topic_look(EsSourceRun *run)
 
 	run->look_at = es_run_ms_from_now(LOOK_MS);
 	if (run->halt != ES_HALT_NONE)
-		return;
+		return false;
 	count = es_topic_count_partitions(run, es_topic_followed(run->source));
 	if (count == 0)
 	{
 		if (run->topic_missing)
 			es_batch_write(run);
 		run->look_at = es_run_ms_from_now(LOOK_AGAIN_MS);
-		return;
+		return false;
 	}
 	note_count(run, count);
 	if (was_missing)
@@ -307,7 +328,7 @@ es_topic_look(EsSourceRun *run)
 		/* The next client finds out whether that matters. */
 		es_batch_write(run);
 		run->leave = ES_LEAVE_AND_RETURN;
-		return;
+		return false;
 	}
 	for (int32 i = 0; i < count; i++)
 		if (is_wanted_partition(run, i))
@@ -322,6 +343,7 @@ es_topic_look(EsSourceRun *run)
 		run->leave = ES_LEAVE_AND_RETURN;
 	else
 		es_run_show_connection(run);
+	return run->leave == ES_LEAVE_NOT;
 }
 
 /* ---------------------------------------------------------------------------

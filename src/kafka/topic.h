@@ -33,8 +33,8 @@ extern bool es_topic_find_start(EsSourceRun *run, int32 partition, int64 *offset
 /* Has the client read them, unless the topic seems to be another one. */
 extern void es_topic_assign(EsSourceRun *run);
 
-/* While the source runs: has the topic gone, come again, or grown? */
-extern void es_topic_look(EsSourceRun *run);
+/* While the source runs: has the topic gone, come again, or grown?  True where it has not. */
+extern bool es_topic_look(EsSourceRun *run);
 
 /* Passes the offsets at the end of partitions that have no record. */
 extern void es_topic_pass_holes(EsSourceRun *run);

@@ -438,6 +438,14 @@ es_wake_notifier_runs(void)
 	return slot != NULL && get_state(slot) == ES_WORKER_RUNNING;
 }
 
+bool
+es_wake_notifier_called(void)
+{
+	WorkerSlot *slot = own_slot(ES_WORKER_NOTIFIER);
+
+	return slot != NULL && (pg_atomic_read_u32(&slot->pending) & ES_WAKE_NOTIFIER) != 0;
+}
+
 void
 es_wake_activity(void)
 {

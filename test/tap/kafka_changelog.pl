@@ -225,6 +225,18 @@ is(in_store('result'), 'b=4 e=10', 'what was relayed, in a replica');
 is(query("SELECT string_agg(sqlstate, ' ' ORDER BY sqlstate) FROM eventstore.dead_letters WHERE source = 'relay'"), '22004 22P02', 'what could not be is parked');
 is(sqlstate_of($node, "SELECT eventstore.create_source('r2', 'k', 'raw', 'result', mode => 'relay', changelog_topic => 'raw-changelog')"), '22023', 'a relay has no table');
 
+# A pause comes between the two transactions of a batch.
+my $pauser = session($node);
+$pauser->run("BEGIN; SELECT eventstore.pause('relay')");
+$mock->produce('raw', [ 'p', '7' ]);
+await_true($node, "SELECT wait_event_type = 'Lock' FROM pg_stat_activity a JOIN eventstore.sources s USING (pid) WHERE s.name = 'relay'");
+$pauser->run('COMMIT');
+$pauser->quit;
+await_true($node, "SELECT state = 'paused' AND pid IS NULL FROM eventstore.sources WHERE name = 'relay'");
+query("SELECT eventstore.resume('relay')");
+caught_up('relay');
+is(join(' ', map { $_->{value} } grep { ($_->{key} // '') eq 'p' } $mock->consume('raw-changelog')), '14', 'paused amid a batch: what was published is not published again');
+
 # ---- whose a key is to change ----------------------------------------------------------------------
 
 is(sqlstate_of($node, "SELECT eventstore.put('copy', 'a', '1')"), '55000', 'a replica takes no change by SQL');

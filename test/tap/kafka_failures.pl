@@ -87,7 +87,13 @@ await_state('stop', 'gap', 'partition . begins at offset ., and . was to be read
 is(sqlstate_of($node, "SELECT eventstore.wait_for_source('stop', '0.5 s')"), 'LG008', 'nothing more is read, and who waits is told so');
 is(sqlstate_of($node, "SELECT eventstore.flush('stop', '0.1 s')"), 'LG008', 'flush, too');
 is(query("SELECT count(*) FROM eventstore.gaps WHERE source = 'stop'"), '0', 'what is not accepted is not noted');
+my $holder = session($node);
+$holder->run('BEGIN; LOCK TABLE eventstore.source_gap IN SHARE MODE');
 query("SELECT eventstore.resume('stop')");
+await_true($node, "SELECT wait_event_type = 'Lock' FROM pg_stat_activity a JOIN eventstore.sources s USING (pid) WHERE s.name = 'stop'");
+is(query("SELECT state FROM eventstore.sources WHERE name = 'stop'"), 'gap', 'it is not said to run before the gap is on record');
+$holder->run('COMMIT');
+$holder->quit;
 caught_up('stop', 'resumed: once, for both partitions');
 is(keys_of('stop'), 'a b f g h r s t', 'from the first record that there is');
 is(query('SELECT source, partition, first_offset, next_offset, reason FROM eventstore.gaps ORDER BY 1, 2'),
@@ -106,9 +112,8 @@ $kafka->produce('more', records('a'));
 caught_up($_) foreach ('more', 'two');
 $kafka->add_partitions('more', 3);
 $kafka->produce('more', map { [ "n$_", 'v', [], { partition => $_ } ] } 0 .. 2);
-await_true($node, q(SELECT count(*) = 4 FROM more));
-is(keys_of('more'), 'a n0 n1 n2', 'new partitions are read from their beginning');
-await_true($node, q(SELECT count(*) = 3 FROM two));
+caught_up($_) foreach ('more', 'two');
+is(keys_of('more'), 'a n0 n1 n2', 'new partitions are read from their beginning, and waited for');
 is(keys_of('two'), 'a n0 n1', 'those that were asked for');
 like(slurp_file($node->logfile), qr/source "more": the topic has 3 partitions, and had 1\n.*DETAIL:  Records of a key may be in another partition/, 'the log warns of the order of keys');
 
@@ -141,6 +146,20 @@ caught_up('absent', 'resumed');
 is(query("SELECT count(*) FROM absent WHERE key LIKE 'new%'"), '9', 'from the beginning');
 is(query("SELECT string_agg(format('%s:%s-%s %s', partition, first_offset, next_offset, reason), ', ' ORDER BY partition) FROM eventstore.gaps WHERE source = 'absent'"),
 	'0:3-0 the topic was made anew, 1:1-0 the topic was made anew', 'which is noted');
+
+# Nobody has heard of it yet.
+$kafka->create_topic('fresh', 1);
+$kafka->produce('fresh', records('a' .. 'c'));
+make('fresh', 'fresh');
+caught_up('fresh');
+$kafka->delete_topic('fresh');
+$kafka->create_topic('fresh', 1);
+$kafka->produce('fresh', records('d'));
+isnt(try_query($node, "SELECT eventstore.wait_for_source('fresh', '0.5 s')"), 't', 'of a topic made anew nothing is said to be read');
+await_state('fresh', 'topic_recreated');
+query("SELECT eventstore.resume('fresh')");
+caught_up('fresh');
+is(keys_of('fresh'), 'a b c d', 'resumed, it is');
 
 # While nobody looks: it ends earlier, or has other records, or fewer partitions.
 $kafka->create_topic($_, 2) foreach ('short', 'long', 'narrow');

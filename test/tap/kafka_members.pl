@@ -138,6 +138,32 @@ is(query('a', "SELECT count(*) FROM same"), 100, 'each once');
 is(query('a', "SELECT pid FROM eventstore.sources WHERE name = 'same'"), $process, 'no process has ended for that');
 query($_, "SELECT eventstore.drop_source('same')") foreach 'a', 'b';
 
+# ---- who waits while nobody knows whose the partition is ---------------------------------------------------
+
+$kafka->create_topic('waited', 1);
+my @patient = (properties => '"session.timeout.ms": 30000, "heartbeat.interval.ms": 300, "fetch.wait.max.ms": 20');
+create_log($_, 'waited', @patient) foreach 'a', 'b';
+$kafka->await('one has it', sub { join('', sort map { query($_, "SELECT count(*) FROM eventstore.source_partitions WHERE source = 'waited' AND assigned") } 'a', 'b') eq '01' });
+await_true($servers{$_}, "SELECT state = 'running' FROM eventstore.sources WHERE name = 'waited'") foreach 'a', 'b';
+my ($owner) = grep { query($_, "SELECT count(*) FROM eventstore.source_partitions WHERE source = 'waited' AND assigned") } 'a', 'b';
+my $idle = $owner eq 'a' ? 'b' : 'a';
+caught_up('waited', 'a', 'b');
+my $stopped = query($owner, "SELECT pid FROM eventstore.sources WHERE name = 'waited'");
+kill 'STOP', $stopped;
+produce('waited', 10);
+# A third one joins: the partition may go to anybody, once its owner has been heard.
+query($idle, "SELECT eventstore.create_collection('third')");
+query($idle, "SELECT eventstore.create_source('third', 'k', 'waited', 'third', group_id => 'waited', value_format => 'text', consumer_properties => '{$patient[1]}')");
+await_true($servers{$idle}, "SELECT state = 'joining' FROM eventstore.sources WHERE name = 'waited'");
+is(query($idle, "SELECT eventstore.wait_for_source('waited', '0.3 s')"), 'f', 'who has no partition, and may get one, has not all that there is');
+kill 'CONT', $stopped;
+await_true($servers{$_}, "SELECT bool_and(state = 'running') FROM eventstore.sources") foreach 'a', 'b';
+caught_up('waited', 'a', 'b');
+caught_up('third', $idle);
+cmp_ok(query('a', 'SELECT count(*) FROM waited') + query('b', 'SELECT count(*) FROM waited') + query($idle, 'SELECT count(*) FROM third'), '>=', 10, 'when that is known whoever got it has all');
+query($idle, "SELECT eventstore.drop_source('third')");
+query($_, "SELECT eventstore.drop_source('waited')") foreach 'a', 'b';
+
 # ---- a batch that takes longer than the group waits --------------------------------------------------------
 
 # partition:offset of each change that a record of the source's topic made, in their order.

@@ -294,6 +294,20 @@ is(header((records('all'))[-1], 'es-position'), query("SELECT eventstore.head('c
 is(query("SELECT count(*) > 0 FROM eventstore.kafka_log WHERE worker = 'all' AND message LIKE 'failed for good%'"), 't', 'it was one');
 query("SELECT eventstore.resume('$_')") foreach @sinks;
 
+# Fenced as it commits: all of the transaction was acknowledged.
+query("SELECT eventstore.create_collection('f')");
+$mock->create_topic('fenced', 1);
+create('fenced', 'fenced', 'f', 'exactly_once => true', "flush_interval => '1 hour'");
+await_state('fenced', 'running');
+query("SELECT eventstore.append('f', 'x') FROM generate_series(1, 5)");
+$mock->await('they have arrived', sub { 5 == (() = $mock->consume('fenced')) });
+$mock->inject('EndTxn', 1, 'PRODUCER_FENCED');
+query("SELECT eventstore.flush('fenced', '10 ms')");
+await_state('fenced', 'fenced');
+is(query("SELECT eventstore.flush('fenced', '0.2 s')"), 'f', 'nothing of it is said to be published');
+is(query("SELECT lag_events FROM eventstore.sinks WHERE name = 'fenced'"), '5', 'nor passed over');
+query("SELECT eventstore.drop_sink('fenced')");
+
 query('REVOKE USAGE ON FOREIGN SERVER k FROM app');
 await_state('rls', 'denied');
 query('GRANT USAGE ON FOREIGN SERVER k TO app');

@@ -123,24 +123,61 @@ is(scalar(keys %$once), scalar(@positions) + 1, 'and it goes on');
 
 # ---- somebody else with the same identity -----------------------------------------------
 
-my $id = query("SELECT 'eventstore-' || (SELECT system_identifier FROM pg_control_system()) || '-' || (SELECT oid FROM pg_database WHERE datname = 'postgres') || '-' || (SELECT id || '-' || (EXTRACT(EPOCH FROM created_at - '2000-01-01Z') * 1000000)::bigint FROM eventstore.sink WHERE name = 'once')");
-my $other = $kafka->producer('fenced', { properties => { 'transactional.id' => $id } });
-$other->send([ 'k', 'v' ]);
-$other->commit;
+sub fence
+{
+	my ($name) = @_;
+	my $id = query("SELECT 'eventstore-' || (SELECT system_identifier FROM pg_control_system()) || '-' || (SELECT oid FROM pg_database WHERE datname = 'postgres') || '-' || (SELECT id || '-' || (EXTRACT(EPOCH FROM created_at - '2000-01-01Z') * 1000000)::bigint FROM eventstore.sink WHERE name = '$name')");
+	my $other = $kafka->producer('fenced', { properties => { 'transactional.id' => $id } });
+
+	$other->send([ 'k', 'v' ]);
+	$other->commit;
+	return $other;
+}
+
+sub await_fenced
+{
+	my ($name) = @_;
+
+	await_true($node, "SELECT state = 'fenced' FROM eventstore.sinks WHERE name = '$name'");
+	return;
+}
+
+my $other = fence('once');
 append_some(5);
-await_true($node, "SELECT state = 'fenced' FROM eventstore.sinks WHERE name = 'once'");
+await_fenced('once');
 pass('a sink that is fenced stops');
 query("SELECT eventstore.resume('once')");
 is(query("SELECT eventstore.flush('once')"), 't', 'resume: it fences the other');
 ($once) = tally('once');
 is_deeply([ grep { $once->{$_} != 1 } keys %$once ], [], 'and each event is there once');
 
+# Refused as it commits: all was acknowledged, and nobody will ever read it.
+$kafka->create_topic('late', 1);
+query("SELECT eventstore.create_sink('late', 'k', 'late', 'c', exactly_once => true, flush_interval => '1 hour', after => eventstore.head('c'))");
+await_true($node, "SELECT state = 'running' FROM eventstore.sinks WHERE name = 'late'");
+append_some(5);
+$kafka->await('they have arrived', sub { 5 == (() = $kafka->consume('late', { uncommitted => 1 })) });
+$other = fence('late');
+query("SELECT eventstore.flush('late', '10 ms')");
+await_fenced('late');
+is(query("SELECT eventstore.flush('late', '0.2 s')"), 'f', 'fenced as it commits: nothing is said to be published');
+# It would have begun with another client for that.
+query("CREATE ROLE somebody");
+query("SELECT eventstore.retry_dead_letters('late')");
+is(query("SELECT eventstore.flush('late', '2 s')"), 'f', 'a role that is made is no reason to fence the other');
+$other->send([ 'k', 'w' ]);
+$other->commit;
+query("SELECT eventstore.resume('late')");
+is(query("SELECT eventstore.flush('late')"), 't', 'resumed');
+is(scalar(my @late = $kafka->consume('late')), 5, 'each event is published, once');
+query("SELECT eventstore.drop_sink('late')");
+
 # ---- an open transaction does not keep consumers waiting ----------------------------------
 
 query("SELECT eventstore.drop_sink('once')");
 await_true($node, "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'eventstore sink'");
 my @read = $kafka->consume('once');
-is(scalar @read, scalar(@positions) + 6, 'all that was published can be read when the sink is gone');
+is(scalar @read, scalar(appended()), 'all that was published can be read when the sink is gone');
 
 # ---- the topic goes, and comes again -------------------------------------------------------
 
@@ -153,6 +190,32 @@ is(scalar(my @none = $kafka->consume('least')), 0, 'a topic made anew gets nothi
 query("SELECT eventstore.resume('least')");
 await_true($node, "SELECT state = 'running' AND lag_events = 0 FROM eventstore.sinks WHERE name = 'least'");
 is(scalar(@none = $kafka->consume('least')), 5, 'resumed: what comes from then on');
+
+# With as many records as there were: only that it was missing tells.
+$kafka->create_topic('missing', 1);
+query("SELECT eventstore.create_sink('missing', 'k', 'missing', 'c', after => eventstore.head('c') - 1)");
+is(query("SELECT eventstore.flush('missing')"), 't', 'missing: published');
+$kafka->delete_topic('missing');
+append_some(1);
+await_true($node, "SELECT state = 'topic_missing' AND message ~ 'there is no' FROM eventstore.sinks WHERE name = 'missing'");
+$kafka->create_topic('missing', 1);
+$kafka->produce('missing', [ 'k', 'v' ], [ 'k', 'v' ]);
+await_true($node, "SELECT state = 'topic_recreated' FROM eventstore.sinks WHERE name = 'missing'");
+query("CREATE ROLE somebody_else");
+query("SELECT eventstore.retry_dead_letters('missing')");
+is(query("SELECT eventstore.flush('missing', '2 s')"), 'f', 'missing: its next client knows, too');
+my $canceller = session($node);
+$canceller->run('BEGIN; LOCK TABLE eventstore.sink_position IN SHARE MODE');
+query("SELECT eventstore.resume('missing')");
+await_true($node, "SELECT wait_event_type = 'Lock' FROM pg_stat_activity a JOIN eventstore.sinks s USING (pid) WHERE s.name = 'missing'");
+query("SELECT pg_cancel_backend(pid) FROM eventstore.sinks WHERE name = 'missing'");
+$canceller->run('COMMIT');
+$canceller->quit;
+await_true($node, "SELECT state = 'topic_recreated' FROM eventstore.sinks WHERE name = 'missing'");
+is(query("SELECT eventstore.flush('missing', '2 s')"), 'f', 'missing: where it could not be accepted it was not');
+query("SELECT eventstore.resume('missing')");
+is(query("SELECT eventstore.flush('missing')"), 't', 'missing: resumed');
+query("SELECT eventstore.drop_sink('missing')");
 
 # Unnoticed: it was made anew while the sink rested, or was idle.
 foreach my $way ('idle', 'resting', 'exactly')
@@ -173,6 +236,21 @@ pass('while it rested');
 append_some(20);
 await_true($node, "SELECT count(*) = 2 FROM eventstore.sinks WHERE name IN ('idle', 'exactly') AND state = 'topic_recreated'");
 pass('while it was idle');
+
+# It had sent some, at offsets that the former topic had; its next process is to see that, too.
+sub await_checked
+{
+	my ($name, $change, $what) = @_;
+	my $then = query('SELECT clock_timestamp()');
+
+	query($change);
+	await_true($node, "SELECT since > '$then' AND state IN ('running', 'topic_recreated') FROM eventstore.sinks WHERE name = '$name'");
+	is(query("SELECT state FROM eventstore.sinks WHERE name = '$name'"), 'topic_recreated', $what);
+	return;
+}
+
+await_true($node, "SELECT lag_events = 0 FROM eventstore.sinks WHERE name = 'idle'");
+await_checked('idle', "SELECT pg_terminate_backend(pid) FROM eventstore.sinks WHERE name = 'idle'", 'it is not forgotten where the worker ends');
 is(scalar(@none = $kafka->consume('exactly')), 0, 'nothing of the transaction that noticed it is published');
 query("SELECT eventstore.resume('$_')") foreach 'idle', 'resting', 'exactly';
 foreach my $way ('idle', 'resting', 'exactly')
