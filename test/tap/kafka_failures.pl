@@ -90,8 +90,9 @@ is(query("SELECT count(*) FROM eventstore.gaps WHERE source = 'stop'"), '0', 'wh
 my $holder = session($node);
 $holder->run('BEGIN; LOCK TABLE eventstore.source_gap IN SHARE MODE');
 query("SELECT eventstore.resume('stop')");
+# A worker waits half a second for a lock, and tries again what has failed for that.
 await_true($node, "SELECT wait_event_type = 'Lock' FROM pg_stat_activity a JOIN eventstore.sources s USING (pid) WHERE s.name = 'stop'");
-is(query("SELECT state FROM eventstore.sources WHERE name = 'stop'"), 'gap', 'it is not said to run before the gap is on record');
+isnt(query("SELECT state FROM eventstore.sources WHERE name = 'stop'"), 'running', 'it is not said to run before the gap is on record');
 $holder->run('COMMIT');
 $holder->quit;
 caught_up('stop', 'resumed: once, for both partitions');
@@ -135,8 +136,7 @@ $kafka->produce('absent', map { records("new$_") } 1 .. 9);
 await_state('absent', 'topic_recreated', 'made anew');
 is(sqlstate_of($node, "SELECT eventstore.wait_for_source('absent', '0.1 s')"), 'LG008', 'likewise');
 is(query("SELECT count(*) FROM absent WHERE key LIKE 'new%'"), '0', 'nothing is read of another topic');
-# A worker waits half a second for a lock, and tries again what has failed for that.
-my $holder = session($node);
+$holder = session($node);
 $holder->run("BEGIN; SELECT FROM eventstore.source_offset WHERE source = (SELECT id FROM eventstore.source WHERE name = 'absent') FOR UPDATE");
 query("SELECT eventstore.resume('absent')");
 await_state('absent', 'retrying', 'lock timeout');
