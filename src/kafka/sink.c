@@ -631,6 +631,11 @@ run_client(EsSinkRun *run)
 	run->letters = true;
 	run->reload_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RELOAD_MS);
 	es_sink_rewind(run, run->saved);
+	if (run->accepting)
+	{
+		es_sink_topic_accept(run);
+		return;
+	}
 	/* A trouble is shown until it is known to be over. */
 	if (run->state[0] == '\0' || strcmp(run->state, "running") == 0)
 		es_sink_set_state(run, "starting", "");

@@ -85,6 +85,7 @@ typedef struct EsSinkRun
 	bool		progressed; /* something was saved since the start */
 
 	bool topic_missing; /* outlives a client */
+	bool accepting;		/* likewise: a topic made anew is being accepted */
 	int	 doubts;		/* how often in a row it looked like another one */
 
 	bool	   flush_wanted; /* flush(): all that there is now ... */

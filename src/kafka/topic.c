@@ -190,7 +190,12 @@ es_topic_accept_halt(EsSourceRun *run)
 	if (run->halt == ES_HALT_GAP)
 		pass_gaps(run);
 	else
+	{
+		/* Where that fails the next client does it. */
+		run->accept_other = true;
 		restart(run);
+		run->accept_other = false;
+	}
 	run->leave = ES_LEAVE_AND_RETURN;
 }
 

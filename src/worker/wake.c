@@ -602,6 +602,8 @@ es_worker_attach(EsWorkerKey key)
 		pg_atomic_fetch_and_u32(&slot->pending, ~ES_WAKE_STOP);
 		for (int i = 0; i < ES_WORKER_STAT_COUNT; i++)
 			pg_atomic_write_u64(&slot->stats[i], 0);
+		/* What the last process was doing is not what this one does. */
+		memset(&slot->report, 0, sizeof(slot->report));
 		own_worker = slot;
 		on_shmem_exit(detach_worker, (Datum) 0);
 		attached = true;
