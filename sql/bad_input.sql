@@ -110,12 +110,13 @@ END $$;
 CREATE VIEW quick_calls AS
 SELECT * FROM calls WHERE label NOT IN ('many', 'long', 'megabytes', 'same') AND (function <> 'create_collection' OR argument = 'name')
 -- those that wait or repair come first: later the transaction has appended
-ORDER BY function NOT IN ('wait_for', 'await', 'repair_collection');
+ORDER BY function NOT IN ('wait_for', 'await'), function <> 'repair_collection', function COLLATE "C", argument COLLATE "C", label COLLATE "C";
 CREATE TABLE outcomes (function text, argument text, label text, call text, how text, state text);
 
 -- ---- every value for itself ----
 -- (in the order of quick_calls)
-INSERT INTO outcomes SELECT *, 'from', outcome(call) FROM (SELECT * FROM calls ORDER BY function NOT IN ('wait_for', 'await', 'repair_collection')) c;
+INSERT INTO outcomes SELECT *, 'from', outcome(call) FROM (
+	SELECT * FROM calls ORDER BY function NOT IN ('wait_for', 'await'), function <> 'repair_collection', function COLLATE "C", argument COLLATE "C", label COLLATE "C") c;
 SELECT function, argument, string_agg(label || ' ' || state, ', ' ORDER BY label COLLATE "C") AS outcomes
 FROM outcomes WHERE function NOT LIKE 'collection\_%' GROUP BY 1, 2 ORDER BY function COLLATE "C", argument COLLATE "C";
 

@@ -22,7 +22,9 @@
  *		wait.  On a logical copy events come without appends that would call it,
  *		so there we look every POLL_MS in any case.
  *	4.	Should a wake-up be lost after all, SAFETY_MS bounds the harm, and the
- *		statistics tell (late_wakeups in pg_stat_eventstore): it is a fault.
+ *		statistics tell (late_wakeups in pg_stat_eventstore): it is a fault.  An
+ *		event may come just then, though; so the notifier gets GRACE_MS more where
+ *		it has been called.
  *
  * Cancel, terminate and shutdown set the latch that we sleep on.
  */
@@ -59,6 +61,8 @@
 #define POLL_MS 10
 /* How often one looks who should have been woken. */
 #define SAFETY_MS 5000
+/* How much longer he waits where the notifier was called a moment ago. */
+#define GRACE_MS 1000
 
 /* The wait that this process is in; there is one at a time. */
 static EsWatch	   watch;
@@ -198,6 +202,7 @@ es_wait_sleep(EsCollection *coll, EsPosition looked, TimestampTz until)
 {
 	static uint32 wait_event = 0;
 	TimestampTz	  began = GetCurrentTimestamp();
+	int			  patience_ms = SAFETY_MS;
 
 	CHECK_FOR_INTERRUPTS();
 	/* First, or who is woken in vain again and again would never end. */
@@ -220,7 +225,7 @@ es_wait_sleep(EsCollection *coll, EsPosition looked, TimestampTz until)
 	{
 		bool		poll = must_poll();
 		TimestampTz next = TimestampTzPlusMilliseconds(
-			poll ? GetCurrentTimestamp() : began, poll ? POLL_MS : SAFETY_MS);
+			poll ? GetCurrentTimestamp() : began, poll ? POLL_MS : patience_ms);
 		TimestampTz now;
 
 		(void) WaitLatch(
@@ -236,6 +241,11 @@ es_wait_sleep(EsCollection *coll, EsPosition looked, TimestampTz until)
 			return false;
 		if (now < next)
 			continue;
+		if (!poll && patience_ms == SAFETY_MS && es_wake_notifier_called())
+		{
+			patience_ms += GRACE_MS;
+			continue;
+		}
 		by_safety = !poll;
 		if (by_safety || may_have_replayed())
 			break;

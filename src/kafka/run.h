@@ -84,6 +84,7 @@ typedef struct EsSourceRun
 	const char *suspicion;	  /* why the topic is not the one that was read; NULL */
 	bool		unprobed;	  /* the next client is not to probe */
 	bool		accept_gap;	  /* resume() was called in a gap */
+	bool		accept_other; /* it was of a topic made anew, and that failed */
 	int64		accepted_resumes;
 	TimestampTz retry_at; /* 0 = the last transaction went well */
 	int			retry_ms;

@@ -49,6 +49,8 @@
 #define AGAIN_MS 1000
 /* What is on its way when the sink is paused gets so long to arrive. */
 #define FINISH_MS 1000
+/* How often the row is looked at, though nobody has called. */
+#define RELOAD_MS 5000
 /* A worker that has lived so long is not failing at its start. */
 #define STABLE_MS (60 * 1000)
 
@@ -343,15 +345,16 @@ accept_halt(EsSinkRun *run)
 	es_sink_set_state(run, "running", "");
 }
 
-/* The row may have changed: pause, resume, drop. */
+/* The row may have changed: pause, resume, drop.  COMMIT PREPARED calls nobody. */
 static void
 reload(EsSinkRun *run)
 {
 	EsSink *now;
 	bool	resumed = false;
 
+	run->reload_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RELOAD_MS);
 	es_task_begin();
-	now = es_sink_load(run->sink->id);
+	now = OidIsValid(es_extension_schema()) ? es_sink_load(run->sink->id) : NULL;
 	if (now == NULL || now->paused || now->failure != NULL || !now->at_home ||
 		now->owner != run->sink->owner)
 		run->leave = ES_LEAVE_AND_RETURN;
@@ -362,7 +365,6 @@ reload(EsSinkRun *run)
 		resumed = true;
 	}
 	es_task_commit(run->scratch);
-	run->letters = true;
 	if (resumed && run->warning[0] != '\0')
 	{
 		run->warning[0] = '\0';
@@ -412,6 +414,11 @@ begin_round(EsSinkRun *run)
 	if (es_process_interrupts())
 		run->leave = ES_LEAVE_FOR_GOOD;
 	else if (es_worker_take(ES_WAKE_CONFIG) != 0)
+	{
+		run->letters = true;
+		reload(run);
+	}
+	else if (GetCurrentTimestamp() >= run->reload_at)
 		reload(run);
 	/* Another client would fence the one that has fenced us. */
 	if (run->leave == ES_LEAVE_NOT && run->halt != ES_SINK_FENCED &&
@@ -622,7 +629,13 @@ run_client(EsSinkRun *run)
 	run->doubts = 0;
 	run->delivery.nends = run->delivery.nunbroken = 0;
 	run->letters = true;
+	run->reload_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RELOAD_MS);
 	es_sink_rewind(run, run->saved);
+	if (run->accepting)
+	{
+		es_sink_topic_accept(run);
+		return;
+	}
 	/* A trouble is shown until it is known to be over. */
 	if (run->state[0] == '\0' || strcmp(run->state, "running") == 0)
 		es_sink_set_state(run, "starting", "");

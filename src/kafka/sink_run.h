@@ -38,9 +38,10 @@ typedef struct EsSinkRun
 	rd_kafka_topic_t *topic;
 	EsDelivery		  delivery;
 
-	EsLeave	   leave;
-	EsSinkHalt halt;
-	int64	   accepted_resumes;
+	EsLeave		leave;
+	EsSinkHalt	halt;
+	int64		accepted_resumes;
+	TimestampTz reload_at; /* the row, at the latest */
 
 	EsPosition	saved;	 /* as it stands in the table */
 	EsPosition	read_to; /* all up to there is on its way, or need not be */
@@ -84,6 +85,7 @@ typedef struct EsSinkRun
 	bool		progressed; /* something was saved since the start */
 
 	bool topic_missing; /* outlives a client */
+	bool accepting;		/* likewise: a topic made anew is being accepted */
 	int	 doubts;		/* how often in a row it looked like another one */
 
 	bool	   flush_wanted; /* flush(): all that there is now ... */

@@ -84,6 +84,7 @@ es_sink_topic_accept(EsSinkRun *run)
 	Oid	  types[1] = {INT4OID};
 	Datum values[1] = {Int32GetDatum((int32) run->sink->id)};
 
+	run->accepting = true;
 	es_task_begin();
 	(void) es_spi_execute_as_owner("UPDATE eventstore.sink_position"
 								   " SET topic_id = NULL, ends = NULL WHERE sink = $1",
@@ -91,7 +92,7 @@ es_sink_topic_accept(EsSinkRun *run)
 	if (run->sink->changelog_of != 0)
 		begin_again(run);
 	es_task_commit(run->scratch);
-	run->topic_missing = false;
+	run->accepting = run->topic_missing = false;
 	run->leave = ES_LEAVE_AND_RETURN;
 }
 

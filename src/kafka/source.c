@@ -389,6 +389,8 @@ round_of_loop(EsSourceRun *run)
 	}
 	if (es_worker_take(ES_WAKE_CONFIG) != 0 || GetCurrentTimestamp() >= run->look_at)
 		reload(run);
+	if (run->accept_other && run->halt == ES_HALT_RECREATED && run->leave == ES_LEAVE_NOT)
+		es_topic_accept_halt(run);
 	check_server(run);
 	if (es_kafka_is_lost(run->client))
 		run->leave = ES_LEAVE_AND_RETURN;
@@ -426,8 +428,8 @@ may_rest(EsSourceRun *run)
 static void
 note_life(EsSourceRun *run, TimestampTz stable)
 {
-	if (es_run_all_answered(run))
-		run->accept_gap = false;
+	if (run->halt == ES_HALT_NONE && es_run_all_answered(run))
+		run->accept_gap = run->accept_other = false;
 	if (run->lives || (!es_run_all_ended(run) && GetCurrentTimestamp() < stable))
 		return;
 	es_task_begin();

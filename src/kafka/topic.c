@@ -165,8 +165,9 @@ pass_gaps(EsSourceRun *run)
 		int64		 low;
 		int64		 high;
 
-		if (es_topic_find_ends(run, partition, &low, &high) &&
-			partition->progress.written < low)
+		if (!es_topic_find_ends(run, partition, &low, &high))
+			return;
+		if (partition->progress.written < low)
 			jump(run, partition, low, "retention");
 	}
 }
@@ -189,7 +190,12 @@ es_topic_accept_halt(EsSourceRun *run)
 	if (run->halt == ES_HALT_GAP)
 		pass_gaps(run);
 	else
+	{
+		/* Where that fails the next client does it. */
+		run->accept_other = true;
 		restart(run);
+		run->accept_other = false;
+	}
 	run->leave = ES_LEAVE_AND_RETURN;
 }
 

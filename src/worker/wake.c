@@ -438,6 +438,14 @@ es_wake_notifier_runs(void)
 	return slot != NULL && get_state(slot) == ES_WORKER_RUNNING;
 }
 
+bool
+es_wake_notifier_called(void)
+{
+	WorkerSlot *slot = own_slot(ES_WORKER_NOTIFIER);
+
+	return slot != NULL && (pg_atomic_read_u32(&slot->pending) & ES_WAKE_NOTIFIER) != 0;
+}
+
 void
 es_wake_activity(void)
 {
@@ -594,6 +602,8 @@ es_worker_attach(EsWorkerKey key)
 		pg_atomic_fetch_and_u32(&slot->pending, ~ES_WAKE_STOP);
 		for (int i = 0; i < ES_WORKER_STAT_COUNT; i++)
 			pg_atomic_write_u64(&slot->stats[i], 0);
+		/* What the last process was doing is not what this one does. */
+		memset(&slot->report, 0, sizeof(slot->report));
 		own_worker = slot;
 		on_shmem_exit(detach_worker, (Datum) 0);
 		attached = true;

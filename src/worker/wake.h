@@ -37,6 +37,9 @@ extern void es_wake_notifier(void);
 /* True where the notifier runs: whoever waits may rely on being woken. */
 extern bool es_wake_notifier_runs(void);
 
+/* True while somebody has called the notifier, and it has not begun to look. */
+extern bool es_wake_notifier_called(void);
+
 /* The pid of this database's worker; 0 where none runs. */
 extern int es_wake_worker_pid(void);
 

@@ -219,7 +219,8 @@ default_property(const char *name, const char *value)
 static rd_kafka_t *
 open_producer(void)
 {
-	default_property("linger.ms", "2");
+	/* What comes together is one batch, also where we stand still in between for a moment. */
+	default_property("linger.ms", "50");
 	default_property("queue.buffering.max.messages", "500000");
 	return open_handle(RD_KAFKA_PRODUCER);
 }

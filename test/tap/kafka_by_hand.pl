@@ -17,6 +17,15 @@ my $mock = kafka_mock();
 
 start_servers('by_hand', a => $mock->address, b => $mock->address);
 
+sub await_published
+{
+	my ($name, $source) = @_;
+
+	await_true($servers{$name}, "SELECT changelog_lag = 0 AND changelog_state = 'running' FROM eventstore.sources WHERE name = '$source'");
+	return;
+}
+
+# Who comes next finds what it has published, and publishes none of that.
 sub create
 {
 	my ($name, $source, $more) = @_;
@@ -24,6 +33,7 @@ sub create
 	query($name, "SELECT eventstore.create_store('$source', 'text')");
 	query($name, "SELECT eventstore.create_source('$source', 'k', '$source', '$source', changelog_topic => '$source-changelog', consumer_properties => '{\"fetch.wait.max.ms\": 5}', $more)");
 	caught_up($source, $name);
+	await_published($name, $source);
 	return;
 }
 
@@ -36,7 +46,7 @@ sub put
 
 	$puts++;
 	query($name, "SELECT eventstore.put_text('$source', '$key', '$name$puts')");
-	await_true($servers{$name}, "SELECT changelog_lag = 0 AND changelog_state = 'running' FROM eventstore.sources WHERE name = '$source'");
+	await_published($name, $source);
 	return;
 }
 

@@ -97,7 +97,7 @@ make_topics('letters', 1);
 create('a', 'letters', ', "group.instance.id": "z"');
 await_assigned('a', 'letters', 1);
 $proxy->ask('hole');
-query('a', "SELECT eventstore.put_text('letters', '$_', 'too late') FROM eventstore.sources WHERE name = 'letters'") foreach 'mine', 'changed', 'mended';
+query('a', "SELECT eventstore.put_text('letters', key, 'too late') FROM unnest('{mine,changed,mended}'::text[]) WITH ORDINALITY k (key, i) ORDER BY i");
 create('b', 'letters', ', "group.instance.id": "a"');
 await_assigned('b', 'letters', 1);
 query('b', "SELECT eventstore.put_text('letters', 'changed', 'since')");

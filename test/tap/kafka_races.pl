@@ -109,7 +109,7 @@ $mock->produce('letters', [ 'a', '2' ], [ 'z', '2' ]);
 await_true($node, "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)");
 my $retrier = EventstoreTest::Session->new($node);
 $retrier->send("SELECT eventstore.retry_dead_letters('letters')");
-await_true($node, "SELECT wait_event_type = 'Lock' OR state = 'idle' FROM pg_stat_activity WHERE pid = " . $retrier->backend_pid);
+await_true($node, "SELECT query ~ 'retry_dead_letters' AND (wait_event_type = 'Lock' OR state = 'idle') FROM pg_stat_activity WHERE pid = " . $retrier->backend_pid);
 $writer->run('COMMIT');
 $retrier->receive;
 caught_up('letters');

@@ -13,7 +13,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $mock = kafka_mock();
-my $node = server_beside($mock->address, 'sink', 'eventstore.kafka_renew_after = 1s');
+my $node = server_beside($mock->address, 'sink', 'eventstore.kafka_renew_after = 1s', 'max_prepared_transactions = 2');
 
 sub query { return $node->safe_psql('postgres', $_[0]); }
 
@@ -211,8 +211,9 @@ flushed($_) foreach qw(skip park);
 is(join(' ', map { header($_, 'es-position') } records($_)), '1 2 3 4 6 7 8 9 11 12', "$_: the others arrive") foreach qw(skip park);
 is(query("SELECT skipped, parked, (SELECT sum(parked) FROM eventstore.sinks WHERE name = 'park') FROM eventstore.sinks WHERE name = 'skip'"), '2|0|2', 'and are counted');
 is(query("SELECT position, sqlstate, collection, sink IS NOT NULL FROM eventstore.dead_letters WHERE sink = 'park' ORDER BY 1"), "5|22012|risky|t\n10|22012|risky|t", 'dead letters');
-await_state('stop', 'stopped');
-like(query("SELECT position || ': ' || message FROM eventstore.sinks WHERE name = 'stop'"), qr/^4: position 5: division by zero \(22012\)/, 'stop: it says at which');
+# Those before it may still be on their way.
+await_true($node, "SELECT state = 'stopped' AND position = 4 FROM eventstore.sinks WHERE name = 'stop'");
+like(query("SELECT message FROM eventstore.sinks WHERE name = 'stop'"), qr/^position 5: division by zero \(22012\)/, 'stop: it says at which');
 is(query("SELECT eventstore.flush('stop', '0.1 s')"), 'f', 'flush ends at its time');
 query(q(CREATE OR REPLACE FUNCTION divide(eventstore.event) RETURNS text LANGUAGE sql AS $$SELECT 'k'$$));
 query("SELECT eventstore.resume('stop')");
@@ -228,6 +229,7 @@ await_true($node, "SELECT attempts = 2 FROM eventstore.dead_letters WHERE sink =
 is(query("SELECT sqlstate FROM eventstore.dead_letters WHERE sink = 'park'"), '22012', 'which fails again: one attempt more');
 query(q(CREATE OR REPLACE FUNCTION divide(eventstore.event) RETURNS text LANGUAGE sql AS $$SELECT 'k'$$));
 query("SELECT eventstore.pause('park'), eventstore.retry_dead_letters('park')");
+await_true($node, "SELECT pid IS NULL FROM eventstore.sinks WHERE name = 'park'");
 query("SELECT eventstore.append('risky', 'x', '1')");
 query("SELECT eventstore.resume('park')");
 await_true($node, "SELECT count(*) = 0 FROM eventstore.dead_letters WHERE sink = 'park'");
@@ -254,6 +256,13 @@ query(q(SELECT eventstore.append('c', 'paused')));
 is(query("SELECT eventstore.flush('all')"), 'f', 'paused');
 query("SELECT eventstore.resume('all')");
 flushed('all');
+# Nobody calls the worker.
+query("BEGIN; SELECT eventstore.pause('all'); PREPARE TRANSACTION 'p'");
+query("COMMIT PREPARED 'p'");
+await_true($node, "SELECT state = 'paused' AND pid IS NULL FROM eventstore.sinks WHERE name = 'all'");
+pass('paused by a transaction that was prepared');
+query("SELECT eventstore.resume('all')");
+flushed('all');
 # whose position is saved, or it would come again
 await_true($node, "SELECT lag_events = 0 FROM eventstore.sinks WHERE name = 'all'");
 $node->restart;
@@ -269,15 +278,20 @@ $mock->up;
 await_state('all', 'running');
 flushed('all');
 is(join("\n", map { header($_, 'es-position') } records('all')), query("SELECT position FROM eventstore.read('c')"), 'each once, in order, where nothing was killed');
+
+# Nobody else is there to take an error.
+my @sinks = split /\n/, query('SELECT name FROM eventstore.sinks WHERE NOT paused');
+query("SELECT eventstore.pause('$_')") foreach @sinks;
+await_true($node, 'SELECT count(pid) = 0 FROM eventstore.sinks');
+query("SELECT eventstore.resume('all')");
+await_state('all', 'running');
 $mock->inject('Produce', 1, 'TOPIC_AUTHORIZATION_FAILED');
 query(q(SELECT eventstore.append('c', 'denied')));
 flushed('all');
 is(header((records('all'))[-1], 'es-position'), query("SELECT eventstore.head('c')"), 'an error of the broker is tried again');
 
-# What a client cannot recover from ends it, and another one goes on.  Nobody else is
-# there to take the error.
-my @sinks = split /\n/, query('SELECT name FROM eventstore.sinks WHERE NOT paused');
-query("SELECT eventstore.pause('$_')") foreach @sinks;
+# What a client cannot recover from ends it, and another one goes on.
+query("SELECT eventstore.pause('all')");
 await_true($node, 'SELECT count(pid) = 0 FROM eventstore.sinks');
 $mock->inject('InitProducerId', 1, 'CLUSTER_AUTHORIZATION_FAILED');
 query(q(SELECT eventstore.append('c', 'fatal')));

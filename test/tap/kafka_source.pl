@@ -212,7 +212,15 @@ await_state('held', 'running');
 # ---- processes ------------------------------------------------------------------------------
 
 my $pid = query("SELECT pid FROM eventstore.sources WHERE name = 'held'");
+my $holder = session($node);
+my $state;
+$holder->run("BEGIN; SELECT FROM eventstore.source WHERE name = 'held' FOR UPDATE");
 query("SELECT pg_terminate_backend($pid)");
+# It notes its start first, and waits half a second for that, again and again.
+$mock->await('another process', sub { ($state = query("SELECT s.state FROM eventstore.sources s JOIN eventstore.kafka_workers('source') w USING (pid) WHERE s.name = 'held' AND pid <> $pid AND w.process = 'running'")) ne '' });
+is($state, 'starting', 'what the last process did is not what the next one does');
+$holder->run('COMMIT');
+$holder->quit;
 await_true($node, "SELECT pid <> $pid AND state = 'running' FROM eventstore.sources WHERE name = 'held'");
 pass('a worker that ended is started again');
 $node->restart;

@@ -13,6 +13,7 @@ use EventstoreTest;
 use EventstoreTest::Session;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $node = new_server('wait', settings => [ 'eventstore.tick_delay = 20ms', 'max_connections = 300' ]);
 $node->safe_psql('postgres', q{SELECT eventstore.create_collection('w'); SELECT eventstore.create_collection('other')});
@@ -244,7 +245,22 @@ appended('one', 'common');
 is(scalar(grep { $_->receive > $head } @crowd), 60, 'all of a crowd are woken');
 $_->quit foreach @crowd;
 
-is(value("SELECT late_wakeups FROM eventstore.pg_stat_eventstore WHERE collection = 'w'::regclass"), 0, 'nobody was woken late');
+my $late = "SELECT late_wakeups FROM eventstore.pg_stat_eventstore WHERE collection = 'w'::regclass";
+is(value($late), 0, 'nobody was woken late');
+
+# ---- a notifier that does not come -----------------------------------------------------------------
+
+# It is asleep, with no lock that others need; five seconds, and one more since it was called.
+settle();
+my $stopped = value($notifier);
+$began = time;
+kill 'STOP', $stopped;
+start_waiting('waiter', "SELECT eventstore.wait_for('w', eventstore.head('w'), NULL)");
+appended('one', 'common');
+like(answer_of('waiter'), qr/^\d+$/, 'a wait ends though the notifier stands still');
+cmp_ok(time - $began, '>=', 6, 'which is given time to come');
+is(value($late), 1, 'and is counted as late');
+kill 'CONT', $stopped;
 
 start_waiting('waiter', "SELECT eventstore.wait_for('w', eventstore.head('w'), NULL)");
 $node->stop('fast');
