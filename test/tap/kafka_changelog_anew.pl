@@ -145,15 +145,14 @@ foreach my $name ('alone', 'shared')
 	end_sinks();
 	await_true($node, "SELECT changelog_state = 'paused' AND pid IS NULL FROM eventstore.sources WHERE name = '$name'");
 	$kafka->delete_topic("$name-changelog");
+	# A member restores what it is given: it misses the topic, which is not the one that it reads.
 	if ($name eq 'shared')
 	{
-		# A member restores what it is given: it misses the topic, which is not the one that it reads.
 		query("SELECT eventstore.resume('$name')");
 		await_true($node, "SELECT state = 'topic_missing' AND message ~ '$name-changelog' FROM eventstore.sources WHERE name = '$name'");
 	}
 	make_changelog_topic($name);
-	query("UPDATE eventstore.sink SET paused = false");
-	query("SELECT eventstore.resume('$name')");
+	query("SELECT eventstore.resume('$name')") if $name eq 'alone';
 	await_noticed($name, 'ends at offset|its id is|deleted', 'made anew while it rested');
 	await_true($node, "SELECT state IN ('running', 'topic_recreated') FROM eventstore.sources WHERE name = '$name'");
 	is(query("SELECT state FROM eventstore.sources WHERE name = '$name'"), 'running', 'which is nothing to its source');
