@@ -56,7 +56,7 @@ GRANT SELECT ON eventstore.sources TO PUBLIC;
 
 CREATE VIEW eventstore.source_partitions WITH (security_barrier) AS
 SELECT s.name AS source, o.topic, o.partition, o.next_offset AS position, o.end_offset AS end_position,
-	GREATEST(o.end_offset - o.next_offset, 0) AS lag_records,
+	CASE WHEN o.end_offset <= o.next_offset THEN 0 ELSE o.end_offset - o.next_offset END AS lag_records,
 	CASE WHEN o.end_offset <= o.next_offset THEN 0
 		WHEN o.record_time IS NOT NULL
 			THEN GREATEST(EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - o.record_time), 0) END::double precision
@@ -67,7 +67,7 @@ FROM eventstore.source_offset o
 	JOIN eventstore.source s ON s.id = o.source
 WHERE eventstore.source_shown(s.owner, s.target);
 COMMENT ON VIEW eventstore.source_partitions IS
-'How far each partition of a source''s topic has been written: position, the offset of the next record; end_position, the end of the partition as last heard of; lag_records, offsets between the two (of compacted records and of transaction markers too); lag_seconds, age of the last record written where there are more, 0 where there are none; record_time, its time (null: not known); assigned: false for one that belongs to another member of the source''s group, or that was read here only to restore the store.';
+'How far each partition of a source''s topic has been written: position, the offset of the next record; end_position, the end of the partition as last heard of; lag_records, offsets between the two (of compacted records and of transaction markers too; null: the end is not known yet); lag_seconds, age of the last record written where there are more, 0 where there are none; record_time, its time (null: not known); assigned: false for one that belongs to another member of the source''s group, or that was read here only to restore the store.';
 GRANT SELECT ON eventstore.source_partitions TO PUBLIC;
 
 CREATE VIEW eventstore.gaps WITH (security_barrier) AS
