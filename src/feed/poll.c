@@ -470,7 +470,11 @@ look(Poll *poll)
 	}
 	poll->nlanes = es_lanes_load(poll->lanes);
 	if (poll->nlanes != poll->sub->lanes)
-		return LOOK_DONE; /* unsubscribed meanwhile */
+	{
+		/* Unsubscribed meanwhile, which is an error unless it was made anew. */
+		(void) es_subscription_open(poll->name);
+		return LOOK_DONE;
+	}
 	outcome = take_lane(poll);
 	if (outcome != LOOK_DONE)
 		unlock_member(poll);
