@@ -112,7 +112,7 @@ def main():
         figures = report.measure({size: lambda size=size: measure(size, title) for size in SIZES})
         change = report.ratio(figures, SIZES[-1], SIZES[0])
         lines.append([title, *(report.median(figures, size) for size in SIZES), f"{change:.2f}"])
-        targets.append([f"{title}, {SIZES[-1]:,} events", f"{change:.2f} ×" + ("" if change >= FLAT else " (missed)"),
+        targets.append([f"{title}, {SIZES[-1]:,} events", report.against(figures, SIZES[-1], SIZES[0], FLAT),
                         f"1 × at {SIZES[0]:,} events"])
     memory = measure_memory()
     header = ["", *(f"{size:,} events" for size in SIZES), f"{SIZES[-1]:,} / {SIZES[0]:,}"]

@@ -17,14 +17,6 @@ my $mock = kafka_mock();
 
 start_servers('by_hand', a => $mock->address, b => $mock->address);
 
-sub await_published
-{
-	my ($name, $source) = @_;
-
-	await_true($servers{$name}, "SELECT changelog_lag = 0 AND changelog_state = 'running' FROM eventstore.sources WHERE name = '$source'");
-	return;
-}
-
 # Who comes next finds what it has published, and publishes none of that.
 sub create
 {

@@ -38,14 +38,6 @@ sub make_topics
 	return;
 }
 
-sub await_published
-{
-	my ($name, $source) = @_;
-
-	await_true($servers{$name}, "SELECT changelog_lag = 0 FROM eventstore.sources WHERE name = '$source'");
-	return;
-}
-
 # What who reads what is committed has last of each key.
 sub last_values
 {

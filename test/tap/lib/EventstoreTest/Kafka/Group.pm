@@ -5,6 +5,7 @@
 #   query('a', "SELECT eventstore.create_source(...)") ...
 #   await_assigned('a', 'source', 2);    # a test: it has so many partitions, and runs
 #   caught_up('source', 'a', 'b');       # a test each
+#   await_published('a', 'source');      # no test
 #
 # Each has the database postgres with a foreign server k.
 package EventstoreTest::Kafka::Group;
@@ -18,7 +19,7 @@ use EventstoreTest;
 use EventstoreTest::Kafka;
 use Test::More;
 
-our @EXPORT = qw(%servers start_servers query await_assigned caught_up);
+our @EXPORT = qw(%servers start_servers query await_assigned await_published caught_up);
 
 # Name => PostgreSQL::Test::Cluster.
 our %servers;
@@ -47,6 +48,15 @@ sub await_assigned
 	await_true($servers{$name},
 		"SELECT count(*) = $count AND (SELECT state = 'running' FROM eventstore.sources WHERE name = '$source') FROM eventstore.source_partitions WHERE source = '$source' AND assigned");
 	pass("$name has $count partitions of $source");
+	return;
+}
+
+# The changelog topic has all changes of the source's store.
+sub await_published
+{
+	my ($name, $source) = @_;
+
+	await_true($servers{$name}, "SELECT changelog_lag = 0 AND changelog_state = 'running' FROM eventstore.sources WHERE name = '$source'");
 	return;
 }
 
