@@ -111,6 +111,16 @@ last_heard()
 	sed -n 's/.*"head": \([0-9]*\).*/\1/p; s/^[^|]*|\([0-9]*\)$/\1/p' "$work/watched" | tail -n 1
 }
 
+# await_watched PATTERN: until the listener was told something like it.
+await_watched()
+{
+	local limit=$((SECONDS + kafka_limit_seconds))
+	until grep -q "$1" "$work/watched" 2>/dev/null; do
+		[ "$SECONDS" -lt "$limit" ] || die "the listener was not told '$1', but this:" "$(tail "$work/watched")"
+		sleep 0.05
+	done
+}
+
 show_watched()
 {
 	local head limit=$((SECONDS + kafka_limit_seconds))
@@ -123,11 +133,13 @@ show_watched()
 	grep '^Asynchronous' "$work/watched" | tail -n 1
 }
 
-# The worker goes without a word: PostgreSQL then restarts all of its processes.
+# The worker goes without a word, once the listener has heard of what it does:
+# PostgreSQL then restarts all of its processes.
 kill_worker()
 {
 	local pid
-	await "SELECT eventstore.head('aircraft_changelog') > 0 AND pid IS NOT NULL FROM eventstore.sources"
+	await_watched '^Asynchronous'
+	await "SELECT pid IS NOT NULL FROM eventstore.sources"
 	pid=$(ask "SELECT pid FROM eventstore.sources")
 	say "kill -9 $pid: the worker, at $(ask 'SELECT sum(position) FROM eventstore.source_partitions') records"
 	kill -9 "$pid"
@@ -153,8 +165,10 @@ run_kafka()
 	say "producing $(wc -l <"$work/records") flights to the topic, keyed by tail number"
 	kafka_client -X compression.type=zstd -X partitioner=murmur2_random -X linger.ms=20 \
 		produce flights <"$work/records"
+	run_sql demo/kafka_store.sql
 	watch_store &
 	watcher=$!
+	await_watched '|[0-9]*$'
 	run_sql demo/kafka_source.sql
 	kill_worker
 	run_sql demo/kafka_check.sql
@@ -163,6 +177,7 @@ run_kafka()
 	await_changelog_topic
 	say "the store is dropped, with its source; then both anew"
 	run_sql demo/kafka_drop.sql
+	run_sql demo/kafka_store.sql
 	run_sql demo/kafka_source.sql
 	run_sql demo/kafka_check.sql
 	ask "SELECT 'restored: ' || sum(position) || ' records of the changelog topic, and ' || records - sum(position) || ' of the topic' FROM eventstore.source_partitions p JOIN eventstore.sources s ON s.name = p.source WHERE p.topic = s.changelog_topic GROUP BY records"
