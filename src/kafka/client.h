@@ -124,6 +124,8 @@ extern void es_kafka_topic_id(EsKafkaClient *client, const char *topic, int time
 
 /* Why a topic that had the one id (NULL: not known) is not that of the other; NULL: it may be. */
 extern char *es_kafka_doubt_topic_id(const char *known, const char *id);
+/* It is known to be the same, though a broker may have said that there is none. */
+extern bool es_kafka_is_same_topic(const char *known, const char *id);
 
 /*
  * Offsets of a consumer group as a part of the producer's transaction; NULL, or the

@@ -6,7 +6,8 @@
  * nobody who reads it would know.  It is told by
  *
  *		its id, where librdkafka and broker know that (topic_id.c);
- *		its having been missing, after something was published to it;
+ *		its having been missing, after something was published to it, where its id
+ *		does not say that it is the same: a broker that has just come may not know it yet;
  *		its ends: the offset behind the last record that was acknowledged, of each
  *		partition.  One that ends before that, or acknowledges a lower one, is
  *		another one, or was cut.
@@ -185,9 +186,10 @@ doubt_topic(EsSinkRun *run, int count, bool *known)
 	const char	 *doubt = NULL;
 
 	*known = true;
-	if (run->topic_missing && was_published_to(sink))
-		return "the topic was deleted and made anew";
 	es_kafka_topic_id(run->client, sink->topic, ES_RUN_CALL_MS, id);
+	if (run->topic_missing && was_published_to(sink) &&
+		!es_kafka_is_same_topic(sink->topic_id, id))
+		return "the topic was deleted and made anew";
 	doubt = was_published_to(sink) ? es_kafka_doubt_topic_id(sink->topic_id, id) : NULL;
 	if (doubt != NULL)
 		return doubt;

@@ -512,7 +512,8 @@ doubt_topic(EsSourceRun *run, bool was_read)
 	char  id[ES_TOPIC_ID_SIZE];
 	char *doubt = doubt_id(run, id);
 
-	if (was_read && run->topic_missing)
+	if (was_read && run->topic_missing &&
+		!es_kafka_is_same_topic(run->source->topic_id, id))
 		return "the topic was deleted and made anew";
 	if (was_read && doubt != NULL)
 		return MemoryContextStrdup(run->life, doubt);

@@ -76,3 +76,9 @@ es_kafka_doubt_topic_id(const char *known, const char *id)
 		return NULL;
 	return psprintf("the topic was made anew: its id is %s, and was %s", id, known);
 }
+
+bool
+es_kafka_is_same_topic(const char *known, const char *id)
+{
+	return known != NULL && id[0] != '\0' && strcmp(known, id) == 0;
+}
