@@ -60,7 +60,7 @@
 
 #define MAX_PROPERTIES	64
 #define MAX_HEADERS		64
-#define DEFAULT_LIMIT_S 30
+#define DEFAULT_LIMIT_S 120
 #define OPEN_LIMIT_MS	3000 /* so long the end of an open transaction is waited for */
 
 static const char *properties[MAX_PROPERTIES][2];

@@ -176,12 +176,26 @@ sub proxy
 	return $proxy;
 }
 
+# What it had to complain of, for who has to find out why a test failed.
+sub complain
+{
+	my ($self) = @_;
+	my @lines = grep { / (ERROR|FATAL) / } split /\n/, PostgreSQL::Test::Utils::slurp_file("$self->{dir}/broker.log");
+
+	diag("Kafka: $_") foreach @lines > 3 ? @lines[ -3 .. -1 ] : @lines;
+	return;
+}
+
 # Not stop: nothing of it is needed any more.
 END
 {
 	my $status = $?;
 
-	$_->call('kill') foreach @running;
+	foreach my $broker (@running)
+	{
+		$broker->complain if $status != 0 || !Test::More->builder->is_passing;
+		$broker->call('kill');
+	}
 	$? = $status;
 }
 
