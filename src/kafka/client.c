@@ -399,6 +399,8 @@ static const Setting defaults[] = {
 	{"queued.max.messages.kbytes", "16384", true, false},
 	/* bytes alone are to be the bound: at this one old versions stop fetching for a whole second */
 	{"queued.min.messages", "1000000", true, false},
+	/* a broker answers nothing else meanwhile: what wait_for_source() asks, say */
+	{"fetch.wait.max.ms", "100", true, false},
 	{"queue.buffering.max.kbytes", "32768", false, true},
 };
 

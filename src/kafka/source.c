@@ -298,16 +298,20 @@ reload(EsSourceRun *run)
 static bool
 note_wanted_ends(EsSourceRun *run)
 {
+	int64 *ends;
+
 	if (!es_topic_look(run))
+		return false;
+	ends = palloc(sizeof(int64) * run->npartitions);
+	if (!es_topic_find_all_ends(run, ends))
 		return false;
 	for (int i = 0; i < run->npartitions; i++)
 	{
 		EsPartition *partition = &run->partitions[i];
-		int64		 low;
 
-		if (!es_topic_find_ends(run, partition, &low, &partition->wanted) ||
-			partition->wanted < partition->progress.written)
+		if (ends[i] < partition->progress.written)
 			return false;
+		partition->wanted = ends[i];
 	}
 	return true;
 }

@@ -99,6 +99,39 @@ es_topic_find_ends(EsSourceRun *run, const EsPartition *partition, int64 *low,
 											ES_RUN_CALL_MS) == RD_KAFKA_RESP_ERR_NO_ERROR;
 }
 
+/*
+ * With one request for each broker: it answers one behind the other, and what comes
+ * behind a fetch only when that has waited for records as long as it may.
+ */
+bool
+es_topic_find_all_ends(EsSourceRun *run, int64 *ends)
+{
+	rd_kafka_topic_partition_list_t *list =
+		rd_kafka_topic_partition_list_new(run->npartitions);
+	bool known = true;
+
+	/* Among the times that one may ask for the end is one, too. */
+	for (int i = 0; i < run->npartitions; i++)
+		rd_kafka_topic_partition_list_add(list, run->partitions[i].progress.topic,
+										  run->partitions[i].progress.partition)
+			->offset = RD_KAFKA_OFFSET_END;
+	rd_kafka_topic_partition_list_sort(list, NULL, NULL);
+	if (run->npartitions > 0)
+		known = rd_kafka_offsets_for_times(run->client->handle, list, ES_RUN_CALL_MS) ==
+				RD_KAFKA_RESP_ERR_NO_ERROR;
+	for (int i = 0; known && i < run->npartitions; i++)
+	{
+		const EsProgress				 *progress = &run->partitions[i].progress;
+		const rd_kafka_topic_partition_t *answer = rd_kafka_topic_partition_list_find(
+			list, progress->topic, progress->partition);
+
+		known = answer->err == RD_KAFKA_RESP_ERR_NO_ERROR;
+		ends[i] = answer->offset;
+	}
+	rd_kafka_topic_partition_list_destroy(list);
+	return known;
+}
+
 /* The offset that we want is not there.  What was read before comes first. */
 void
 es_topic_out_of_range(EsSourceRun *run, EsPartition *partition)

@@ -39,6 +39,12 @@ extern bool es_topic_look(EsSourceRun *run);
 /* Passes the offsets at the end of partitions that have no record. */
 extern void es_topic_pass_holes(EsSourceRun *run);
 
+/*
+ * The ends of all partitions of the run, in their order, as of now; false where they
+ * cannot be had now.
+ */
+extern bool es_topic_find_all_ends(EsSourceRun *run, int64 *ends);
+
 /* The low and high end of a partition; false where they cannot be had now. */
 extern bool es_topic_find_ends(EsSourceRun *run, const EsPartition *partition, int64 *low,
 							   int64 *high);

@@ -117,6 +117,9 @@ $kafka->produce('more', map { [ "n$_", 'v', [], { partition => $_ } ] } 0 .. 2);
 caught_up($_) foreach ('more', 'two');
 is(keys_of('more'), 'a n0 n1 n2', 'new partitions are read from their beginning, and waited for');
 is(keys_of('two'), 'a n0 n1', 'those that were asked for');
+$kafka->add_partitions('more', 40);
+caught_up('two');
+is(query("SELECT eventstore.wait_for_source('more', '10 s')"), 't', 'the ends of many partitions are asked for at once');
 like(slurp_file($node->logfile), qr/source "more": the topic has 3 partitions, and had 1\n.*DETAIL:  Records of a key may be in another partition/, 'the log warns of the order of keys');
 
 # ---- no topic, and another one --------------------------------------------------------------------
