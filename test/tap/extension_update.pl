@@ -122,7 +122,7 @@ answer(qq{CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootst
 answer(q{SELECT eventstore.create_source('in', 'k', 't', 'kv', consumer_properties => '{"fetch.wait.max.ms": 5}'),
 	eventstore.create_sink('out', 'k', 'out', 'stock_changelog')});
 $mock->produce('t', map { [ "k$_", '1' ] } 1 .. 50);
-is(answer("SELECT eventstore.wait_for_source('in')"), 't', 'a source runs');
+is(answer("SELECT eventstore.wait_for_source('in', '2 min')"), 't', 'a source runs');
 
 my $load = EventstoreTest::Load->new($node, collections => [ 'a', 'b' ], seed => 7, pause => 0.002);
 $load->start_writer for 1 .. 3;

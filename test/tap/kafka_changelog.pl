@@ -18,7 +18,7 @@ sub query { return $node->safe_psql('postgres', $_[0]); }
 sub caught_up
 {
 	my ($name) = @_;
-	is(query("SELECT eventstore.wait_for_source('$name')"), 't', "$name has caught up");
+	is(query("SELECT eventstore.wait_for_source('$name', '2 min')"), 't', "$name has caught up");
 	return;
 }
 

@@ -34,7 +34,7 @@ sub make
 sub caught_up
 {
 	my ($name, $what) = @_;
-	await_true($node, "SELECT eventstore.wait_for_source('$name', '2 s')");
+	await_true($node, "SELECT eventstore.wait_for_source('$name', '10 s')");
 	pass($what // "$name has caught up");
 	return;
 }

@@ -21,7 +21,7 @@ sub query { return $node->safe_psql('postgres', $_[0]); }
 sub caught_up
 {
 	my ($name) = @_;
-	is(query("SELECT eventstore.wait_for_source('$name')"), 't', "$name has caught up");
+	is(query("SELECT eventstore.wait_for_source('$name', '2 min')"), 't', "$name has caught up");
 	return;
 }
 
@@ -184,7 +184,7 @@ $mock->create_topic('umlauts', 1);
 $mock->produce('umlauts', [ "\xc3\xa4", '1' ], [ 'a', '1' ]);
 $node->safe_psql('latin', "SELECT eventstore.create_store('kv')");
 $node->safe_psql('latin', "SELECT eventstore.create_source('umlauts', 'k', 'umlauts', 'kv', $fast)");
-is($node->safe_psql('latin', "SELECT eventstore.wait_for_source('umlauts')"), 't', 'a source in LATIN1');
+is($node->safe_psql('latin', "SELECT eventstore.wait_for_source('umlauts', '2 min')"), 't', 'a source in LATIN1');
 $node->safe_psql('latin', "SELECT eventstore.resync('umlauts')");
 await_true($node, 'SELECT NOT bool_or(resync) FROM eventstore.source', 'latin');
 is($node->safe_psql('latin', q{SELECT string_agg(convert_to(key, 'UTF8')::text, ' ' ORDER BY key) FROM kv}), '\x61 \xc3a4', 'resync knows its keys');

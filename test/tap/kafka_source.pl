@@ -30,7 +30,7 @@ sub create
 sub caught_up
 {
 	my ($name) = @_;
-	is(query("SELECT eventstore.wait_for_source('$name')"), 't', "$name has caught up");
+	is(query("SELECT eventstore.wait_for_source('$name', '2 min')"), 't', "$name has caught up");
 	return;
 }
 

@@ -31,7 +31,7 @@ sub create
 sub caught_up
 {
 	my ($name, $what) = @_;
-	await_true($node, "SELECT eventstore.wait_for_source('$name', '1 s')");
+	await_true($node, "SELECT eventstore.wait_for_source('$name', '10 s')");
 	pass($what // "$name has caught up");
 	return;
 }
@@ -312,7 +312,7 @@ is($node->safe_psql('copy', "SELECT state FROM eventstore.sources WHERE name = '
 is($node->safe_psql('copy', "SELECT count(*) FROM pg_stat_activity WHERE datname = 'copy' AND backend_type = 'eventstore source'"), '0', 'it has no process');
 $node->safe_psql('copy', 'DROP TRIGGER slow ON app.kv');
 $node->safe_psql('copy', "SELECT eventstore.resume('s')");
-await_true($node, "SELECT eventstore.wait_for_source('s', '1 s')", 'copy');
+await_true($node, "SELECT eventstore.wait_for_source('s', '10 s')", 'copy');
 is($node->safe_psql('copy', 'SELECT count(*) > 2000 FROM app.kv'), 't', 'until it is told to');
 await_true($node, $busy);
 $node->safe_psql('copy', 'CREATE TRIGGER slow BEFORE UPDATE ON app.kv FOR EACH ROW EXECUTE FUNCTION app.slow()');
