@@ -90,6 +90,7 @@ typedef struct EsSourceRun
 	int			retry_ms;
 	TimestampTz look_at;	   /* at the topic */
 	bool		topic_missing; /* outlives a client */
+	int			unidentified;  /* how often in a row it did not tell its id then */
 	bool		fetch_denied;  /* the topic may be seen, and not read */
 	bool		drained;	   /* the queue was empty: it will wake us for what comes */
 	bool		lives;		   /* it is not failing at its start */

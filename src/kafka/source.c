@@ -50,7 +50,7 @@
 
 /* Messages taken from the queue in one go. */
 #define TAKE_MAX 1000
-/* Where the topic or the broker is not there, until they are asked again. */
+/* Where the topic or the broker is not there, or does not tell, until they are asked again. */
 #define AGAIN_MS 1000
 /* With nothing to do. */
 #define IDLE_MS (60 * 1000)
@@ -328,12 +328,14 @@ take_errands(EsSourceRun *run)
 		run->flush_ticket = flush;
 	}
 	/* Those who asked after the ends were noted have to wait for their own. */
-	if (catch_up > run->catch_up_ticket && !run->catch_up_wanted && !run->restoring &&
-		run->halt == ES_HALT_NONE && note_wanted_ends(run))
-	{
-		run->catch_up_wanted = true;
+	if (catch_up <= run->catch_up_ticket || run->catch_up_wanted || run->restoring ||
+		run->halt != ES_HALT_NONE)
+		return;
+	run->catch_up_wanted = note_wanted_ends(run);
+	if (run->catch_up_wanted)
 		run->catch_up_ticket = catch_up;
-	}
+	else
+		run->look_at = Min(run->look_at, es_run_ms_from_now(AGAIN_MS));
 }
 
 static void
@@ -516,6 +518,7 @@ reset_run(EsSourceRun *run)
 	run->retry_at = 0;
 	run->retry_ms = 0;
 	run->pause_ms = 0;
+	run->unidentified = 0;
 	run->accepted_resumes = run->source->resumes;
 	/* What was asked of the last client and not done is asked of this one. */
 	run->flush_wanted = run->catch_up_wanted = false;

@@ -31,6 +31,8 @@
 /* How often the topic itself is looked at; where it is gone. */
 #define LOOK_MS		  5000
 #define LOOK_AGAIN_MS 1000
+/* So many times in a row a topic that was missing may not tell its id. */
+#define ID_CHECKS 3
 
 /*
  * At a partition's end there may be offsets without a record (marks of
@@ -538,15 +540,22 @@ follow_group(EsSourceRun *run, const bool *begin, int count)
 	return moved;
 }
 
-/* Why the topic is another one, by its name's having come again; NULL. */
+/*
+ * Why the topic is another one, by its name's having come again; NULL.  *known is false
+ * where that cannot be told now.
+ */
 static const char *
-doubt_topic(EsSourceRun *run, bool was_read)
+doubt_topic(EsSourceRun *run, bool was_read, bool *known)
 {
 	char  id[ES_TOPIC_ID_SIZE];
 	char *doubt = doubt_id(run, id);
+	bool  was_missing = was_read && run->topic_missing &&
+					   !es_kafka_is_same_topic(run->source->topic_id, id);
 
-	if (was_read && run->topic_missing &&
-		!es_kafka_is_same_topic(run->source->topic_id, id))
+	/* A broker that has just come may know it no sooner than the one that was asked. */
+	*known = !was_missing || run->source->topic_id == NULL || id[0] != '\0' ||
+			 ++run->unidentified >= ID_CHECKS;
+	if (was_missing)
 		return "the topic was deleted and made anew";
 	if (was_read && doubt != NULL)
 		return MemoryContextStrdup(run->life, doubt);
@@ -559,13 +568,17 @@ doubt_topic(EsSourceRun *run, bool was_read)
 	return NULL;
 }
 
-static void
+/* False where it is not known whether the topic is the same. */
+static bool
 add_partitions(EsSourceRun *run, int count)
 {
 	EsProgress *loaded;
 	int			n = es_run_load_progress(run, es_topic_followed(run->source), &loaded);
+	bool		known;
 
-	run->suspicion = doubt_topic(run, has_read(loaded, n));
+	run->suspicion = doubt_topic(run, has_read(loaded, n), &known);
+	if (!known)
+		return false;
 	if (run->partitions != NULL)
 		pfree(run->partitions);
 	run->partitions = MemoryContextAllocZero(run->life, sizeof(EsPartition) * Max(n, 1));
@@ -584,6 +597,7 @@ add_partitions(EsSourceRun *run, int count)
 			partition->position = loaded[i].written;
 			partition->from_changelog = run->source->mode == ES_SOURCE_REPLICA;
 		}
+	return true;
 }
 
 /*
@@ -614,8 +628,7 @@ es_topic_load_partitions(EsSourceRun *run, int count)
 		(source->mode == ES_SOURCE_RELAY && run->group != NULL &&
 		 !follow_group(run, begin, count)))
 		return false;
-	add_partitions(run, count);
-	return es_restore_follow(run);
+	return add_partitions(run, count) && es_restore_follow(run);
 }
 
 /*

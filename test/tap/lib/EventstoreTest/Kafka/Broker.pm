@@ -180,7 +180,8 @@ sub proxy
 sub complain
 {
 	my ($self) = @_;
-	my @lines = grep { / (ERROR|FATAL) / } split /\n/, PostgreSQL::Test::Utils::slurp_file("$self->{dir}/broker.log");
+	my $log = "$self->{dir}/broker.log";
+	my @lines = grep { / (ERROR|FATAL) / } split /\n/, -f $log ? PostgreSQL::Test::Utils::slurp_file($log) : '';
 
 	diag("Kafka: $_") foreach @lines > 3 ? @lines[ -3 .. -1 ] : @lines;
 	return;
