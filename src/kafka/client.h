@@ -64,6 +64,7 @@ typedef struct EsKafkaClient
 	char			name[NAMEDATALEN];
 	bool			scram;	   /* it authenticates by SCRAM */
 	int				answer_ms; /* how long a group's answer may take */
+	TimestampTz		id_due;	   /* ids of topics are not asked for before */
 	List		   *secrets;   /* char *: blotted out of every message */
 	EsKafkaHeard	heard;
 } EsKafkaClient;
@@ -117,7 +118,7 @@ extern void es_kafka_hear(EsKafkaClient *client, const rd_kafka_message_t *messa
 extern int es_kafka_count_partitions(EsKafkaClient *client, rd_kafka_topic_t *topic,
 									 int timeout_ms, rd_kafka_resp_err_t *error);
 
-/* '' where it cannot be told: an old library or broker, or not now. */
+/* '' where it cannot be told: an old library or broker, or not now; a while after no answer, at once. */
 #define ES_TOPIC_ID_SIZE 32
 extern void es_kafka_topic_id(EsKafkaClient *client, const char *topic, int timeout_ms,
 							  char *id);

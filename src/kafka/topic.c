@@ -31,8 +31,11 @@
 /* How often the topic itself is looked at; where it is gone. */
 #define LOOK_MS		  5000
 #define LOOK_AGAIN_MS 1000
-/* So many times in a row a topic that was missing may not tell its id. */
-#define ID_CHECKS 3
+/*
+ * So many times in a row, a second each, a topic that was missing may not tell its id:
+ * it is asked for it twice (topic_id.c).
+ */
+#define ID_CHECKS 15
 
 /*
  * At a partition's end there may be offsets without a record (marks of

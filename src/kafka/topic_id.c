@@ -6,16 +6,22 @@
  * Where it does not, topic.c and sink_topic.c go by what else tells two topics of
  * one name apart.
  *
- * Asks the broker, and waits for the answer.
+ * Asks the broker, and waits for the answer.  A controller that is not there, or does
+ * not answer, is asked again after a pause: the worker can do nothing else meanwhile.
  */
 #include "postgres.h"
 
 #include "kafka/client.h"
 
+#include "utils/timestamp.h"
+
 #if RD_KAFKA_VERSION >= 0x020300ff
 
-/* The first topic's id, where it has one. */
-static void
+/* The pause: so many times as long as the answer may take. */
+#define PAUSE_FACTOR 10
+
+/* The first topic's id, where it has one.  False where nobody has answered. */
+static bool
 take_id(rd_kafka_event_t *event, char *id)
 {
 	const rd_kafka_DescribeTopics_result_t *result =
@@ -25,18 +31,19 @@ take_id(rd_kafka_event_t *event, char *id)
 	size_t								n = 0;
 
 	if (rd_kafka_event_error(event) != RD_KAFKA_RESP_ERR_NO_ERROR || result == NULL)
-		return;
+		return false;
 	topics = rd_kafka_DescribeTopics_result_topics(result, &n);
 	if (n == 0 || rd_kafka_TopicDescription_error(topics[0]) != NULL)
-		return;
+		return true;
 	uuid = rd_kafka_TopicDescription_topic_id(topics[0]);
 	if (uuid != NULL && (rd_kafka_Uuid_most_significant_bits(uuid) != 0 ||
 						 rd_kafka_Uuid_least_significant_bits(uuid) != 0))
 		strlcpy(id, rd_kafka_Uuid_base64str(uuid), ES_TOPIC_ID_SIZE);
+	return true;
 }
 
-void
-es_kafka_topic_id(EsKafkaClient *client, const char *topic, int timeout_ms, char *id)
+static void
+ask_id(EsKafkaClient *client, const char *topic, int timeout_ms, char *id)
 {
 	rd_kafka_TopicCollection_t *topics =
 		rd_kafka_TopicCollection_of_topic_names(&topic, 1);
@@ -45,18 +52,25 @@ es_kafka_topic_id(EsKafkaClient *client, const char *topic, int timeout_ms, char
 	rd_kafka_queue_t *queue = rd_kafka_queue_new(client->handle);
 	rd_kafka_event_t *event;
 
-	id[0] = '\0';
 	(void) rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, NULL, 0);
 	rd_kafka_DescribeTopics(client->handle, topics, options, queue);
 	event = rd_kafka_queue_poll(queue, timeout_ms);
+	if (event == NULL || !take_id(event, id))
+		client->id_due =
+			TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms * PAUSE_FACTOR);
 	if (event != NULL)
-	{
-		take_id(event, id);
 		rd_kafka_event_destroy(event);
-	}
 	rd_kafka_queue_destroy(queue);
 	rd_kafka_AdminOptions_destroy(options);
 	rd_kafka_TopicCollection_destroy(topics);
+}
+
+void
+es_kafka_topic_id(EsKafkaClient *client, const char *topic, int timeout_ms, char *id)
+{
+	id[0] = '\0';
+	if (GetCurrentTimestamp() >= client->id_due)
+		ask_id(client, topic, timeout_ms, id);
 }
 
 #else
