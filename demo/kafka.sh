@@ -79,14 +79,21 @@ ask()
 	psql -XAtq -d demo -c "$1"
 }
 
-# await QUERY: until it is true.  A server that is starting again says nothing yet.
-await()
+# await_success COMMAND...: tried until it succeeds.
+await_success()
 {
 	local limit=$((SECONDS + kafka_limit_seconds))
-	until [ "$(ask "$1" 2>"$work/refused")" = t ]; do
-		[ "$SECONDS" -lt "$limit" ] || die "this did not become true: $1" "$(cat "$work/refused")"
+	until "$@"; do
+		[ "$SECONDS" -lt "$limit" ] || die "this did not become true: $*" \
+			"$(cat "$work/refused" 2>/dev/null)" "the listener was told this:" "$(tail "$work/watched" 2>/dev/null)"
 		sleep 0.05
 	done
+}
+
+# A server that is starting again says nothing yet.
+is_true()
+{
+	[ "$(ask "$1" 2>"$work/refused")" = t ]
 }
 
 # Listens to the store, and again when the server has been away.  psql shows what
@@ -111,24 +118,22 @@ last_heard()
 	sed -n 's/.*"head": \([0-9]*\).*/\1/p; s/^[^|]*|\([0-9]*\)$/\1/p' "$work/watched" | tail -n 1
 }
 
-# await_watched PATTERN: until the listener was told something like it.
-await_watched()
+# has_heard PATTERN: the listener was told something like it.
+has_heard()
 {
-	local limit=$((SECONDS + kafka_limit_seconds))
-	until grep -q "$1" "$work/watched" 2>/dev/null; do
-		[ "$SECONDS" -lt "$limit" ] || die "the listener was not told '$1', but this:" "$(tail "$work/watched")"
-		sleep 0.05
-	done
+	grep -q "$1" "$work/watched" 2>/dev/null
+}
+
+has_heard_last()
+{
+	[ "$(last_heard)" = "$1" ]
 }
 
 show_watched()
 {
-	local head limit=$((SECONDS + kafka_limit_seconds))
+	local head
 	head=$(ask "SELECT eventstore.head('aircraft_changelog')")
-	until [ "$(last_heard)" = "$head" ]; do
-		[ "$SECONDS" -lt "$limit" ] || die "the listener has not heard of position $head:" "$(tail "$work/watched")"
-		sleep 0.05
-	done
+	await_success has_heard_last "$head"
 	say "the second psql was notified $(grep -c '^Asynchronous' "$work/watched") times; the last time:"
 	grep '^Asynchronous' "$work/watched" | tail -n 1
 }
@@ -138,19 +143,19 @@ show_watched()
 kill_worker()
 {
 	local pid
-	await_watched '^Asynchronous'
-	await "SELECT pid IS NOT NULL FROM eventstore.sources"
+	await_success has_heard '^Asynchronous'
+	await_success is_true "SELECT pid IS NOT NULL FROM eventstore.sources"
 	pid=$(ask "SELECT pid FROM eventstore.sources")
 	say "kill -9 $pid: the worker, at $(ask 'SELECT sum(position) FROM eventstore.source_partitions') records"
 	kill -9 "$pid"
-	await "SELECT pid IS NOT NULL AND pid <> $pid FROM eventstore.sources"
+	await_success is_true "SELECT pid IS NOT NULL AND pid <> $pid FROM eventstore.sources"
 	say "the server is back; the worker goes on at $(ask 'SELECT sum(position) FROM eventstore.source_partitions')"
 }
 
 # What was published when the worker was killed may be there twice.
 await_changelog_topic()
 {
-	await "SELECT changelog_lag = 0 FROM eventstore.sources"
+	await_success is_true "SELECT changelog_lag = 0 FROM eventstore.sources"
 	say "the store's changelog has $(ask 'SELECT count(*) FROM aircraft_changelog') events," \
 		"the changelog topic $(kafka_client watermarks aircraft-changelog | awk '{ sum += $3 } END { print sum }') records"
 }
@@ -168,7 +173,7 @@ run_kafka()
 	run_sql demo/kafka_store.sql
 	watch_store &
 	watcher=$!
-	await_watched '|[0-9]*$'
+	await_success has_heard '|[0-9]*$'
 	run_sql demo/kafka_source.sql
 	kill_worker
 	run_sql demo/kafka_check.sql
