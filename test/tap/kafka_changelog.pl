@@ -15,13 +15,6 @@ my $fast = q(consumer_properties => '{"fetch.wait.max.ms": 5}');
 
 sub query { return $node->safe_psql('postgres', $_[0]); }
 
-sub caught_up
-{
-	my ($name) = @_;
-	is(query("SELECT eventstore.wait_for_source('$name', '2 min')"), 't', "$name has caught up");
-	return;
-}
-
 # What a changelog topic has of a change that a record made.
 sub made_by
 {
@@ -44,7 +37,7 @@ $mock->produce('in-changelog',
 	[ 'd', '{"x": 1}', [], { partition => 1 } ]);
 query("SELECT eventstore.create_store('kv')");
 query("SELECT eventstore.create_source('in', 'k', 'in', 'kv', changelog_topic => 'in-changelog', $fast)");
-caught_up('in');
+source_caught_up($node, 'in');
 is(query("SELECT string_agg(key || '=' || value, ' ' ORDER BY key) FROM kv"),
 	'a="new" c=1 d={"x": 1} p0-10=10 p0-11=11 p0-9=9 p1-0=0 p1-1=1 p1-2=2',
 	'the topic\'s last value of each key, then the records behind those that it came from');
@@ -74,7 +67,7 @@ sub in_store
 	return query("SELECT string_agg(key || '=' || value, ' ' ORDER BY key) FROM $store");
 }
 
-caught_up('in');
+source_caught_up($node, 'in');
 $mock->await('all of the store is in the changelog topic', sub { published('in-changelog') eq in_store('kv') });
 pass('the changelog topic has what the store has');
 is(query("SELECT changelog_state FROM eventstore.sources WHERE name = 'in'"), 'running', 'and the view says so');
@@ -105,7 +98,7 @@ $mock->produce('torn-changelog',
 	[ 'b', '1', [ @{ made_by('torn', 0, 5) }, 'es-since' => '2' ] ]);
 query("SELECT eventstore.create_store('torn')");
 query("SELECT eventstore.create_source('torn', 'k', 'torn', 'torn', changelog_topic => 'torn-changelog', $fast)");
-caught_up('torn');
+source_caught_up($node, 'torn');
 is(in_store('torn'), 'a=1 b=1 c=1 d=1 e=1', 'a transaction that is there in part is read from the source once more');
 $mock->await('all of it is published', sub { published('torn-changelog') eq in_store('torn') });
 my %since = map { my %h = @{ $_->{headers} }; ($_->{key} => $h{'es-since'}) } $mock->consume('torn-changelog');
@@ -118,7 +111,7 @@ $mock->create_topic('new-changelog', 1);
 $mock->produce('new', map { [ "k$_", $_ ] } 0 .. 5);
 query("SELECT eventstore.create_store('newer')");
 query("SELECT eventstore.create_source('newer', 'k', 'new', 'newer', $fast)");
-caught_up('newer');
+source_caught_up($node, 'newer');
 query("SELECT eventstore.drop_source('newer'), eventstore.put('newer', 'k0', '\"by SQL\"')");
 $mock->produce('new-changelog',
 	[ 'k0', '"old"',   made_by('new', 0, 0) ],
@@ -126,7 +119,7 @@ $mock->produce('new-changelog',
 	[ 'k2', '"newer"', made_by('new', 0, 6) ]);
 $mock->produce('new', [ 'k6', '"the changelog topic has come past it"' ], [ 'k7', 7 ]);
 query("SELECT eventstore.create_source('newer', 'k', 'new', 'newer', changelog_topic => 'new-changelog', $fast)");
-caught_up('newer');
+source_caught_up($node, 'newer');
 is(in_store('newer'), 'k0="by SQL" k1=1 k2="newer" k3=3 k4=4 k5=5 k7=7', 'keeps it; the rest is restored');
 
 # ---- a change by SQL that an older record must not undo ------------------------------------------
@@ -136,21 +129,21 @@ $mock->create_topic('same-changelog', 1);
 query("SELECT eventstore.create_store('same')");
 query("SELECT eventstore.create_source('same', 'k', 'same', 'same', changelog_topic => 'same-changelog', $fast)");
 $mock->produce('same', [ 'k', 1 ]);
-caught_up('same');
+source_caught_up($node, 'same');
 $mock->produce('same', [ 'k', 1 ]);
-caught_up('same');
+source_caught_up($node, 'same');
 query("SELECT eventstore.put('same', 'k', '2')");
 $mock->await('it is published', sub { published('same-changelog') eq 'k=2' });
 query("SELECT eventstore.create_store('again')");
 query("SELECT eventstore.drop_source('same')");
 query("SELECT eventstore.create_source('again', 'k', 'same', 'again', changelog_topic => 'same-changelog', $fast)");
-caught_up('again');
+source_caught_up($node, 'again');
 is(in_store('again'), 'k=2', 'the record that changed nothing is not read again');
 
 # Another server has read on, and this one is back.
 query("SELECT eventstore.drop_source('again'), eventstore.put('again', 'mine', '1')");
 query("SELECT eventstore.create_source('again', 'k', 'same', 'again', changelog_topic => 'same-changelog', $fast)");
-caught_up('again');
+source_caught_up($node, 'again');
 query("SELECT eventstore.put('again', 'k', '3'), eventstore.put('again', 'mine', '2')");
 await_true($node, "SELECT changelog_lag = 0 FROM eventstore.sources WHERE name = 'again'");
 query("SELECT eventstore.drop_source('again')");
@@ -160,7 +153,7 @@ $mock->produce('same-changelog', [ 'k', '4', made_by('same', 0, 2) ], [ 'mine', 
 query("SELECT eventstore.create_source('again', 'k', 'same', 'again', changelog_topic => 'same-changelog', $fast), eventstore.pause('again')");
 await_true($node, "SELECT changelog_state = 'running' FROM eventstore.sources WHERE name = 'again'");
 query("SELECT eventstore.resume('again')");
-caught_up('again');
+source_caught_up($node, 'again');
 is(in_store('again'), 'k=4 mine=2', 'a change by SQL is older than that of a record that the source had not read then');
 $mock->await('the changelog topic ends with what the store has', sub { published('same-changelog') eq in_store('again') });
 
@@ -168,7 +161,7 @@ $mock->await('the changelog topic ends with what the store has', sub { published
 query("SELECT eventstore.drop_source('again')");
 $mock->produce('same-changelog', [ 'k', '5', made_by('same', 0, 2) ], [ 'l', '1' ]);
 query("SELECT eventstore.create_source('again', 'k', 'same', 'again', changelog_topic => 'same-changelog', $fast)");
-caught_up('again');
+source_caught_up($node, 'again');
 is(in_store('again'), 'k=5 l=1 mine=2', 'what another server has changed by SQL since is restored');
 $mock->await('the topic ends with what the store has again', sub { published('same-changelog') eq in_store('again') });
 
@@ -176,7 +169,7 @@ $mock->await('the topic ends with what the store has again', sub { published('sa
 
 query("SELECT eventstore.create_store('copy')");
 query("SELECT eventstore.create_source('copy', 'k', 'in', 'copy', mode => 'replica', changelog_topic => 'in-changelog', $fast)");
-caught_up('copy');
+source_caught_up($node, 'copy');
 is(in_store('copy'), in_store('kv'), 'a replica has what the store has');
 query("SELECT eventstore.put('kv', 'later', '1'), eventstore.delete('kv', 'd')");
 $mock->await('the replica follows', sub { in_store('copy') eq in_store('kv') });
@@ -207,7 +200,7 @@ query("SELECT eventstore.drop_source('half0'), eventstore.drop_source('half1')")
 $mock->produce('parts', map { [ "k$_", 1000 + $_ ] } 1 .. 50);
 query("SELECT eventstore.create_store('whole')");
 query("SELECT eventstore.create_source('whole', 'k', 'parts', 'whole', changelog_topic => 'parts-changelog', $fast)");
-caught_up('whole');
+source_caught_up($node, 'whole');
 is(query("SELECT count(*), sum((value)::int) FROM whole"), '50|51275', 'another node restores all, and goes on');
 
 # ---- relay: one does the work, others have the result --------------------------------------------
@@ -219,8 +212,8 @@ query("CREATE FUNCTION doubled(text) RETURNS jsonb LANGUAGE sql AS \$\$ SELECT p
 query("SELECT eventstore.create_source('relay', 'k', 'raw', NULL, mode => 'relay', changelog_topic => 'raw-changelog', transform => 'doubled(text)', $fast)");
 query("SELECT eventstore.create_store('result')");
 query("SELECT eventstore.create_source('result', 'k', 'raw', 'result', mode => 'replica', changelog_topic => 'raw-changelog', $fast)");
-caught_up('relay');
-caught_up('result');
+source_caught_up($node, 'relay');
+source_caught_up($node, 'result');
 is(in_store('result'), 'b=4 e=10', 'what was relayed, in a replica');
 is(query("SELECT string_agg(sqlstate, ' ' ORDER BY sqlstate) FROM eventstore.dead_letters WHERE source = 'relay'"), '22004 22P02', 'what could not be is parked');
 is(sqlstate_of($node, "SELECT eventstore.create_source('r2', 'k', 'raw', 'result', mode => 'relay', changelog_topic => 'raw-changelog')"), '22023', 'a relay has no table');
@@ -234,7 +227,7 @@ $pauser->run('COMMIT');
 $pauser->quit;
 await_true($node, "SELECT state = 'paused' AND pid IS NULL FROM eventstore.sources WHERE name = 'relay'");
 query("SELECT eventstore.resume('relay')");
-caught_up('relay');
+source_caught_up($node, 'relay');
 is(join(' ', map { $_->{value} } grep { ($_->{key} // '') eq 'p' } $mock->consume('raw-changelog')), '14', 'paused amid a batch: what was published is not published again');
 
 # ---- whose a key is to change ----------------------------------------------------------------------
@@ -243,7 +236,7 @@ is(sqlstate_of($node, "SELECT eventstore.put('copy', 'a', '1')"), '55000', 'a re
 is(sqlstate_of($node, 'DELETE FROM copy'), '55000', 'of no kind');
 query("SELECT eventstore.create_store('half')");
 query("SELECT eventstore.create_source('half', 'k', 'parts', 'half', partitions => '{0}', replica_partitions => '{1}', changelog_topic => 'parts-changelog', $fast)");
-caught_up('half');
+source_caught_up($node, 'half');
 my %states = map { my $key = "own-$_"; sqlstate_of($node, "SELECT eventstore.put('half', '$key', '1')") => $key } 1 .. 20;
 is(join(' ', sort keys %states), '00000 55000', 'one with replica partitions takes those of its own keys');
 query("SELECT eventstore.drop_source('copy')");
@@ -259,7 +252,7 @@ foreach my $changelog ('true', 'false')
 {
 	query("SELECT eventstore.create_store('unlogged_$changelog', unlogged => true, changelog => $changelog)");
 	query("SELECT eventstore.create_source('unlogged_$changelog', 'k', 'fast', 'unlogged_$changelog', $fast)");
-	caught_up("unlogged_$changelog");
+	source_caught_up($node, "unlogged_$changelog");
 }
 query("SELECT eventstore.put('unlogged_true', 'c', '4')");
 $mock->create_topic('halves', 2);
@@ -268,7 +261,7 @@ query("SELECT eventstore.create_store('halves', unlogged => true, changelog => f
 foreach my $half (0, 1)
 {
 	query("SELECT eventstore.create_source('half $half', 'k', 'halves', 'halves', partitions => '{$half}', $fast)");
-	caught_up("half $half");
+	source_caught_up($node, "half $half");
 }
 query("SELECT eventstore.pause('half 1')");
 $node->stop('immediate');

@@ -34,14 +34,6 @@ sub create
 	return;
 }
 
-sub caught_up
-{
-	my ($name) = @_;
-
-	is(query("SELECT eventstore.wait_for_source('$name', '2 min')"), 't', "$name has caught up");
-	return;
-}
-
 # Other processes take their place.
 sub end_sinks
 {
@@ -110,7 +102,7 @@ sub is_complete
 	query("SELECT eventstore.drop_source('$name')");
 	query("SELECT eventstore.drop_store('$name')");
 	create($name, $more);
-	caught_up($name);
+	source_caught_up($node, $name);
 	is(in_store($name), $stored, 'who restores from it has it, too');
 	return;
 }
@@ -126,7 +118,7 @@ foreach my $name ('alone', 'shared')
 	create($name, $more);
 	# As Kafka's own producers do: a key changed by SQL is in the partition of its records.
 	$kafka->produce($name, (map { [ $_, "1$_" ] } 'a' .. 'f'), { properties => { partitioner => 'murmur2_random' } });
-	caught_up($name);
+	source_caught_up($node, $name);
 	query("SELECT eventstore.put_text('$name', 'by SQL', 'x')");
 	await_published($name);
 
@@ -199,7 +191,7 @@ foreach my $name ('alone', 'shared')
 		pause($name);
 		$kafka->produce("$name-changelog", map { [ $_->[0], $_->[1], [ 'es-topic' => $name, 'es-partition' => 0, 'es-offset' => $_->[2] ] ] } @records);
 		query("SELECT eventstore.resume('$name')");
-		caught_up($name);
+		source_caught_up($node, $name);
 		return;
 	}
 
@@ -208,7 +200,7 @@ foreach my $name ('alone', 'shared')
 	make_changelog_topic($name, 1);
 	create($name, $group);
 	$kafka->produce($name, map { [ 'x', $_ ] } 0 .. 9);
-	caught_up($name);
+	source_caught_up($node, $name);
 	publish_elsewhere($name, [ 'k', '1', 3 ], [ 'm', '1', 4 ]);
 	query("SELECT count(eventstore.put_text('$name', 'n', i::text)) FROM generate_series(1, 3000) i");
 	publish_elsewhere($name, [ 'k', undef, 5 ], [ 'm', '2', 6 ]);
@@ -244,7 +236,7 @@ foreach my $name ('alone', 'shared')
 	make_changelog_topic($name);
 	create($name, $group);
 	$kafka->produce($name, (map { [ $_, "1$_" ] } 'a' .. 'f'), { properties => { partitioner => 'murmur2_random' } });
-	caught_up($name);
+	source_caught_up($node, $name);
 	await_published($name);
 	$kafka->delete_topic("$name-changelog");
 	query("SELECT eventstore.put_text('$name', chr(i), 'by SQL') FROM generate_series(97, 102) i");
@@ -283,7 +275,7 @@ foreach my $name ('alone', 'shared')
 	query("SELECT eventstore.create_store('copy', 'text')");
 	query("SELECT eventstore.create_source('copy', 'k', '$name', 'copy', mode => 'replica', changelog_topic => '$name-changelog')");
 	$kafka->produce($name, map { [ $_, "1$_" ] } 'a' .. 'f');
-	caught_up($name);
+	source_caught_up($node, $name);
 	follows($name, 'a replica');
 	$kafka->delete_topic("$name-changelog");
 	query("SELECT eventstore.put_text('$name', 'g', 'y'), eventstore.delete_text('$name', 'b')");

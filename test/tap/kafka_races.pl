@@ -18,13 +18,6 @@ my $fast = q(consumer_properties => '{"fetch.wait.max.ms": 5}');
 
 sub query { return $node->safe_psql('postgres', $_[0]); }
 
-sub caught_up
-{
-	my ($name) = @_;
-	is(query("SELECT eventstore.wait_for_source('$name', '2 min')"), 't', "$name has caught up");
-	return;
-}
-
 sub in_store
 {
 	my ($store) = @_;
@@ -50,7 +43,7 @@ $writer->run("BEGIN; SELECT eventstore.put('kv', 'k3', '\"new\"')");
 query("SELECT eventstore.create_source('in', 'k', 'in', 'kv', changelog_topic => 'in-changelog', $fast)");
 await_in_the_way('in');
 $writer->run('COMMIT');
-caught_up('in');
+source_caught_up($node, 'in');
 is(in_store('kv'), 'k1="old" k2="old" k3="new" k4="old" k5="old"', 'a value that came by SQL during a restore is newer');
 query("SELECT eventstore.drop_source('in'), eventstore.delete('kv', 'k4')");
 
@@ -58,7 +51,7 @@ query("SELECT eventstore.drop_source('in'), eventstore.delete('kv', 'k4')");
 query("SELECT eventstore.create_store('emptied')");
 query("SELECT eventstore.put('emptied', 'k1', '1'), eventstore.delete('emptied', 'k1')");
 query("SELECT eventstore.create_source('emptied', 'k', 'in', 'emptied', changelog_topic => 'in-changelog', $fast)");
-caught_up('emptied');
+source_caught_up($node, 'emptied');
 is(query("SELECT count(*) FROM emptied WHERE key = 'k1'"), '0', 'what was deleted by SQL is not restored');
 query("SELECT eventstore.drop_source('emptied')");
 
@@ -66,7 +59,7 @@ query("SELECT eventstore.drop_source('emptied')");
 
 query("SELECT eventstore.create_store('copy')");
 query("SELECT eventstore.create_source('copy', 'k', 'in', 'copy', mode => 'replica', changelog_topic => 'in-changelog', flush_count => 2, $fast)");
-caught_up('copy');
+source_caught_up($node, 'copy');
 $writer->run('BEGIN; LOCK TABLE copy IN ROW EXCLUSIVE MODE');
 $mock->produce('in-changelog', map { [ "copied-$_", '1' ] } 1 .. 5);
 await_true($node, q{SELECT count(*) = 5 FROM copy WHERE key LIKE 'copied-%'});
@@ -99,7 +92,7 @@ query("SELECT eventstore.create_store('lettered')");
 query("ALTER TABLE lettered ADD CHECK (value <> '1')");
 query("SELECT eventstore.create_source('letters', 'k', 'letters', 'lettered', flush_interval => '10 ms', $fast)");
 $mock->produce('letters', [ 'a', '1' ]);
-caught_up('letters');
+source_caught_up($node, 'letters');
 is(query("SELECT count(*) FROM eventstore.dead_letters WHERE source = 'letters'"), '1', 'a dead letter');
 query('ALTER TABLE lettered DROP CONSTRAINT lettered_value_check');
 query("INSERT INTO lettered VALUES ('z', '0')");
@@ -112,7 +105,7 @@ $retrier->send("SELECT eventstore.retry_dead_letters('letters')");
 await_true($node, "SELECT query ~ 'retry_dead_letters' AND (wait_event_type = 'Lock' OR state = 'idle') FROM pg_stat_activity WHERE pid = " . $retrier->backend_pid);
 $writer->run('COMMIT');
 $retrier->receive;
-caught_up('letters');
+source_caught_up($node, 'letters');
 is(in_store('lettered'), 'a=2 z=2', 'a dead letter that is tried again does not overwrite the record behind it');
 is_clean($node, 'lettered_changelog');
 query("SELECT eventstore.drop_source('letters')");
@@ -126,10 +119,10 @@ query("SELECT eventstore.create_store('made', 'json')");
 query("ALTER TABLE made ADD CHECK (value <> '7')");
 query("CREATE FUNCTION double(text) RETURNS jsonb LANGUAGE sql RETURN to_jsonb(\$1::int * 2)");
 query("SELECT eventstore.create_source('src', 'k', 'src', 'made', transform => 'double(text)', changelog_topic => 'src-changelog', $fast)");
-caught_up('src');
+source_caught_up($node, 'src');
 is(query("SELECT count(*) FROM eventstore.dead_letters WHERE source = 'src' AND record_offset < 2"), '2', 'records of a changelog topic are parked');
 $mock->produce('src', [ 'a', '50' ]);
-caught_up('src');
+source_caught_up($node, 'src');
 query('ALTER TABLE made DROP CONSTRAINT made_value_check');
 is(query("SELECT eventstore.retry_dead_letters('src')"), '1', 'and tried again');
 is(in_store('made'), 'a=100 b=7', 'as they are stored, where nothing newer was written');
@@ -144,7 +137,7 @@ query("SELECT eventstore.create_source('odd', 'k', 'odd', 'odd', flush_interval 
 foreach my $value ('7', '1')
 {
 	$mock->produce('odd', map { [ "k$_", $value ] } 1 .. 4);
-	caught_up('odd');
+	source_caught_up($node, 'odd');
 }
 is(query("SELECT count(*) FROM eventstore.dead_letters WHERE source = 'odd'"), '4', 'dead letters');
 my %metadata = (k1 => '{"topic": "odd", "partition": "x", "offset": "y"}', k2 => '["topic"]',
@@ -157,7 +150,7 @@ query("SELECT eventstore.drop_source('odd')");
 query("SET session_replication_role = replica; UPDATE odd_changelog SET metadata = '$metadata{$_}' WHERE stream = '$_'") foreach sort keys %metadata;
 $mock->produce('odd-changelog', map { [ "k$_", '"restored"', [ 'es-topic' => 'odd', 'es-partition' => '0', 'es-offset' => '7' ] ] } 1 .. 4);
 query("SELECT eventstore.create_source('odd', 'k', 'odd', 'odd', start => 'latest', changelog_topic => 'odd-changelog', $fast)");
-caught_up('odd');
+source_caught_up($node, 'odd');
 is(in_store('odd'), 'k1="restored" k2=7 k3=1 k4="restored"', 'a restore, likewise');
 query("SELECT eventstore.drop_source('odd')");
 
@@ -169,11 +162,11 @@ $mock->produce('shared', map { [ "p$_", '1', [], { partition => $_ } ] } 0, 1);
 foreach my $own (0, 1)
 {
 	query("SELECT eventstore.create_source('both$own', 'k', 'shared', 'common', partitions => '{$own}', $fast)");
-	caught_up("both$own");
+	source_caught_up($node, "both$own");
 }
 query("SELECT eventstore.resync('both0')");
 await_true($node, "SELECT NOT bool_or(resync) FROM eventstore.source");
-caught_up('both0');
+source_caught_up($node, 'both0');
 is(in_store('common'), 'p0=1 p1=1', 'keys of partitions that the source does not read stay');
 
 # ---- a database in another encoding --------------------------------------------------------

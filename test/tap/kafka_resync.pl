@@ -23,7 +23,7 @@ foreach my $store ('kv', 'plain')
 {
 	query("SELECT eventstore.create_store('$store', changelog => " . ($store eq 'kv' ? 'true' : 'false') . ')');
 	query("SELECT eventstore.create_source('$store', 'k', 't', '$store')");
-	is(query("SELECT eventstore.wait_for_source('$store', '2 min')"), 't', "$store has caught up");
+	source_caught_up($node, $store);
 }
 query("SELECT eventstore.put('kv', 'k3', '\"by SQL\"'), eventstore.put('kv', 'mine', '1')");
 query("SELECT eventstore.pause('$_')") foreach 'kv', 'plain';
@@ -34,7 +34,7 @@ $kafka->await('what deleted them is forgotten', sub {
 	return !grep { $_->{key} =~ /^k[123]$/ } $kafka->consume('t');
 });
 query("SELECT eventstore.resume('$_')") foreach 'kv', 'plain';
-is(query("SELECT eventstore.wait_for_source('$_', '2 min')"), 't', "$_ has caught up again") foreach 'kv', 'plain';
+source_caught_up($node, $_, "$_ has caught up again") foreach 'kv', 'plain';
 is(keys_of('kv'), 'k1 k2 k3 k4 k5 k6 k7 k8 k9 mine other', 'nothing that is there now has deleted them');
 
 query("SELECT eventstore.resync('$_')") foreach 'kv', 'plain';
@@ -45,7 +45,7 @@ pass('a store without a changelog has what the topic has');
 is(query("SELECT type, metadata FROM eventstore.peek('kv_changelog', 'k1')"), 'delete|{"topic": "t", "resync": true}', 'the changelog says why');
 is_clean($node, 'kv_changelog');
 $kafka->produce('t', [ 'k1', 1 ]);
-is(query("SELECT eventstore.wait_for_source('kv', '2 min')"), 't', 'the source goes on');
+source_caught_up($node, 'kv', 'the source goes on');
 like(keys_of('kv'), qr/^k1 k3/, 'with what comes');
 is(sqlstate_of($node, "SELECT eventstore.resync('none')"), 'LG007', 'resync of no source');
 

@@ -57,7 +57,7 @@ $mock->produce('src', map { [ "k$_", $_, [], { partition => 0 } ] } 1 .. 4);
 # A change that claims to come from another partition must not move this one's offset.
 $mock->produce('log', [ 'x', 'y', [ 'es-topic' => 'src', 'es-partition' => '1', 'es-offset' => '2' ], { partition => 0 } ]);
 as('mallory', "SELECT eventstore.create_source('s', 'k', 'src', 'kv', changelog_topic => 'log', $fast)");
-is(query("SELECT eventstore.wait_for_source('s', '2 min')"), 't', 's has caught up');
+source_caught_up($node, 's');
 is(as('mallory', 'SELECT string_agg(key, \' \' ORDER BY key) FROM kv'), 'k1 k2 k3 k4 x', 'no record is passed over for what another partition\'s change says');
 as('mallory', q(CREATE INDEX ON kv (fold('resync')); SELECT eventstore.resync('s')));
 await_row("SELECT NOT resync FROM eventstore.source WHERE name = 's'", 'resync');
@@ -76,7 +76,7 @@ as('mallory', "SELECT eventstore.create_source('t', 'k', 'changed', 'turned', tr
 foreach my $key ('a', 'b')
 {
 	$mock->produce('changed', [ $key, 'v' ]);
-	is(query("SELECT eventstore.wait_for_source('t', '2 min')"), 't', "$key has come");
+	source_caught_up($node, 't', "$key has come");
 }
 is(query('SELECT key, value FROM turned ORDER BY key'), "a|1\nb|1", 'the source is the worker\'s again after a function gave its lock back');
 as('mallory', 'DROP FUNCTION turn(text); CREATE FUNCTION turn(text) RETURNS bigint LANGUAGE sql AS \'SELECT 4711::bigint\'');
@@ -110,7 +110,7 @@ $mock->create_topic('deep', 1);
 as('mallory', q(SELECT eventstore.create_store('deep', 'json')));
 $mock->produce('deep', [ 'a', '1' ], [ 'deep', '[' x 100_000 ], [ 'b', '2' ]);
 as('mallory', "SELECT eventstore.create_source('deep', 'k', 'deep', 'deep', $fast)");
-is(query("SELECT eventstore.wait_for_source('deep', '2 min')"), 't', 'JSON nested too deeply does not hold up its topic');
+source_caught_up($node, 'deep', 'JSON nested too deeply does not hold up its topic');
 is(query('SELECT key FROM deep ORDER BY key'), "a\nb", 'the others are written');
 is(query("SELECT sqlstate, reason FROM eventstore.dead_letters WHERE source = 'deep'"),
 	'54000|the value cannot be taken as json: it is nested too deeply, or too large', 'it is parked');
@@ -150,7 +150,7 @@ query(q(CREATE ROLE leaving; CREATE ROLE heir; GRANT USAGE ON FOREIGN SERVER k T
 $mock->create_topic($_, 1) foreach 'leaving', 'leaving_out';
 as('leaving', "SELECT eventstore.create_source('leaving', 'k', 'leaving', 'open', $fast)");
 as('leaving', "SELECT eventstore.create_sink('leaving_out', 'k', 'leaving_out', 'openly')");
-is(query("SELECT eventstore.wait_for_source('leaving', '2 min')"), 't', 'a source that needs nothing but what PUBLIC has');
+source_caught_up($node, 'leaving', 'a source that needs nothing but what PUBLIC has');
 is(sqlstate_of($node, 'DROP ROLE leaving'), '2BP01', 'its owner cannot be dropped');
 my ($status, $out, $err) = $node->psql('postgres', 'DROP ROLE leaving');
 like($err, qr/column owner of view eventstore\.sources.*column owner of view eventstore\.sinks/s, 'and is told where to look');
@@ -165,7 +165,7 @@ query('DROP ROLE leaving');
 query(q(CREATE FUNCTION whose() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.value := current_user; RETURN NEW; END';
 	CREATE TRIGGER whose BEFORE INSERT ON open FOR EACH ROW EXECUTE FUNCTION whose()));
 $mock->produce('leaving', [ 'a', '1' ]);
-is(query("SELECT eventstore.wait_for_source('leaving', '2 min')"), 't', 'who can then be dropped, and it goes on');
+source_caught_up($node, 'leaving', 'who can then be dropped, and it goes on');
 is(query('SELECT key, value FROM open'), 'a|heir', 'as the heir');
 query("SELECT eventstore.append('openly', 'x')");
 is(query("SELECT eventstore.flush('leaving_out')"), 't', 'the sink, too');

@@ -27,13 +27,6 @@ sub create
 	  . join(', ', $fast, @more) . ')';
 }
 
-sub caught_up
-{
-	my ($name) = @_;
-	is(query("SELECT eventstore.wait_for_source('$name', '2 min')"), 't', "$name has caught up");
-	return;
-}
-
 sub await_state
 {
 	my ($name, $state) = @_;
@@ -50,7 +43,7 @@ query(create('latest', 'latest', 'kv'));
 $mock->produce('latest',
 	[ 'a', '1' ], [ 'b', '1' ], [ 'a', '2' ], [ 'b', undef ], [ 'c', '' ],
 	[ 'd', '1' ], [ 'd', undef ], [ 'd', '2' ]);
-caught_up('latest');
+source_caught_up($node, 'latest');
 is(query("SELECT key, '<' || value || '>' FROM kv ORDER BY key"), "a|<2>\nc|<>\nd|<2>", 'the last record of each key; null deletes, empty does not');
 is(query("SELECT sum(position) FROM eventstore.source_partitions WHERE source = 'latest'"), '8', 'offsets');
 is(query("SELECT sum(lag_records) FROM eventstore.source_partitions WHERE source = 'latest'"), '0', 'no lag');
@@ -67,7 +60,7 @@ $mock->produce('every',
 	[ undef, '{"n": 2}', [], { partition => 0 } ],
 	[ 'a', undef, [], { partition => 0 } ],
 	[ 'a', 'no json', [], { partition => 0 } ]);
-caught_up('every');
+source_caught_up($node, 'every');
 is(query("SELECT type, stream, version, data->>'n', metadata->'headers', created_at = to_timestamp(1700000000) FROM eventstore.read('log') ORDER BY position"),
 	qq(every|a|1|1|[["h", "x"], ["h", null], ["h", {"base64": "/w=="}]]|t\nevery|||2||f\nevery|a|2|||f), 'events');
 is(query("SELECT source, topic, partition, record_offset, convert_from(key, 'UTF8'), convert_from(value, 'UTF8'), sqlstate, reason FROM eventstore.dead_letters"),
@@ -79,7 +72,7 @@ $mock->create_topic('numbered', 2);
 query("SELECT eventstore.create_collection('numbered')");
 $mock->produce('numbered', map { [ "k$_", $_, $_ % 1000 == 7 ? [ h => 'x' ] : [], { partition => $_ % 2, timestamp => 1_700_000_000_000 + 2500 * $_ } ] } 0 .. 20_099);
 query(create('numbered', 'numbered', 'numbered', "value_format => 'json'"));
-caught_up('numbered');
+source_caught_up($node, 'numbered');
 is(query(q{SELECT count(*), count(*) FILTER (WHERE metadata <> CASE WHEN n % 1000 = 7 THEN '{"headers": [["h", "x"]]}' ELSE '{}' END::jsonb
 		|| jsonb_build_object('topic', 'numbered', 'partition', n % 2, 'offset', n / 2, 'timestamp', 1700000000000 + 2500 * n))
 	FROM (SELECT data::bigint AS n, metadata FROM eventstore.read('numbered', max_count => 30000)) r}), '20100|0', 'metadata');
@@ -104,7 +97,7 @@ $mock->create_topic('shared', 4);
 query("SELECT eventstore.create_store('shared', 'text')");
 query(create("half $_", 'shared', 'shared', "partitions => array[$_, @{[ $_ + 2 ]}]", 'flush_count => 500')) foreach 0, 1;
 $mock->produce('shared', map { [ 'k' . $_ % 700, $_ ] } 0 .. 13_999);
-caught_up("half $_") foreach 0, 1;
+source_caught_up($node, "half $_") foreach 0, 1;
 is(query("SELECT count(*), sum(value::int), min(value::int), bool_and(key = 'k' || value::int % 700) FROM shared"),
 	join('|', 700, 700 * (13_300 + 13_999) / 2, 13_300, 't'), 'two sources with two partitions each: the last of each key');
 is(query("SELECT source, array_agg(partition ORDER BY partition), sum(position) > 0 FROM eventstore.source_partitions WHERE source LIKE 'half%' GROUP BY 1 ORDER BY 1"),
@@ -119,7 +112,7 @@ query("ALTER TABLE strict ADD CHECK (value <> '13'), ADD CHECK (key <> 'bad')");
 query(create('strict', 'poison', 'strict'));
 $mock->produce('poison', map { [ "k$_", $_ ] } 1 .. 40);
 $mock->produce('poison', [ 'bad', '1' ], [ undef, '1' ], [ "\xff", '1' ], [ 'z', '' ], [ 'end', '1' ]);
-caught_up('strict');
+source_caught_up($node, 'strict');
 is(query("SELECT count(*), count(*) FILTER (WHERE key IN ('k13', 'bad')) FROM strict"), '40|0', 'good records are written');
 is(query("SELECT record_offset, sqlstate FROM eventstore.dead_letters WHERE source = 'strict' ORDER BY 1"),
 	"12|23514\n40|23514\n41|22004\n42|22021\n43|22P02", 'bad ones are parked, each for its reason');
@@ -127,7 +120,7 @@ is(query("SELECT record_offset, sqlstate FROM eventstore.dead_letters WHERE sour
 query("SELECT eventstore.create_store('skipping', 'json')");
 query("ALTER TABLE skipping ADD CHECK (value <> '13')");
 query(create('skipping', 'poison', 'skipping', "on_error => 'skip'", "on_null_key => 'skip'"));
-caught_up('skipping');
+source_caught_up($node, 'skipping');
 is(query('SELECT count(*) FROM skipping'), '41', 'or passed over');
 is(query("SELECT skipped, parked FROM eventstore.sources WHERE name = 'skipping'"), '4|0', 'and counted');
 
@@ -153,14 +146,14 @@ foreach my $policy ('park', 'skip', 'stop')
 query("SELECT eventstore.create_store('headless', 'text', changelog => false)");
 query(create('headless', 'headers', 'headless'));
 $mock->produce('headers', [ 'a', '1' ], [ 'b', '2', [], { nulls => 100_001 } ], [ 'c', '3' ]);
-caught_up('headers_park');
+source_caught_up($node, 'headers_park');
 is(query('SELECT string_agg(stream, $$ $$) FROM headers_park'), 'a c', 'headers that are too many: the others are written');
 is(query("SELECT record_offset, sqlstate, reason, convert_from(value, 'UTF8'), headers IS NULL FROM eventstore.dead_letters WHERE source = 'headers_park'"),
 	'1|54000|its headers are too many or too large for metadata|2|t', 'the record is parked, without them');
-caught_up('headers_skip');
+source_caught_up($node, 'headers_skip');
 is(query('SELECT string_agg(stream, $$ $$) FROM headers_skip'), 'a c', 'or skipped');
 await_state('headers_stop', 'stopped');
-caught_up('headless');
+source_caught_up($node, 'headless');
 is(query('SELECT string_agg(key, $$ $$ ORDER BY key) FROM headless'), 'a b c', 'where nothing keeps headers they do not matter');
 query("SELECT eventstore.drop_source('headless')");
 query("SELECT eventstore.drop_source('headers_$_')") foreach 'park', 'skip', 'stop';
@@ -172,7 +165,7 @@ query("CREATE FUNCTION parse(text) RETURNS jsonb LANGUAGE sql IMMUTABLE AS \$\$S
 query("SELECT eventstore.create_store('parsed', 'json')");
 query(create('parsed', 'raw', 'parsed', "transform => 'parse(text)'"));
 $mock->produce('raw', [ 'a', '1' ], [ 'b', 'skip' ], [ 'c', 'x' ], [ 'd', '4' ], [ 'd', undef ], [ 'e', '5' ]);
-caught_up('parsed');
+source_caught_up($node, 'parsed');
 is(query('SELECT key, value FROM parsed ORDER BY key'), qq(a|{"n": 1}\ne|{"n": 5}), 'transform');
 is(query("SELECT record_offset, sqlstate FROM eventstore.dead_letters WHERE source = 'parsed'"), '2|22P02', 'its error is the record\'s');
 
@@ -191,7 +184,7 @@ is(query("SELECT state FROM eventstore.sources WHERE name = 'latest'"), 'paused'
 await_true($node, "SELECT count(*) = 0 FROM eventstore.sources WHERE name = 'latest' AND pid IS NOT NULL");
 is(query("SELECT count(*) FROM kv WHERE key = 'p'"), '0', 'nothing is written');
 query("SELECT eventstore.resume('latest')");
-caught_up('latest');
+source_caught_up($node, 'latest');
 is(query("SELECT count(*) FROM kv WHERE key = 'p'"), '1', 'resumed');
 query("SELECT eventstore.drop_source('latest')");
 is(query("SELECT count(*) FROM eventstore.source_partitions WHERE source = 'latest'"), '0', 'dropped');

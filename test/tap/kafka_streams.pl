@@ -25,7 +25,7 @@ query(qq{
 	SELECT eventstore.create_store('kv');
 	SELECT eventstore.create_source('in', 'k', 'in', 'kv', changelog_topic => 'changes', flush_interval => '50 ms')});
 $kafka->produce_many('in', 3000, keys => 400, tombstones => 5);
-is(query("SELECT eventstore.wait_for_source('in', '2 min')"), 't', 'the source has caught up');
+source_caught_up($node, 'in', 'the source has caught up');
 query(q(SELECT eventstore.put('kv', 'by SQL', '{"i": 1000000, "of": "SQL"}'), eventstore.delete('kv', (SELECT min(key) FROM kv))));
 
 # It is told what to wait for, and says so when it has it.

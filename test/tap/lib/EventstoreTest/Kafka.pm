@@ -12,6 +12,7 @@
 #   $kafka->produce('t', ['k', 'v'], ['k', undef], [undef, 'v'], ['k', 'v', [h => 'x'], { partition => 1 }]);
 #   $kafka->produce_many('t', 500_000, keys => 1000, tombstones => 10);
 #   $kafka->consume('t')                        # {partition, offset, timestamp, key, value, headers}, …
+#   source_caught_up($node, 's');               # a test: it has written what its topic had
 #
 # What both can do is in Kafka/Client.pm.  All of them end with the test; only
 # processes that the test has started are ended.  What a machine lacks for them
@@ -26,8 +27,9 @@ use Exporter 'import';
 use EventstoreTest;
 use EventstoreTest::Kafka::Broker;
 use EventstoreTest::Kafka::Mock;
+use Test::More;
 
-our @EXPORT = qw(kafka_mock kafka_broker server_beside);
+our @EXPORT = qw(kafka_mock kafka_broker server_beside source_caught_up);
 
 sub kafka_mock
 {
@@ -47,6 +49,16 @@ sub server_beside
 
 	$node->safe_psql('postgres', qq(CREATE SERVER k FOREIGN DATA WRAPPER eventstore_kafka OPTIONS ("bootstrap.servers" '$address')));
 	return $node;
+}
+
+# More time than a busy machine needs.
+sub source_caught_up
+{
+	my ($node, $source, $what) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	is($node->safe_psql('postgres', "SELECT eventstore.wait_for_source('$source', '2 min')"), 't', $what // "$source has caught up");
+	return;
 }
 
 1;

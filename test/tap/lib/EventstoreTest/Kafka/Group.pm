@@ -64,7 +64,7 @@ sub caught_up
 {
 	my ($source, @names) = @_;
 
-	is(query($_, "SELECT eventstore.wait_for_source('$source', '2 min')"), 't', "$_ has caught up with $source") foreach @names;
+	source_caught_up($servers{$_}, $source, "$_ has caught up with $source") foreach @names;
 	return;
 }
 
