@@ -399,6 +399,8 @@ static const Setting defaults[] = {
 	{"queued.max.messages.kbytes", "16384", true, false},
 	/* bytes alone are to be the bound: at this one old versions stop fetching for a whole second */
 	{"queued.min.messages", "1000000", true, false},
+	/* how long fetching rests at a full queue; not known to librdkafka before 2.2 (prefetch.c) */
+	{"fetch.queue.backoff.ms", "10", true, false},
 	/* a broker answers nothing else meanwhile: what wait_for_source() asks, say */
 	{"fetch.wait.max.ms", "100", true, false},
 	{"queue.buffering.max.kbytes", "32768", false, true},
@@ -414,6 +416,15 @@ static const Setting fixed[] = {
 	{"sasl.kerberos.kinit.cmd", "", true, true},
 	{"enable.metrics.push", "false", true, true},
 };
+
+const char *
+es_kafka_default_property(const char *name)
+{
+	for (int i = 0; i < lengthof(defaults); i++)
+		if (strcmp(defaults[i].name, name) == 0)
+			return defaults[i].value;
+	return NULL;
+}
 
 static void
 apply_settings(rd_kafka_conf_t *conf, rd_kafka_type_t type, const Setting *settings,
@@ -616,6 +627,7 @@ es_kafka_open(rd_kafka_type_t type, const char *name, List *properties,
 	PG_TRY();
 	{
 		keep_secrets(client, properties);
+		es_kafka_prefetch_begin(client, properties);
 		open_wake_fds(client);
 		conf = configure_client(client, properties, own);
 		if (configure != NULL)
@@ -810,6 +822,7 @@ es_kafka_close(EsKafkaClient *client)
 		close(client->wake_write_fd);
 	}
 	list_free_deep(client->secrets);
+	es_kafka_prefetch_end(client);
 	pfree(client);
 }
 

@@ -66,6 +66,12 @@ typedef struct EsKafkaClient
 	int				answer_ms; /* how long a group's answer may take */
 	TimestampTz		id_due;	   /* ids of topics are not asked for before */
 	List		   *secrets;   /* char *: blotted out of every message */
+	char		   *username;  /* as the properties say, '' without */
+	char		   *password;
+	int64			taken_messages; /* since librdkafka was last told (prefetch.c) */
+	int64			taken_bytes;
+	int64			wake_messages; /* it is told again after so many */
+	int64			wake_bytes;
 	EsKafkaHeard	heard;
 } EsKafkaClient;
 
@@ -107,6 +113,19 @@ extern void es_kafka_wait(EsKafkaClient **clients, int n, long timeout_ms);
  */
 extern void es_kafka_serve(EsKafkaClient *client);
 extern void es_kafka_note(EsKafkaClient *client);
+
+/*
+ * A message was taken from a consumer's queue, so there is room for another: each is to
+ * be noted, or librdkafka rests for a second when the queue is full (prefetch.c).
+ */
+extern void es_kafka_note_taken(EsKafkaClient *client, const rd_kafka_message_t *message);
+
+/* What a client has by default, where that is not librdkafka's own; NULL. */
+extern const char *es_kafka_default_property(const char *name);
+
+/* Of es_kafka_open and es_kafka_close. */
+extern void es_kafka_prefetch_begin(EsKafkaClient *client, List *properties);
+extern void es_kafka_prefetch_end(EsKafkaClient *client);
 
 /* A message of a group's member that is no record; before es_kafka_note. */
 extern void es_kafka_hear(EsKafkaClient *client, const rd_kafka_message_t *message);

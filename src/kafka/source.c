@@ -149,6 +149,7 @@ collect(EsSourceRun *run)
 				rd_kafka_message_destroy(taken[i]);
 				continue;
 			}
+			es_kafka_note_taken(run->client, taken[i]);
 			es_topic_recognise(run, taken[i]);
 			if (taken[i]->err == RD_KAFKA_RESP_ERR_NO_ERROR &&
 				run->leave == ES_LEAVE_NOT && es_batch_add(run, taken[i]))

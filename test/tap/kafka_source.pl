@@ -78,6 +78,16 @@ is(query(q{SELECT count(*), count(*) FILTER (WHERE metadata <> CASE WHEN n % 100
 	FROM (SELECT data::bigint AS n, metadata FROM eventstore.read('numbered', max_count => 30000)) r}), '20100|0', 'metadata');
 is_clean($node, 'numbered');
 
+# A queue that is full again and again does not make each time last a second: that
+# would be minutes here, since a fetch brings one of the producer's batches
+$mock->create_topic('queued', 1);
+query("SELECT eventstore.create_collection('queued')");
+$mock->produce('queued', (map { [ "k$_", 'x' x 1000, [], { partition => 0 } ] } 1 .. 4000), { properties => { 'batch.num.messages' => 16 } });
+my $small = q('{"fetch.wait.max.ms": 5, "queued.max.messages.kbytes": 1, "max.partition.fetch.bytes": 1000}');
+query("SELECT eventstore.create_source('queued', 'k', 'queued', 'queued', value_format => 'text', consumer_properties => $small)");
+source_caught_up($node, 'queued');
+is(query("SELECT count(*) FROM eventstore.read('queued', max_count => 10000)"), '4000', 'a small queue of fetched messages');
+
 # ---- batches ---------------------------------------------------------------------------
 
 $mock->create_topic('batches', 1);
