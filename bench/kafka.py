@@ -14,6 +14,8 @@ HERE = pathlib.Path(__file__).parent
 BUILD = HERE.parent / "build/bench"
 RECORDS = [20_000] if options.QUICK else [500_000, 5_000_000] if options.LARGE else [500_000]
 PARTITIONS = [1, 4]
+# What is less than a batch waits as long as in the Go program.
+PATIENCE = "flush_interval => '100 ms'"
 LIMIT_SECONDS = 120 if options.QUICK else 900
 
 
@@ -92,7 +94,7 @@ class Eventstore(Contender):
         self.create_sources(topic)
 
     def create_sources(self, topic):
-        server.sql(f"SELECT eventstore.create_source('kept_source', 'kept_server', '{topic.name}', 'kept')")
+        server.sql(f"SELECT eventstore.create_source('kept_source', 'kept_server', '{topic.name}', 'kept', {PATIENCE})")
 
     def stop(self):
         server.sql("""
@@ -109,7 +111,7 @@ class Pair(Eventstore):
 
     def create_sources(self, topic):
         server.sql(f"""
-            SELECT eventstore.create_source('kept_source_' || n, 'kept_server', '{topic.name}', 'kept',
+            SELECT eventstore.create_source('kept_source_' || n, 'kept_server', '{topic.name}', 'kept', {PATIENCE},
                 partitions => (SELECT array_agg(p) FROM generate_series(n, {topic.partitions - 1}, 2) p))
             FROM generate_series(0, 1) n
         """)
@@ -243,6 +245,7 @@ def main():
     postmaster = int(server.sql("SELECT split_part(pg_read_file('postmaster.pid'), E'\\n', 1)"))
     broker = Broker()
     parts = [f"Records of {SIZE_BYTES} bytes over {KEYS:,} keys, JSON, in a topic that was filled before."
+             " Batches of 10,000; what is less waits for 100 ms."
              " CPU is that of the contender and of PostgreSQL, without the broker's."]
     targets = []
     for records in RECORDS:

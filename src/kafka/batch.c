@@ -34,7 +34,7 @@
  * the closer they lie together in the indexes.  Each takes some kilobytes while it
  * is written.
  */
-#define RESTORE_RECORDS 30000
+#define RESTORE_RECORDS 100000
 #define RESTORE_BYTES	(4 * BATCH_BYTES)
 /* The pause after a failed transaction doubles from the first to the last value. */
 #define RETRY_FIRST_MS 20
