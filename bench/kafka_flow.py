@@ -13,15 +13,16 @@ PINGS = 20 if options.QUICK else 300
 LIMIT_SECONDS = 600
 
 
-def await_answer(session, query):
-    """Until the answer is true; when it was asked."""
+def await_answer(session, query, least):
+    """Until the answer is so much; when it was asked, and the answer."""
     end = time.time() + LIMIT_SECONDS
     while time.time() < end:
         asked = time.time()
-        if session.execute(query).fetchone()[0]:
-            return asked
+        answer = session.execute(query).fetchone()[0]
+        if answer is not None and answer >= least:
+            return asked, int(answer)
         time.sleep(0.005)
-    raise SystemExit(f"not so after {LIMIT_SECONDS} s: {query}")
+    raise SystemExit(f"not {least} after {LIMIT_SECONDS} s: {query}")
 
 
 def connect():
@@ -29,24 +30,29 @@ def connect():
 
 
 class Flow:
-    """Records go from somewhere to somewhere; 'first' starts the clock, 'last' stops it."""
+    """Records go from somewhere to somewhere; 'done' asks how many have.
 
-    def __init__(self, name, records, begin, first, last, end):
+    The clock starts with the first that are seen, and those do not count.
+    """
+
+    def __init__(self, name, records, begin, done, end):
         self.name, self.records = name, records
-        self.begin, self.first, self.last, self.end = begin, first, last, end
-        self.cpu = self.memory_mb = None
+        self.begin, self.done, self.end = begin, done, end
+        self.cpu = self.seconds = None
 
     def run(self, postmaster):
         with connect() as session:
             session.execute("CHECKPOINT")
+            created = time.time()
             session.execute(self.begin)
-            began = await_answer(session, self.first)
+            began, first = await_answer(session, self.done, 1)
             used = cpu.seconds(postmaster)
-            ended = await_answer(session, self.last)
-            self.cpu = (cpu.seconds(postmaster) - used) / self.records * 1e6
+            ended, last = await_answer(session, self.done, self.records)
+            self.cpu = (cpu.seconds(postmaster) - used) / max(last - first, 1) * 1e6
+            self.seconds = ended - created
             for statement in self.end:
                 session.execute(statement)
-        return self.records / max(ended - began, 0.001)
+        return (last - first) / max(ended - began, 0.001)
 
 
 def source(topic, target, **options_):
@@ -59,37 +65,32 @@ def source(topic, target, **options_):
 def into_collection(topic, title, **options_):
     return Flow(f"topic into a collection, {title}", topic.records,
                 "SELECT eventstore.create_collection('log'); " + source(topic, "log", **options_),
-                "SELECT eventstore.head('log') > 0",
-                f"SELECT eventstore.head('log') >= {topic.records}",
+                "SELECT eventstore.head('log')",
                 ["SELECT eventstore.drop_source('s')", "SELECT eventstore.drop_collection('log')"])
 
 
 def into_store(topic, title, changelog):
     return Flow(f"topic into a store, {title}", topic.records,
                 f"SELECT eventstore.create_store('kv', changelog => {changelog}); " + source(topic, "kv"),
-                "SELECT count(*) > 0 FROM eventstore.source_partitions WHERE position > 0",
-                f"SELECT sum(position) = {topic.records} FROM eventstore.source_partitions",
+                "SELECT sum(position) FROM eventstore.source_partitions",
                 ["SELECT eventstore.drop_source('s')", "SELECT eventstore.drop_store('kv')"])
 
 
 def out_of_collection(topic, title, events, exactly_once):
     return Flow(f"collection to a topic, {title}", events,
                 f"SELECT eventstore.create_sink('k', 'bench', '{topic}', 'events', exactly_once => {exactly_once})",
-                "SELECT position > 0 FROM eventstore.sinks WHERE name = 'k'",
-                f"SELECT position >= {events} FROM eventstore.sinks WHERE name = 'k'",
+                "SELECT position FROM eventstore.sinks WHERE name = 'k'",
                 ["SELECT eventstore.drop_sink('k')"])
 
 
 def restore(grid, changelog):
-    """The clock starts when the worker begins to read.  A store without a changelog has no changelog topic, and reads it as its own."""
-    read, more = ("nothing", f", changelog_topic => '{grid.name}'") if changelog else (grid.name, "")
+    """A store without a changelog has no changelog topic, and reads it as its own, in batches as large."""
+    read, more = ("nothing", f"changelog_topic => '{grid.name}'") if changelog else (grid.name, "flush_count => 100000")
     return Flow(f"restore of {grid.records:,} keys from a changelog topic" if changelog else
                 f"the same {grid.records:,} records into a store without changelog", grid.records,
                 f"SELECT eventstore.create_store('restored', changelog => {changelog}); "
-                f"SELECT eventstore.create_source('r', 'bench', '{read}', 'restored', flush_interval => '100 ms'{more})",
-                f"SELECT state = '{'restoring' if changelog else 'running'}' FROM eventstore.sources WHERE name = 'r'",
-                f"SELECT coalesce(sum(position), 0) = {grid.records} FROM eventstore.source_partitions"
-                f" WHERE source = 'r' AND topic = '{grid.name}'",
+                f"SELECT eventstore.create_source('r', 'bench', '{read}', 'restored', flush_interval => '100 ms', {more})",
+                f"SELECT sum(position) FROM eventstore.source_partitions WHERE source = 'r' AND topic = '{grid.name}'",
                 ["SELECT eventstore.drop_source('r')", "SELECT eventstore.drop_store('restored')"])
 
 
@@ -134,7 +135,7 @@ def restart(broker):
         session.execute("SELECT pg_terminate_backend(pid) FROM eventstore.sources WHERE name = 'again'")
         subprocess.run([RIG / "client", "-b", broker.address, "produce", "restarts"], check=True,
                        input="key=k\tvalue=1\n", stdout=subprocess.DEVNULL, text=True)
-        ended = await_answer(session, "SELECT eventstore.get_text('restarted', 'k') IS NOT NULL")
+        ended, _ = await_answer(session, "SELECT length(eventstore.get_text('restarted', 'k'))", 1)
         session.execute("SELECT eventstore.drop_source('again')")
         session.execute("SELECT eventstore.drop_store('restarted')")
     return ended - began
@@ -154,26 +155,28 @@ def main():
 
     flows = [into_collection(topic, "the key as stream"),
              into_collection(topic, "the key as tag", key_as="'tag'"),
+             into_collection(topic, "the same, batches of 50,000", key_as="'tag'", flush_count=50_000),
              into_store(topic, "with changelog", "true"),
              into_store(topic, "without changelog", "false"),
              out_of_collection("out", "at least once", RECORDS, "false"),
              out_of_collection("out", "exactly once", RECORDS, "true"),
              *[restore(grid, changelog) for grid in grids for changelog in (True, False)]]
     figures = report.measure({flow.name: lambda flow=flow: flow.run(postmaster) for flow in flows})
-    lines = [[flow.name, report.median(figures, flow.name), f"{flow.cpu:.1f}"] for flow in flows]
+    lines = [[flow.name, report.median(figures, flow.name), f"{flow.cpu:.1f}", f"{flow.seconds:.1f}"] for flow in flows]
     middle, late, memory = latency(broker)
     again = restart(broker)
     report.write("kafka_flow", "Kafka: what goes through", [
         f"Records of {SIZE_BYTES} bytes, JSON, {KEYS:,} keys, 4 partitions; events of 100 bytes with three tags in"
-        " 10,000 streams. CPU is PostgreSQL's, without the broker's; of the last round.",
-        report.table(["flow", "records/s", "CPU seconds per million"], lines),
+        " 10,000 streams. CPU is PostgreSQL's, without the broker's; it and the seconds, from the"
+        " call that creates the source or sink, are of the last round.",
+        report.table(["flow", "records/s", "CPU seconds per million", "seconds in all"], lines),
         report.table(["produced to visible, one record at a time, flush_interval 1 ms", "ms"],
                      [["median", f"{middle:.1f}"], ["99 %", f"{late:.1f}"],
                       ["worker's peak memory, MB, shared memory included", f"{memory:.0f}"],
                       ["from the end of a worker to a new record, no restore", f"{again * 1000:.0f}"]])],
         [["topic into a collection", report.at_least(figures, flows[1].name, 250_000), "250,000/s"],
-         ["collection to a topic", report.at_least(figures, flows[4].name, 200_000), "200,000/s"],
-         ["restore", report.at_least(figures, flows[6].name, 400_000), "400,000/s"],
+         ["collection to a topic", report.at_least(figures, flows[5].name, 200_000), "200,000/s"],
+         ["restore", report.at_least(figures, flows[7].name, 400_000), "400,000/s"],
          ["a worker's restart", f"{again:.2f} s" + ("" if again < 1 else " (missed)"), "1 s"],
          ["produced to visible", f"{middle:.1f} ms" + ("" if middle < 15 else " (missed)"), "15 ms"]])
 
