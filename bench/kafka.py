@@ -12,7 +12,7 @@ from lib.kafka_topic import KEYS, SIZE_BYTES, Broker, Topic
 
 HERE = pathlib.Path(__file__).parent
 BUILD = HERE.parent / "build/bench"
-RECORDS = [20_000] if options.QUICK else [500_000, 5_000_000] if options.LARGE else [500_000]
+RECORDS = [200_000] if options.QUICK else [500_000, 5_000_000] if options.LARGE else [500_000]
 PARTITIONS = [1, 4]
 LIMIT_SECONDS = 120 if options.QUICK else 900
 

@@ -7,8 +7,8 @@ import psycopg
 from lib import cpu, options, report, server
 from lib.kafka_topic import KEYS, RIG, SIZE_BYTES, Broker, Grid, Topic
 
-RECORDS = 20_000 if options.QUICK else 500_000
-RESTORED_KEYS = [10_000] if options.QUICK else [1_000_000, 4_000_000] if options.LARGE else [1_000_000]
+RECORDS = 200_000 if options.QUICK else 500_000
+RESTORED_KEYS = [200_000] if options.QUICK else [1_000_000, 4_000_000] if options.LARGE else [1_000_000]
 PINGS = 20 if options.QUICK else 300
 LIMIT_SECONDS = 600
 

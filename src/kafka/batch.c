@@ -31,7 +31,7 @@
 #define BATCH_BYTES (16 * 1024 * 1024)
 /*
  * What is restored nobody waits for record by record, and the more keys a batch has,
- * the closer they lie together in the indexes.  Each takes some kilobytes while it
+ * the closer they lie together in the indexes.  Each takes a kilobyte or two while it
  * is written.
  */
 #define RESTORE_RECORDS 100000
@@ -465,6 +465,8 @@ write_step(EsSourceRun *run)
 			stop_at_record(run, &run->records[run->nwritten], &problem);
 			return false;
 		case OUTCOME_RETRY:
+			if (problem.sqlstate == ERRCODE_OUT_OF_MEMORY)
+				run->width = Max(tried / 2, 1);
 			retry_later(run, problem.reason);
 			return false;
 		case OUTCOME_LEAVE:

@@ -397,10 +397,10 @@ static const Setting defaults[] = {
 	{"socket.keepalive.enable", "true", true, true},
 	/* as fast as librdkafka's four times as much */
 	{"queued.max.messages.kbytes", "16384", true, false},
-	/* bytes alone are to be the bound: at this one old versions stop fetching for a whole second */
+	/* bytes alone are to be the bound */
 	{"queued.min.messages", "1000000", true, false},
-	/* how long fetching rests at a full queue; not known to librdkafka before 2.2 (prefetch.c) */
-	{"fetch.queue.backoff.ms", "10", true, false},
+	/* how long fetching rests at a full queue (prefetch.c): often enough, and hardly any work while nobody reads */
+	{"fetch.queue.backoff.ms", "100", true, false},
 	/* a broker answers nothing else meanwhile: what wait_for_source() asks, say */
 	{"fetch.wait.max.ms", "100", true, false},
 	{"queue.buffering.max.kbytes", "32768", false, true},

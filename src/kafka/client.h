@@ -66,13 +66,13 @@ typedef struct EsKafkaClient
 	int				answer_ms; /* how long a group's answer may take */
 	TimestampTz		id_due;	   /* ids of topics are not asked for before */
 	List		   *secrets;   /* char *: blotted out of every message */
-	char		   *username;  /* as the properties say, '' without */
-	char		   *password;
-	int64			taken_messages; /* since librdkafka was last told (prefetch.c) */
-	int64			taken_bytes;
-	int64			wake_messages; /* it is told again after so many */
-	int64			wake_bytes;
-	EsKafkaHeard	heard;
+	char		*username; /* to wake librdkafka by (prefetch.c); NULL: it is not to be */
+	char		*password;
+	int64		 taken_messages; /* since it was last woken */
+	int64		 taken_bytes;
+	int64		 wake_messages; /* after so many it is again */
+	int64		 wake_bytes;
+	EsKafkaHeard heard;
 } EsKafkaClient;
 
 /*

@@ -9,9 +9,10 @@
  * Since 2.2 fetch.queue.backoff.ms says how long.  Older ones look again when that
  * second is over, or when the thread of the broker's connection is woken for
  * something else; the one call that wakes it and changes nothing else is to set
- * the credentials that it has already.
+ * the credentials that it has already.  With Kerberos there are none of ours, and
+ * what would be set might count, so there it rests.
  *
- * It is due each time that an eighth of a queue was taken, whether or not fetching
+ * A wake-up is due each time that an eighth of a queue was taken, whether or not fetching
  * rests: that begins with a full queue, so it is over long before that is empty.
  */
 #include "postgres.h"
@@ -26,7 +27,7 @@
 /* This part of a full queue taken, and it is woken. */
 #define WAKE_PART 8
 
-/* What was set, or nothing, in a context that lives as long as the client. */
+/* What was set, or '', in a context that lives as long as the client. */
 static char *
 copy_property(List *properties, const char *name)
 {
@@ -45,9 +46,20 @@ number_property(List *properties, const char *name)
 	return value == NULL ? 0 : strtoi64(value, NULL, 10);
 }
 
+static bool
+uses_kerberos(List *properties)
+{
+	const char *mechanism = es_kafka_get_property(properties, "sasl.mechanism");
+
+	return mechanism != NULL && pg_strcasecmp(mechanism, "GSSAPI") == 0;
+}
+
 void
 es_kafka_prefetch_begin(EsKafkaClient *client, List *properties)
 {
+	if (client->type != RD_KAFKA_CONSUMER || rd_kafka_version() >= BACKOFF_VERSION ||
+		uses_kerberos(properties))
+		return;
 	client->username = copy_property(properties, "sasl.username");
 	client->password = copy_property(properties, "sasl.password");
 	client->wake_messages =
@@ -71,8 +83,6 @@ wake_fetcher(const EsKafkaClient *client)
 {
 	rd_kafka_error_t *error;
 
-	if (rd_kafka_version() >= BACKOFF_VERSION)
-		return;
 	error =
 		rd_kafka_sasl_set_credentials(client->handle, client->username, client->password);
 	if (error != NULL)
@@ -82,6 +92,8 @@ wake_fetcher(const EsKafkaClient *client)
 void
 es_kafka_note_taken(EsKafkaClient *client, const rd_kafka_message_t *message)
 {
+	if (client->username == NULL)
+		return;
 	client->taken_messages++;
 	client->taken_bytes += message->len + message->key_len;
 	if (client->taken_messages < client->wake_messages &&

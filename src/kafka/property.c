@@ -146,7 +146,7 @@ static const Property properties[] = {
 	{"fetch.error.backoff.ms", SERVER | CONSUMER, NUMBER, 10, 300000},
 	{"fetch.max.bytes", SERVER | CONSUMER, NUMBER, 1, 128 * MEGABYTE},
 	{"fetch.min.bytes", SERVER | CONSUMER, NUMBER},
-	{"fetch.queue.backoff.ms", SERVER | CONSUMER, NUMBER},
+	{"fetch.queue.backoff.ms", SERVER | CONSUMER, NUMBER, 10, 300000},
 	{"fetch.wait.max.ms", SERVER | CONSUMER, NUMBER, 1, 300000},
 	{"max.partition.fetch.bytes", SERVER | CONSUMER, NUMBER, 1, 128 * MEGABYTE},
 	{"queued.max.messages.kbytes", SERVER | CONSUMER, NUMBER, 1, 256 * 1024},

@@ -172,6 +172,7 @@ read_all(Resync *resync)
 		run->ntaken = (int) n;
 		for (int i = run->next_taken = 0; i < n; i = ++run->next_taken)
 		{
+			es_kafka_note_taken(run->client, taken[i]);
 			note_message(resync, taken[i]);
 			rd_kafka_message_destroy(taken[i]);
 		}

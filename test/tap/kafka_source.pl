@@ -83,10 +83,29 @@ is_clean($node, 'numbered');
 $mock->create_topic('queued', 1);
 query("SELECT eventstore.create_collection('queued')");
 $mock->produce('queued', (map { [ "k$_", 'x' x 1000, [], { partition => 0 } ] } 1 .. 4000), { properties => { 'batch.num.messages' => 16 } });
-my $small = q('{"fetch.wait.max.ms": 5, "queued.max.messages.kbytes": 1, "max.partition.fetch.bytes": 1000}');
-query("SELECT eventstore.create_source('queued', 'k', 'queued', 'queued', value_format => 'text', consumer_properties => $small)");
-source_caught_up($node, 'queued');
-is(query("SELECT count(*) FROM eventstore.read('queued', max_count => 10000)"), '4000', 'a small queue of fetched messages');
+foreach my $limit ('"queued.max.messages.kbytes": 8', '"queued.min.messages": 16')
+{
+	query("SELECT eventstore.drop_source(name) FROM eventstore.sources WHERE name = 'queued'");
+	query("SELECT eventstore.create_source('queued', 'k', 'queued', 'queued', value_format => 'text', consumer_properties => "
+		  . qq('{"fetch.wait.max.ms": 5, "max.partition.fetch.bytes": 1000, $limit}')));
+	source_caught_up($node, 'queued');
+}
+is(query("SELECT count(*) FROM eventstore.read('queued', max_count => 10000)"), '8000', 'a small queue of fetched messages');
+
+# What there is not enough memory for is written in parts
+$mock->create_topic('large', 1);
+query("SELECT eventstore.create_store('large', 'text')");
+query(q{CREATE FUNCTION count_row() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE n int := 1 + coalesce(nullif(current_setting('test.rows', true), ''), '0')::int; BEGIN
+	IF n > 100 THEN RAISE out_of_memory; END IF;
+	PERFORM set_config('test.rows', n::text, true);
+	RETURN new;
+END $$});
+query('CREATE TRIGGER count_row BEFORE INSERT ON large FOR EACH ROW EXECUTE FUNCTION count_row()');
+$mock->produce('large', map { [ "k$_", $_ ] } 1 .. 1000);
+query(create('large', 'large', 'large'));
+source_caught_up($node, 'large');
+is(query('SELECT count(*) FROM large'), '1000', 'a batch that takes too much memory');
+is_clean($node, 'large_changelog');
 
 # ---- batches ---------------------------------------------------------------------------
 
