@@ -87,7 +87,7 @@ foreach my $limit ('"queued.max.messages.kbytes": 8', '"queued.min.messages": 16
 {
 	query("SELECT eventstore.drop_source(name) FROM eventstore.sources WHERE name = 'queued'");
 	query("SELECT eventstore.create_source('queued', 'k', 'queued', 'queued', value_format => 'text', consumer_properties => "
-		  . qq('{"fetch.wait.max.ms": 5, "max.partition.fetch.bytes": 1000, $limit}')));
+		  . qq('{"fetch.wait.max.ms": 5, "max.partition.fetch.bytes": 1000, $limit}') . ')');
 	source_caught_up($node, 'queued');
 }
 is(query("SELECT count(*) FROM eventstore.read('queued', max_count => 10000)"), '8000', 'a small queue of fetched messages');
