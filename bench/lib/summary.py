@@ -11,6 +11,7 @@ START, END = "<!-- figures: written by bench/run -->", "<!-- end of figures -->"
 
 SOURCE = "eventstore, a source into a store"
 PAIR = "eventstore, two sources with half of the partitions each"
+LARGE_PAIR = PAIR + ", batches of 50,000"
 
 
 def beside_source(title):
@@ -69,6 +70,8 @@ FIGURES = [
      (["500,000 records, 4 partitions", SOURCE], "records/s"), beside_source("500,000 records, 4 partitions")),
     ("Five million records, four partitions, two sources", "/s", "kafka",
      (["5,000,000 records, 4 partitions", PAIR], "records/s"), beside_source("5,000,000 records, 4 partitions")),
+    ("The same, batches of 50,000", "/s", "kafka",
+     (["5,000,000 records, 4 partitions", LARGE_PAIR], "records/s"), []),
     ("A collection to a Kafka topic, events", "/s", "kafka_flow",
      (["collection to a topic, at least once"], "records/s"),
      [("exactly once", ["collection to a topic, exactly once"], "records/s")]),
@@ -96,7 +99,7 @@ def lines():
     """What only --large measures is left out where that was not run."""
     for what, unit, result, ours, others in FIGURES:
         text = (BENCH / "results" / f"{result}.md").read_text()
-        if PAIR in ours[0] and ours[0][0] not in text:
+        if ours[0][-1].startswith(PAIR) and ours[0][0] not in text:
             continue
         command = re.search(r"^Command: (`.*`)$", text, re.M)[1]
         beside = ", ".join(f"{name} {find(text, key, column)}{unit}" for name, key, column in others)
