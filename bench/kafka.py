@@ -3,11 +3,10 @@ import os
 import pathlib
 import subprocess
 import tempfile
-import threading
 import time
 
 import psycopg
-from lib import cpu, options, report, server
+from lib import cpu, kafka_streams, options, report, server
 from lib.kafka_topic import KEYS, SIZE_BYTES, Broker, Topic
 
 HERE = pathlib.Path(__file__).parent
@@ -178,22 +177,14 @@ class Streams(Contender):
     name = "Kafka Streams, RocksDB and changelog, exactly once"
 
     def build(self):
-        subprocess.run([HERE.parent / "test/kafka/streams/build", BUILD / "kafka-streams"], check=True)
+        kafka_streams.build()
 
     def start(self, topic):
-        folder = tempfile.mkdtemp(dir=topic.broker.folder.name)
-        self.run("java", "-Xmx1g", "-XX:+UseParallelGC", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
-                 "-cp", f"{BUILD}/kafka-streams/classes:{BUILD}/kafka-streams/jars/*", "Latest", topic.broker.address, topic.name,
-                 topic.partitions, folder, *topic.expected, *(f"{key}={number}" for key, number in topic.last),
-                 output=subprocess.PIPE)
+        self.program = kafka_streams.Program(topic, topic.expected, topic.last)
+        self.process = self.program.process
 
     def await_line(self, wanted):
-        timer = threading.Timer(LIMIT_SECONDS, self.process.kill)
-        timer.start()
-        line = self.process.stdout.readline().strip()
-        timer.cancel()
-        if line != wanted:
-            raise SystemExit(f"{self.name} said {line!r}, not {wanted!r}; see build/bench/kafka-streams.log")
+        self.program.await_line(wanted, LIMIT_SECONDS)
         return time.time()
 
     def await_first(self, session, topic):

@@ -4,7 +4,7 @@ import subprocess
 import time
 
 import psycopg
-from lib import cpu, options, report, server
+from lib import cpu, kafka_streams, options, report, server
 from lib.kafka_topic import KEYS, RIG, SIZE_BYTES, Broker, Grid, Topic
 
 RECORDS = 200_000 if options.QUICK else 500_000
@@ -94,6 +94,21 @@ def restore(grid, changelog):
                 ["SELECT eventstore.drop_source('r')", "SELECT eventstore.drop_store('restored')"])
 
 
+def streams_restore(grid):
+    """Seconds from the start of a Kafka Streams program, whose store was filled and is gone, until it serves all.
+
+    It was closed in good order, and its group waits for the session's time-out all the same.
+    """
+    for _ in ("filled", "restored"):
+        began = time.time()
+        program = kafka_streams.Program(grid, grid.expected, application=f"restored-{grid.records}")
+        program.await_line("first", LIMIT_SECONDS)
+        program.await_line("all", LIMIT_SECONDS)
+        seconds = time.time() - began
+        program.close()
+    return seconds
+
+
 def latency(broker):
     """Milliseconds from the call that produces a record to the first look that shows its value."""
     broker.client("create", "pings", 1)
@@ -163,6 +178,8 @@ def main():
              *[restore(grid, changelog) for grid in grids for changelog in (True, False)]]
     figures = report.measure({flow.name: lambda flow=flow: flow.run(postmaster) for flow in flows})
     lines = [[flow.name, report.median(figures, flow.name), f"{flow.cpu:.1f}", f"{flow.seconds:.1f}"] for flow in flows]
+    kafka_streams.build()
+    ready = [[f"{grid.records:,} keys", flow.seconds, streams_restore(grid)] for grid, flow in zip(grids, flows[7::2])]
     middle, late, memory = latency(broker)
     again = restart(broker)
     report.write("kafka_flow", "Kafka: what goes through", [
@@ -170,6 +187,8 @@ def main():
         " 10,000 streams. CPU is PostgreSQL's, without the broker's; it and the seconds, from the"
         " call that creates the source or sink, are of the last round.",
         report.table(["flow", "records/s", "CPU seconds per million", "seconds in all"], lines),
+        report.table(["from the start until a restored store serves all, seconds", "eventstore", "Kafka Streams, RocksDB"],
+                     [[keys, f"{ours:.1f}", f"{streams:.1f}"] for keys, ours, streams in ready]),
         report.table(["produced to visible, one record at a time, flush_interval 1 ms", "ms"],
                      [["median", f"{middle:.1f}"], ["99 %", f"{late:.1f}"],
                       ["worker's peak memory, MB, shared memory included", f"{memory:.0f}"],
@@ -177,6 +196,8 @@ def main():
         [["topic into a collection", report.at_least(figures, flows[1].name, 250_000), "250,000/s"],
          ["collection to a topic", report.at_least(figures, flows[5].name, 200_000), "200,000/s"],
          ["restore", report.at_least(figures, flows[7].name, 400_000), "400,000/s"],
+         *[[f"{keys} restored, ready", f"{ours:.1f} s" + ("" if ours < streams else " (missed)"),
+            f"before Kafka Streams, {streams:.1f} s"] for keys, ours, streams in ready],
          ["a worker's restart", f"{again:.2f} s" + ("" if again < 1 else " (missed)"), "1 s"],
          ["produced to visible", f"{middle:.1f} ms" + ("" if middle < 15 else " (missed)"), "15 ms"]])
 

@@ -59,7 +59,11 @@ class Grid:
     TENANTS, ITEMS = 100, 20
 
     def __init__(self, broker, partitions, records):
+        self.broker = broker
+        self.partitions = partitions
         self.records = records
         self.name = f"grid_{records}"
         broker.client("create", self.name, partitions)
         broker.client("grid", self.name, self.TENANTS, self.ITEMS, records // (self.TENANTS * self.ITEMS))
+        # How many keys, and the sum of their tenants, which are numbered from 0.
+        self.expected = (records, records * (self.TENANTS - 1) // 2)

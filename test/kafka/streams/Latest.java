@@ -4,8 +4,11 @@
 //   Latest ADDRESS TOPIC THREADS FOLDER KEYS SUM KEY=NUMBER...
 //
 // Prints "first" when its store shows a key, and "all" when it shows KEYS keys
-// whose numbers ("i") add up to SUM; that is asked for once each KEY given has
-// its NUMBER.  Then it waits to be ended.
+// whose numbers (the first of each value) add up to SUM; that is asked for once
+// each KEY given has its NUMBER.  Then it waits to be ended.
+//
+// It is a new application each time, whose store is empty, unless the environment's
+// APPLICATION_ID names one: that restores its store where FOLDER does not have it.
 
 import java.util.Arrays;
 import java.util.Properties;
@@ -22,8 +25,6 @@ import org.apache.kafka.streams.state.QueryableStoreTypes;
 import org.apache.kafka.streams.state.ReadOnlyKeyValueStore;
 
 public class Latest {
-	static final String PREFIX = "{\"i\": ";
-
 	interface Condition {
 		boolean holds();
 	}
@@ -31,8 +32,8 @@ public class Latest {
 	static Properties settings(String address, String topic, String threads, String folder) {
 		Properties settings = new Properties();
 		settings.put(StreamsConfig.BOOTSTRAP_SERVERS_CONFIG, address);
-		// A new one each time: it begins with an empty store.
-		settings.put(StreamsConfig.APPLICATION_ID_CONFIG, topic + "-" + System.nanoTime());
+		settings.put(StreamsConfig.APPLICATION_ID_CONFIG,
+			System.getenv().getOrDefault("APPLICATION_ID", topic + "-" + System.nanoTime()));
 		settings.put(StreamsConfig.NUM_STREAM_THREADS_CONFIG, threads);
 		settings.put(StreamsConfig.STATE_DIR_CONFIG, folder);
 		settings.put(StreamsConfig.PROCESSING_GUARANTEE_CONFIG, StreamsConfig.EXACTLY_ONCE_V2);
@@ -42,7 +43,7 @@ public class Latest {
 	}
 
 	static long number(String value) {
-		return Long.parseLong(value.substring(PREFIX.length(), value.indexOf(',')));
+		return Long.parseLong(value.substring(value.indexOf(": ") + 2, value.indexOf(',')));
 	}
 
 	static boolean shows(ReadOnlyKeyValueStore<String, String> store, String last) {
@@ -86,6 +87,7 @@ public class Latest {
 		builder.table(args[1], Materialized.<String, String, KeyValueStore<Bytes, byte[]>>as("kept")
 			.withKeySerde(Serdes.String()).withValueSerde(Serdes.String()));
 		KafkaStreams streams = new KafkaStreams(builder.build(), settings(args[0], args[1], args[2], args[3]));
+		Runtime.getRuntime().addShutdownHook(new Thread(streams::close));
 		streams.start();
 		await(() -> streams.state() == KafkaStreams.State.RUNNING);
 
