@@ -127,14 +127,30 @@ sub is_clean
 	return;
 }
 
+# What sources and sinks are at, a line each, for the log of a test that broke off.
+sub tell_of_kafka
+{
+	my ($node, $dbname) = @_;
+	my (undef, $told) = $node->psql($dbname, q{
+		SELECT concat_ws(' ', 'source', name, state, message, 'changelog', changelog_state, changelog_message,
+			(SELECT string_agg(concat_ws('@', topic, partition, position) || CASE WHEN assigned THEN '' ELSE ' not' END, ', ')
+				FROM eventstore.source_partitions p WHERE p.source = name))
+		FROM eventstore.sources
+		UNION ALL SELECT concat_ws(' ', 'sink', name, state, message, position) FROM eventstore.sinks
+		UNION ALL (SELECT concat_ws(' ', 'log', at, worker, message) FROM eventstore.kafka_log ORDER BY at DESC LIMIT 3)});
+
+	diag($told // 'no answer');
+	return;
+}
+
 # A condition that becomes true by itself, or the test ends.
 sub await_true
 {
 	my ($node, $sql, $dbname) = @_;
 
-	$node->poll_query_until($dbname // 'postgres', $sql)
-	  or BAIL_OUT("never became true: $sql");
-	return;
+	return if $node->poll_query_until($dbname // 'postgres', $sql);
+	tell_of_kafka($node, $dbname // 'postgres');
+	BAIL_OUT("never became true: $sql");
 }
 
 # Who inserts into the table is held up while a session has the advisory lock 42; by
