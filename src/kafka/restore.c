@@ -35,7 +35,9 @@
  *
  * While a topic made anew is being filled (sink_topic.c) what it has of a key may be
  * older than what was restored from the former one.  So that is in the way as well,
- * unless the record in the topic is of a later one of the source's.
+ * unless the record in the topic is of a later one of the source's.  The sink notes up
+ * to where, and forgets our offsets in the former topic, when it accepts this one: so a
+ * restore waits for that, and hence for resume().
  *
  * Following.  Replica partitions are partitions of the changelog topic that are
  * read like those of the source, without an end.
@@ -48,6 +50,7 @@
 #include "kafka/batch.h"
 #include "kafka/group.h"
 #include "kafka/restore.h"
+#include "kafka/share.h"
 #include "kafka/sink.h"
 #include "kafka/task.h"
 
@@ -343,36 +346,56 @@ store_is_empty(EsSourceRun *run)
 	return empty;
 }
 
-/* How far the store's own changes are in the topic; before we look where that ends. */
-static EsPosition
-find_published(EsSourceRun *run)
+/* What publishes the store's changes; before we look where the topic ends.  NULL. */
+static EsSink *
+load_sink(EsSourceRun *run)
 {
-	Oid			 types[1] = {INT4OID};
-	Datum		 values[1] = {Int32GetDatum((int32) run->source->id)};
-	EsRoleSwitch saved;
-	EsPosition	 published = 0;
-	bool		 isnull;
+	EsSink *sink;
 
 	es_task_begin();
-	es_role_assume(es_extension_owner(), &saved);
-	SPI_connect();
-	es_spi_execute(
-		"SELECT p.position FROM eventstore.sink s"
-		" JOIN eventstore.sink_position p ON p.sink = s.id WHERE s.changelog_of = $1",
-		1, types, values, NULL, true, SPI_OK_SELECT);
-	if (SPI_processed > 0)
-		published = DatumGetInt64(
-			SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	SPI_finish();
-	es_role_restore(&saved);
+	MemoryContextSwitchTo(run->scratch);
+	sink = es_sink_load(es_share_find_sink(run->source->id));
 	es_task_commit(run->scratch);
-	return published;
+	return sink;
+}
+
+/*
+ * Why the topic is not the one that was published to and restored from; NULL.  Other
+ * members of a group may have begun to fill it, with what is older than what we have.
+ */
+static char *
+doubt_topic(EsSourceRun *run, const EsSink *sink)
+{
+	char  id[ES_TOPIC_ID_SIZE];
+	char *doubt = NULL;
+
+	es_kafka_topic_id(run->client, run->source->changelog_topic, ES_RUN_CALL_MS, id);
+	if (es_sink_has_published(sink))
+		doubt = es_kafka_doubt_topic_id(sink->topic_id, id);
+	for (int i = 0; i < run->npartitions && doubt == NULL; i++)
+	{
+		const EsPartition *partition = &run->partitions[i];
+		int32			   number = partition->progress.partition;
+		int64			   had = partition->position;
+
+		/* Without a group the end is where the first open transaction begins. */
+		if (run->group != NULL && number < sink->nends)
+			had = Max(had, sink->ends[number]);
+		if (had > partition->restore_end)
+			doubt = psprintf("partition %d ends at offset " INT64_FORMAT
+							 ", and had " INT64_FORMAT
+							 ": the topic was truncated or made anew",
+							 number, partition->restore_end, had);
+	}
+	return doubt;
 }
 
 bool
 es_restore_begin(EsSourceRun *run, const bool *wanted, int count, bool *ready)
 {
 	EsProgress *loaded;
+	EsSink	   *sink;
+	char	   *doubt;
 	int			nloaded;
 	int			nlog;
 	bool		any = false;
@@ -385,7 +408,8 @@ es_restore_begin(EsSourceRun *run, const bool *wanted, int count, bool *ready)
 	nlog = es_topic_count_partitions(run, run->source->changelog_topic);
 	if (nlog == 0)
 		return true;
-	run->published = find_published(run);
+	sink = load_sink(run);
+	run->published = sink != NULL ? sink->position : 0;
 	nloaded = es_run_load_progress(run, run->source->changelog_topic, &loaded);
 	run->npartitions = 0;
 	make_room(run, count);
@@ -393,6 +417,14 @@ es_restore_begin(EsSourceRun *run, const bool *wanted, int count, bool *ready)
 		if (wanted[i] &&
 			(!has_enough(run, i, nlog) || !add_partition(run, i, loaded, nloaded)))
 			return true;
+	doubt = sink != NULL ? doubt_topic(run, sink) : NULL;
+	if (doubt != NULL)
+	{
+		es_run_set_state(
+			run, "topic_recreated",
+			psprintf("changelog topic \"%s\": %s", run->source->changelog_topic, doubt));
+		return true;
+	}
 	run->restoring = true;
 	run->last_change = 0;
 	es_batch_begin_restore(run);

@@ -345,6 +345,17 @@ accept_halt(EsSinkRun *run)
 	es_sink_set_state(run, "running", "");
 }
 
+/* Does its source wait until a changelog topic made anew is accepted (restore.c)? */
+static bool
+is_awaited(const EsSinkRun *run)
+{
+	EsWorkerInfo source;
+
+	return run->sink->changelog_of != 0 &&
+		   es_worker_find(es_source_key(run->sink->changelog_of), &source) &&
+		   strcmp(source.report.state, "topic_recreated") == 0;
+}
+
 /* The row may have changed: pause, resume, drop.  COMMIT PREPARED calls nobody. */
 static void
 reload(EsSinkRun *run)
@@ -374,6 +385,12 @@ reload(EsSinkRun *run)
 	}
 	if (resumed && run->halt != ES_SINK_GOES_ON)
 		accept_halt(run);
+	else if (resumed && is_awaited(run))
+	{
+		/* The next client looks whether it is another one. */
+		run->accept_other = true;
+		run->leave = ES_LEAVE_AND_RETURN;
+	}
 }
 
 static void

@@ -117,6 +117,9 @@ extern void	  es_sink_drop_internal(uint32 id);
 /* The sink of that id; NULL where there is none.  As the extension's owner, with a snapshot. */
 extern EsSink *es_sink_load(uint32 id);
 
+/* Has its topic, as it was last, acknowledged a record? */
+extern bool es_sink_has_published(const EsSink *sink);
+
 extern EsWorkerKey es_sink_key(uint32 id);
 
 #endif /* ES_KAFKA_SINK_H */

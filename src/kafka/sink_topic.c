@@ -18,7 +18,9 @@
  * A store's changelog topic is what other servers restore it from, so it must not
  * go on with a part of it.  What its source has restored from it counts for its
  * ends, too; and after resume() the store's changelog is published once more from
- * its first event on, with what was restored from the former topic (again_to).
+ * its first event on, with what was restored from the former topic (again_to).  The
+ * source may notice first, as it begins to restore (restore.c), and waits: then the
+ * resume() is meant for what we have yet to notice (accept_other).
  *
  * Others.  Where the source's partitions are taken by hand, two servers may have the
  * same by mistake, and nothing fences one of them: that would take a transaction for
@@ -101,8 +103,8 @@ es_sink_topic_accept(EsSinkRun *run)
  * Is it the same?
  * ------------------------------------------------------------------------- */
 
-static bool
-was_published_to(const EsSink *sink)
+bool
+es_sink_has_published(const EsSink *sink)
 {
 	for (int i = 0; i < sink->nends; i++)
 		if (sink->ends[i] > 0)
@@ -187,10 +189,11 @@ doubt_topic(EsSinkRun *run, int count, bool *known)
 
 	*known = true;
 	es_kafka_topic_id(run->client, sink->topic, ES_RUN_CALL_MS, id);
-	if (run->topic_missing && was_published_to(sink) &&
+	if (run->topic_missing && es_sink_has_published(sink) &&
 		!es_kafka_is_same_topic(sink->topic_id, id))
 		return "the topic was deleted and made anew";
-	doubt = was_published_to(sink) ? es_kafka_doubt_topic_id(sink->topic_id, id) : NULL;
+	doubt =
+		es_sink_has_published(sink) ? es_kafka_doubt_topic_id(sink->topic_id, id) : NULL;
 	if (doubt != NULL)
 		return doubt;
 	for (int i = 0; i < sink->nends && *known && doubt == NULL; i++)
@@ -260,6 +263,13 @@ es_sink_topic_check(EsSinkRun *run, int count)
 	if (doubt != NULL && ++run->doubts < CHECKS)
 		return false;
 	run->doubts = 0;
+	if (doubt != NULL && run->accept_other)
+	{
+		run->accept_other = false;
+		es_sink_topic_accept(run);
+		return false;
+	}
+	run->accept_other = false;
 	begin_ends(run, count);
 	if (doubt != NULL)
 		es_sink_stop_at(run, ES_SINK_RECREATED, doubt);

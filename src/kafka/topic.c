@@ -162,6 +162,13 @@ es_topic_out_of_range(EsSourceRun *run, EsPartition *partition)
 			run->pause_ms = ES_TASK_PAUSE_MS;
 		return;
 	}
+	/* The next client waits until that is accepted (restore.c). */
+	if (wanted > high && run->restoring)
+	{
+		run->leave = ES_LEAVE_AND_RETURN;
+		run->pause_ms = ES_TASK_PAUSE_MS;
+		return;
+	}
 	run->halted_topic = partition->progress.topic;
 	if (wanted > high)
 		es_run_stop_at(

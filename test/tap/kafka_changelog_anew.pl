@@ -146,8 +146,10 @@ foreach my $name ('alone', 'shared')
 	make_changelog_topic($name);
 	query("SELECT eventstore.resume('$name')") if $name eq 'alone';
 	await_noticed($name, 'ends at offset|its id is|deleted', 'made anew while it rested');
+	# One that has to restore waits for that, too; to another source it is nothing.
+	my $state = $name eq 'alone' ? 'running' : 'topic_recreated';
 	await_true($node, "SELECT state IN ('running', 'topic_recreated') FROM eventstore.sources WHERE name = '$name'");
-	is(query("SELECT state FROM eventstore.sources WHERE name = '$name'"), 'running', 'which is nothing to its source');
+	is(query("SELECT state FROM eventstore.sources WHERE name = '$name'"), $state, "its source is $state");
 	is_complete($name, $more);
 
 	# While it was idle: seen when it is published to.
@@ -245,14 +247,42 @@ foreach my $name ('alone', 'shared')
 	await_noticed($name, 'made anew', 'made anew');
 	query("SELECT eventstore.create_store('other', 'text')");
 	query("SELECT eventstore.create_source('other', 'k', '$name', 'other', changelog_topic => '$name-changelog' $group)");
-	await_true($node, "SELECT count(*) = 1 FROM eventstore.source_partitions WHERE source = '$name' AND assigned");
+	await_true($node, "SELECT count(*) = 1 FROM eventstore.source_partitions WHERE source = 'other' AND assigned");
+	await_true($node, "SELECT state = 'topic_recreated' FROM eventstore.sources WHERE name = '$name'");
 	query("SELECT eventstore.resume('$name')");
 	await_published($name);
+	is(query("SELECT count(*) FROM eventstore.source_partitions WHERE source = '$name' AND assigned"), 1, 'one partition is its own');
 	my @lost = split /\n/, query("SELECT c.stream FROM eventstore.dead_letters l JOIN ${name}_changelog c USING (position) WHERE l.source = '$name'");
 	my @published = map { $_->{key} } grep { ($_->{value} // '') eq 'by SQL' } $kafka->consume("$name-changelog");
 	cmp_ok(scalar(@lost), '>', 0, 'what the topic never had, and is another member\'s to publish now, is a dead letter');
 	is(join(' ', sort @lost, @published), 'a b c d e f', 'all other changes are published');
 	query("SELECT eventstore.drop_source('$_')") foreach 'other', $name;
+}
+
+# It was idle, and its source notices first, since it is to restore a partition.
+{
+	my $name = 'idle';
+
+	note("---- $name");
+	$kafka->create_topic($name, 2);
+	make_changelog_topic($name);
+	create($name, $group);
+	$kafka->produce($name, (map { [ $_, "1$_" ] } 'a' .. 'f'), { properties => { partitioner => 'murmur2_random' } });
+	source_caught_up($node, $name);
+	await_published($name);
+	$kafka->delete_topic("$name-changelog");
+	make_changelog_topic($name);
+	query("SELECT eventstore.create_store('joins', 'text')");
+	query("SELECT eventstore.create_source('joins', 'k', '$name', 'joins', changelog_topic => '$name-changelog' $group)");
+	await_true($node, "SELECT state = 'topic_recreated' AND message ~ 'made anew' FROM eventstore.sources WHERE name = '$name'");
+	is(query("SELECT changelog_state FROM eventstore.sources WHERE name = '$name'"), 'running', 'what publishes to it does not know yet');
+	query("SELECT eventstore.resume('$name')");
+	await_true($node, "SELECT state = 'running' FROM eventstore.sources WHERE name = '$name'");
+	await_published($name);
+	source_caught_up($node, 'joins');
+	await_published('joins');
+	is(last_values("$name-changelog"), in_store($name), 'resumed, the two have published all of it');
+	query("SELECT eventstore.drop_source('$_')") foreach 'joins', $name;
 }
 
 # Who follows it stops as well, and has the same when it goes on.
