@@ -68,6 +68,7 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "worker/launcher.h"
 
 #define HOLD_TIMEOUT "3s"
 
@@ -361,14 +362,19 @@ load_sink(EsSourceRun *run)
 
 /*
  * Why the topic is not the one that was published to and restored from; NULL.  Other
- * members of a group may have begun to fill it, with what is older than what we have.
+ * members of a group may have begun to fill it, with what is older than what we have;
+ * then it may end where the former one did, and only the sink knows.
  */
 static char *
 doubt_topic(EsSourceRun *run, const EsSink *sink)
 {
-	char  id[ES_TOPIC_ID_SIZE];
-	char *doubt = NULL;
+	EsWorkerInfo worker;
+	char		 id[ES_TOPIC_ID_SIZE];
+	char		*doubt = NULL;
 
+	if (es_worker_find(es_sink_key(sink->id), &worker) && worker.pid != 0 &&
+		strcmp(worker.report.state, "topic_recreated") == 0)
+		return pstrdup(worker.report.message);
 	es_kafka_topic_id(run->client, run->source->changelog_topic, ES_RUN_CALL_MS, id);
 	if (es_sink_has_published(sink))
 		doubt = es_kafka_doubt_topic_id(sink->topic_id, id);

@@ -697,7 +697,8 @@ fail_sink(void *arg, const char *state, const char *message)
 {
 	EsSinkRun *run = arg;
 
-	es_sink_set_state(run, state, message);
+	/* Until it is accepted it is what it was. */
+	es_sink_set_state(run, run->accepting ? "topic_recreated" : state, message);
 	close_client(run);
 }
 
