@@ -38,9 +38,9 @@ class Contender:
             self.process = None
         server.sql("DROP TABLE IF EXISTS kept, kept_offsets")
 
-    def run(self, *command, output=None):
+    def run(self, *command):
         with open(BUILD / f"kafka-{type(self).__name__.lower()}.log", "w") as log:
-            self.process = subprocess.Popen([str(word) for word in command], stdout=output or log, stderr=log,
+            self.process = subprocess.Popen([str(word) for word in command], stdout=log, stderr=log,
                                             stdin=subprocess.DEVNULL, text=True)
 
     def await_first(self, session, topic):
