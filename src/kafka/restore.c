@@ -347,6 +347,21 @@ store_is_empty(EsSourceRun *run)
 	return empty;
 }
 
+#define DOUBT "changelog topic"
+
+char *
+es_restore_doubt(const EsSourceRun *run, const char *doubt)
+{
+	return psprintf(DOUBT " \"%s\": %s", run->source->changelog_topic, doubt);
+}
+
+bool
+es_restore_awaits_topic(const EsWorkerReport *report)
+{
+	return strcmp(report->state, "topic_recreated") == 0 &&
+		   strncmp(report->message, DOUBT, strlen(DOUBT)) == 0;
+}
+
 /* What publishes the store's changes; before we look where the topic ends.  NULL. */
 static EsSink *
 load_sink(EsSourceRun *run)
@@ -360,24 +375,38 @@ load_sink(EsSourceRun *run)
 	return sink;
 }
 
+/* By its id.  *known is false where that is not told now. */
+static char *
+doubt_id(EsSourceRun *run, const EsSink *sink, bool *known)
+{
+	bool was_ours = es_sink_has_published(sink);
+	char id[ES_TOPIC_ID_SIZE];
+
+	*known = true;
+	for (int i = 0; i < run->npartitions; i++)
+		was_ours = was_ours || run->partitions[i].position > 0;
+	if (!was_ours || sink->topic_id == NULL)
+		return NULL;
+	es_kafka_topic_id(run->client, run->source->changelog_topic, ES_RUN_CALL_MS, id);
+	*known = id[0] != '\0' || ++run->unidentified >= ES_TOPIC_ID_CHECKS;
+	return es_kafka_doubt_topic_id(sink->topic_id, id);
+}
+
 /*
  * Why the topic is not the one that was published to and restored from; NULL.  Other
  * members of a group may have begun to fill it, with what is older than what we have;
  * then it may end where the former one did, and only the sink knows.
  */
 static char *
-doubt_topic(EsSourceRun *run, const EsSink *sink)
+doubt_topic(EsSourceRun *run, const EsSink *sink, bool *known)
 {
 	EsWorkerInfo worker;
-	char		 id[ES_TOPIC_ID_SIZE];
 	char		*doubt = NULL;
 
 	if (es_worker_find(es_sink_key(sink->id), &worker) && worker.pid != 0 &&
 		strcmp(worker.report.state, "topic_recreated") == 0)
 		return pstrdup(worker.report.message);
-	es_kafka_topic_id(run->client, run->source->changelog_topic, ES_RUN_CALL_MS, id);
-	if (es_sink_has_published(sink))
-		doubt = es_kafka_doubt_topic_id(sink->topic_id, id);
+	doubt = doubt_id(run, sink, known);
 	for (int i = 0; i < run->npartitions && doubt == NULL; i++)
 	{
 		const EsPartition *partition = &run->partitions[i];
@@ -404,6 +433,7 @@ es_restore_begin(EsSourceRun *run, const bool *wanted, int count, bool *ready)
 	char	   *doubt;
 	int			nloaded;
 	int			nlog;
+	bool		known = true;
 	bool		any = false;
 
 	for (int i = 0; i < count; i++)
@@ -423,14 +453,11 @@ es_restore_begin(EsSourceRun *run, const bool *wanted, int count, bool *ready)
 		if (wanted[i] &&
 			(!has_enough(run, i, nlog) || !add_partition(run, i, loaded, nloaded)))
 			return true;
-	doubt = sink != NULL ? doubt_topic(run, sink) : NULL;
+	doubt = sink != NULL ? doubt_topic(run, sink, &known) : NULL;
 	if (doubt != NULL)
-	{
-		es_run_set_state(
-			run, "topic_recreated",
-			psprintf("changelog topic \"%s\": %s", run->source->changelog_topic, doubt));
+		es_run_set_state(run, "topic_recreated", es_restore_doubt(run, doubt));
+	if (doubt != NULL || !known)
 		return true;
-	}
 	run->restoring = true;
 	run->last_change = 0;
 	es_batch_begin_restore(run);

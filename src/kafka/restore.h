@@ -18,6 +18,14 @@
 extern bool es_restore_begin(EsSourceRun *run, const bool *wanted, int count,
 							 bool *ready);
 
+/*
+ * Why the changelog topic is not the one that it was, in the words that tell it from
+ * the source's own.  A source with that message waits for resume(), and for its sink to
+ * accept the topic: is that what it reports?
+ */
+extern char *es_restore_doubt(const EsSourceRun *run, const char *doubt);
+extern bool	 es_restore_awaits_topic(const EsWorkerReport *report);
+
 /* Has all that is to be restored been taken? */
 extern bool es_restore_is_taken(const EsSourceRun *run);
 

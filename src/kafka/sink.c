@@ -30,6 +30,7 @@
 #include "postgres.h"
 
 #include "kafka/connection.h"
+#include "kafka/restore.h"
 #include "kafka/sink_run.h"
 
 #include "feed/wait.h"
@@ -345,7 +346,7 @@ accept_halt(EsSinkRun *run)
 	es_sink_set_state(run, "running", "");
 }
 
-/* Does its source wait until a changelog topic made anew is accepted (restore.c)? */
+/* Does its source wait until a changelog topic made anew is accepted? */
 static bool
 is_awaited(const EsSinkRun *run)
 {
@@ -353,7 +354,7 @@ is_awaited(const EsSinkRun *run)
 
 	return run->sink->changelog_of != 0 &&
 		   es_worker_find(es_source_key(run->sink->changelog_of), &source) &&
-		   strcmp(source.report.state, "topic_recreated") == 0;
+		   es_restore_awaits_topic(&source.report);
 }
 
 /* The row may have changed: pause, resume, drop.  COMMIT PREPARED calls nobody. */
@@ -383,14 +384,10 @@ reload(EsSinkRun *run)
 		if (strcmp(run->state, "running") == 0)
 			es_sink_set_state(run, "running", "");
 	}
+	if (resumed && is_awaited(run))
+		run->halt = ES_SINK_RECREATED;
 	if (resumed && run->halt != ES_SINK_GOES_ON)
 		accept_halt(run);
-	else if (resumed && is_awaited(run))
-	{
-		/* The next client looks whether it is another one. */
-		run->accept_other = true;
-		run->leave = ES_LEAVE_AND_RETURN;
-	}
 }
 
 static void

@@ -86,7 +86,6 @@ typedef struct EsSinkRun
 
 	bool topic_missing; /* outlives a client */
 	bool accepting;		/* likewise: a topic made anew is being accepted */
-	bool accept_other;	/* likewise: it is to be, if that is what it is */
 	int	 doubts;		/* how often in a row it looked like another one */
 
 	bool	   flush_wanted; /* flush(): all that there is now ... */

@@ -19,8 +19,8 @@
  * go on with a part of it.  What its source has restored from it counts for its
  * ends, too; and after resume() the store's changelog is published once more from
  * its first event on, with what was restored from the former topic (again_to).  The
- * source may notice first, as it begins to restore (restore.c), and waits: then the
- * resume() is meant for what we have yet to notice (accept_other).
+ * source may notice first, as it begins to restore (restore.c): then resume() is meant
+ * for what we have yet to notice.
  *
  * Others.  Where the source's partitions are taken by hand, two servers may have the
  * same by mistake, and nothing fences one of them: that would take a transaction for
@@ -263,13 +263,6 @@ es_sink_topic_check(EsSinkRun *run, int count)
 	if (doubt != NULL && ++run->doubts < CHECKS)
 		return false;
 	run->doubts = 0;
-	if (doubt != NULL && run->accept_other)
-	{
-		run->accept_other = false;
-		es_sink_topic_accept(run);
-		return false;
-	}
-	run->accept_other = false;
 	begin_ends(run, count);
 	if (doubt != NULL)
 		es_sink_stop_at(run, ES_SINK_RECREATED, doubt);

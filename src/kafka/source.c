@@ -287,8 +287,13 @@ reload(EsSourceRun *run)
 	else
 		now = NULL;
 	es_task_commit(run->scratch);
-	if (now != NULL && run->leave == ES_LEAVE_NOT && run->halt != ES_HALT_NONE)
+	if (now == NULL || run->leave != ES_LEAVE_NOT)
+		return;
+	if (run->halt != ES_HALT_NONE)
 		es_topic_accept_halt(run);
+	else if (run->restoring)
+		/* The next client asks anew where the topic ends: it may have been cut. */
+		run->leave = ES_LEAVE_AND_RETURN;
 }
 
 /*

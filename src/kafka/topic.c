@@ -31,11 +31,6 @@
 /* How often the topic itself is looked at; where it is gone. */
 #define LOOK_MS		  5000
 #define LOOK_AGAIN_MS 1000
-/*
- * So many times in a row, a second each, a topic that was missing may not tell its id:
- * it is asked for it twice (topic_id.c).
- */
-#define ID_CHECKS 15
 
 /*
  * At a partition's end there may be offsets without a record (marks of
@@ -564,7 +559,7 @@ doubt_topic(EsSourceRun *run, bool was_read, bool *known)
 
 	/* A broker that has just come may know it no sooner than the one that was asked. */
 	*known = !was_missing || run->source->topic_id == NULL || id[0] != '\0' ||
-			 ++run->unidentified >= ID_CHECKS;
+			 ++run->unidentified >= ES_TOPIC_ID_CHECKS;
 	if (was_missing)
 		return "the topic was deleted and made anew";
 	if (was_read && doubt != NULL)
@@ -689,6 +684,7 @@ es_topic_recognise(EsSourceRun *run, const rd_kafka_message_t *message)
 	EsPartition				 *partition = es_run_partition_of(run, message);
 	rd_kafka_timestamp_type_t type;
 	TimestampTz				  time;
+	char					 *doubt;
 
 	if (partition == NULL || !partition->probing ||
 		(message->err != RD_KAFKA_RESP_ERR_NO_ERROR &&
@@ -702,8 +698,9 @@ es_topic_recognise(EsSourceRun *run, const rd_kafka_message_t *message)
 		time == partition->progress.time)
 		return;
 	run->halted_topic = partition->progress.topic;
+	doubt = psprintf("partition %d, offset " INT64_FORMAT
+					 " is not the record that was read: the topic was made anew",
+					 message->partition, message->offset);
 	es_run_stop_at(run, ES_HALT_RECREATED,
-				   psprintf("partition %d, offset " INT64_FORMAT
-							" is not the record that was read: the topic was made anew",
-							message->partition, message->offset));
+				   run->restoring ? es_restore_doubt(run, doubt) : doubt);
 }

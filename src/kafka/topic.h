@@ -13,6 +13,12 @@
 #include "kafka/run.h"
 
 /*
+ * So many times in a row, a second each, a topic that was missing, or is to be restored
+ * from, may not tell its id: it is asked for it twice (topic_id.c).
+ */
+#define ES_TOPIC_ID_CHECKS 15
+
+/*
  * How many partitions the topic has; 0 where that cannot be told, or there is
  * none: the state says why.
  */

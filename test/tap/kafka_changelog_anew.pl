@@ -107,7 +107,7 @@ sub is_complete
 	return;
 }
 
-my $group = q(, group_id => 'anew', consumer_properties => '{"session.timeout.ms": 2000, "heartbeat.interval.ms": 300, "fetch.wait.max.ms": 20}');
+my $group = q(, group_id => 'anew', consumer_properties => '{"session.timeout.ms": 20000, "heartbeat.interval.ms": 300, "fetch.wait.max.ms": 20}');
 foreach my $name ('alone', 'shared')
 {
 	my $more = $name eq 'shared' ? $group : '';
