@@ -34,6 +34,21 @@ sub create
 	return;
 }
 
+# Topics of two partitions, and the store filled from one of them.
+sub fill
+{
+	my ($name, $more) = @_;
+
+	note("---- $name");
+	$kafka->create_topic($name, 2);
+	make_changelog_topic($name);
+	create($name, $more);
+	# As Kafka's own producers do: a key changed by SQL is in the partition of its records.
+	$kafka->produce($name, (map { [ $_, "1$_" ] } 'a' .. 'f'), { properties => { partitioner => 'murmur2_random' } });
+	source_caught_up($node, $name);
+	return;
+}
+
 # Other processes take their place.
 sub end_sinks
 {
@@ -112,13 +127,7 @@ foreach my $name ('alone', 'shared')
 {
 	my $more = $name eq 'shared' ? $group : '';
 
-	note("---- $name");
-	$kafka->create_topic($name, 2);
-	make_changelog_topic($name);
-	create($name, $more);
-	# As Kafka's own producers do: a key changed by SQL is in the partition of its records.
-	$kafka->produce($name, (map { [ $_, "1$_" ] } 'a' .. 'f'), { properties => { partitioner => 'murmur2_random' } });
-	source_caught_up($node, $name);
+	fill($name, $more);
 	query("SELECT eventstore.put_text('$name', 'by SQL', 'x')");
 	await_published($name);
 
@@ -233,12 +242,7 @@ foreach my $name ('alone', 'shared')
 {
 	my $name = 'loses';
 
-	note("---- $name");
-	$kafka->create_topic($name, 2);
-	make_changelog_topic($name);
-	create($name, $group);
-	$kafka->produce($name, (map { [ $_, "1$_" ] } 'a' .. 'f'), { properties => { partitioner => 'murmur2_random' } });
-	source_caught_up($node, $name);
+	fill($name, $group);
 	await_published($name);
 	$kafka->delete_topic("$name-changelog");
 	query("SELECT eventstore.put_text('$name', chr(i), 'by SQL') FROM generate_series(97, 102) i");
@@ -266,12 +270,7 @@ foreach my $name ('alone', 'shared')
 {
 	my $name = 'idle';
 
-	note("---- $name");
-	$kafka->create_topic($name, 2);
-	make_changelog_topic($name);
-	create($name, $group);
-	$kafka->produce($name, (map { [ $_, "1$_" ] } 'a' .. 'f'), { properties => { partitioner => 'murmur2_random' } });
-	source_caught_up($node, $name);
+	fill($name, $group);
 	await_published($name);
 	$kafka->delete_topic("$name-changelog");
 	make_changelog_topic($name);
