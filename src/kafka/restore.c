@@ -401,7 +401,7 @@ static char *
 doubt_topic(EsSourceRun *run, const EsSink *sink, bool *known)
 {
 	EsWorkerInfo worker;
-	char		*doubt = NULL;
+	char		*doubt;
 
 	if (es_worker_find(es_sink_key(sink->id), &worker) && worker.pid != 0 &&
 		strcmp(worker.report.state, "topic_recreated") == 0)
@@ -416,11 +416,7 @@ doubt_topic(EsSourceRun *run, const EsSink *sink, bool *known)
 		/* Without a group the end is where the first open transaction begins. */
 		if (run->group != NULL && number < sink->nends)
 			had = Max(had, sink->ends[number]);
-		if (had > partition->restore_end)
-			doubt = psprintf("partition %d ends at offset " INT64_FORMAT
-							 ", and had " INT64_FORMAT
-							 ": the topic was truncated or made anew",
-							 number, partition->restore_end, had);
+		doubt = es_sink_doubt_end(number, partition->restore_end, had);
 	}
 	return doubt;
 }

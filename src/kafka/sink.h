@@ -120,6 +120,9 @@ extern EsSink *es_sink_load(uint32 id);
 /* Has its topic, as it was last, acknowledged a record? */
 extern bool es_sink_has_published(const EsSink *sink);
 
+/* Why a partition that ends there is not the one that had so many offsets; NULL.  palloc'd. */
+extern char *es_sink_doubt_end(int32 partition, int64 end, int64 had);
+
 extern EsWorkerKey es_sink_key(uint32 id);
 
 #endif /* ES_KAFKA_SINK_H */

@@ -112,6 +112,16 @@ es_sink_has_published(const EsSink *sink)
 	return false;
 }
 
+char *
+es_sink_doubt_end(int32 partition, int64 end, int64 had)
+{
+	if (end >= had)
+		return NULL;
+	return psprintf("partition %d ends at offset " INT64_FORMAT ", and had " INT64_FORMAT
+					": the topic was truncated or made anew",
+					partition, end, had);
+}
+
 /* Why the partition is not the one that it was; NULL.  *known is false where Kafka does not say. */
 static const char *
 doubt_partition(EsSinkRun *run, int32 partition, int64 end, bool *known)
@@ -126,11 +136,7 @@ doubt_partition(EsSinkRun *run, int32 partition, int64 end, bool *known)
 		*known = false;
 		return NULL;
 	}
-	return high >= end ? NULL
-					   : psprintf("partition %d ends at offset " INT64_FORMAT
-								  ", and had " INT64_FORMAT
-								  ": the topic was truncated or made anew",
-								  partition, high, end);
+	return es_sink_doubt_end(partition, high, end);
 }
 
 /* Of replica partitions the source sees to that itself. */

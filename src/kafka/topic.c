@@ -149,19 +149,16 @@ es_topic_out_of_range(EsSourceRun *run, EsPartition *partition)
 	run->unprobed = partition->probing;
 	if (run->halt != ES_HALT_NONE || run->leave != ES_LEAVE_NOT || run->nrecords > 0 ||
 		!es_topic_find_ends(run, partition, &low, &high) ||
-		(wanted >= low && wanted <= high))
+		(wanted >= low && (wanted <= high || run->restoring)))
 	{
-		/* And ask again; not at once, for what is in the way may last. */
+		/*
+		 * And ask again; not at once, for what is in the way may last.  Where a restore
+		 * wants more than there is, the next client waits until that is accepted
+		 * (restore.c).
+		 */
 		run->leave = ES_LEAVE_AND_RETURN;
 		if (!run->unprobed)
 			run->pause_ms = ES_TASK_PAUSE_MS;
-		return;
-	}
-	/* The next client waits until that is accepted (restore.c). */
-	if (wanted > high && run->restoring)
-	{
-		run->leave = ES_LEAVE_AND_RETURN;
-		run->pause_ms = ES_TASK_PAUSE_MS;
 		return;
 	}
 	run->halted_topic = partition->progress.topic;
