@@ -252,7 +252,7 @@ def targets_of(ours, topic, figures, costs):
                for peer, factor in [(Go, 1.5), (Debezium, 3), (Streams, 3)] if peer.name in figures]
     if costs.get(Go.name):
         ratio = costs[ours.name] / costs[Go.name]
-        targets.append([f"{title}, CPU", f"{ratio:.2f} ×" + (" (missed)" if ratio > 0.6 else ""), "at most 0.6 × Go's"])
+        targets.append([f"{title}, CPU", report.verdict(f"{ratio:.2f} ×", ratio <= 0.6), "at most 0.6 × Go's"])
     return targets
 
 

@@ -199,10 +199,10 @@ def main():
         [["topic into a collection", report.at_least(figures, as_tags.name, 250_000), "250,000/s"],
          ["collection to a topic", report.at_least(figures, out.name, 200_000), "200,000/s"],
          ["restore", report.at_least(figures, restores[0].name, 400_000), "400,000/s"],
-         *[[f"{keys} restored, ready", f"{ours:.1f} s" + ("" if ours < streams else " (missed)"),
+         *[[f"{keys} restored, ready", report.verdict(f"{ours:.1f} s", ours < streams),
             f"before Kafka Streams, {streams:.1f} s"] for keys, ours, streams in ready],
-         ["a worker's restart", f"{again:.2f} s" + ("" if again < 1 else " (missed)"), "1 s"],
-         ["produced to visible", f"{middle:.1f} ms" + ("" if middle < 15 else " (missed)"), "15 ms"]])
+         ["a worker's restart", report.verdict(f"{again:.2f} s", again < 1), "1 s"],
+         ["produced to visible", report.verdict(f"{middle:.1f} ms", middle < 15), "15 ms"]])
 
 
 main()

@@ -39,15 +39,20 @@ def median(figures, name):
     return thousands(statistics.median(figures[name]))
 
 
+def verdict(figure, is_met):
+    """A figure as it stands beside its target."""
+    return figure if is_met else f"{figure} (missed)"
+
+
 def against(figures, name, base, target):
     """A ratio beside its target."""
     reached = ratio(figures, name, base)
-    return f"{reached:.2f} ×" + ("" if reached >= target else " (missed)")
+    return verdict(f"{reached:.2f} ×", reached >= target)
 
 
 def at_least(figures, name, target):
     reached = statistics.median(figures[name])
-    return f"{thousands(reached)}/s" + ("" if reached >= target else " (missed)")
+    return verdict(f"{thousands(reached)}/s", reached >= target)
 
 
 def table(header, lines):
