@@ -38,7 +38,7 @@ END;
 -- What nobody calls: triggers, handlers, what views and foreign servers stand on.
 CREATE FUNCTION pg_temp.is_internal(f pg_proc) RETURNS boolean LANGUAGE sql RETURN
 	f.prorettype IN ('trigger'::regtype, 'event_trigger'::regtype, 'index_am_handler'::regtype)
-	OR f.proname IN ('next_position', 'store_apply')
+	OR f.proname IN ('next_position', 'store_apply', 'store_record_backlog')
 	OR EXISTS (SELECT FROM pg_depend d WHERE d.refclassid = 'pg_proc'::regclass AND d.refobjid = f.oid
 		AND d.classid IN ('pg_rewrite'::regclass, 'pg_foreign_data_wrapper'::regclass));
 

@@ -69,7 +69,9 @@
 #define ES_STORE_CATALOG_FOLLOWER	5 /* integer or null: the source that it follows */
 #define ES_STORE_CATALOG_PUBLISHER                                                       \
 	6 /* integer or null: the source with its changelog topic */
-#define ES_STORE_CATALOG_NATTS 6
+#define ES_STORE_CATALOG_BACKLOG	 7 /* text or null: a topic (store/backlog.h) */
+#define ES_STORE_CATALOG_BACKLOG_DUE 8 /* boolean */
+#define ES_STORE_CATALOG_NATTS		 8
 
 /* Attribute numbers of eventstore.capture_catalog (capture.sql). */
 #define ES_CAPTURE_CATALOG_SOURCE	 1 /* regclass, primary key */

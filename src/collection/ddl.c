@@ -664,6 +664,9 @@ keep_changelogs(const Recorder *recorder)
 static void
 delete_dropped_recorders(void)
 {
+	es_spi_execute_now("DELETE FROM eventstore.store_backlog b"
+					   " USING" DROPPED_TABLES " AND d.objid = b.store::pg_catalog.oid",
+					   SPI_OK_DELETE);
 	for (int i = 0; i < lengthof(recorders); i++)
 		forget_dropped(&recorders[i]);
 	for (int i = 0; i < lengthof(recorders); i++)

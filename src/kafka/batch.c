@@ -289,6 +289,7 @@ write_range(EsSourceRun *run, int from, int to, const EsProblem *known,
 
 	es_restore_hold(run, to - from);
 	writer = es_writer_begin(run->source);
+	writer->restoring = run->restoring;
 	/* What is known to fail is not tried again: it may have been its decoding. */
 	if (known != NULL)
 		problems[0] = *known;

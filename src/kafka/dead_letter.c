@@ -36,6 +36,7 @@
 #include "miscadmin.h"
 #include "spi.h"
 #include "stats/work.h"
+#include "store/backlog.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -151,6 +152,8 @@ is_out_of_date(const EsSource *source, const EsRecord *record)
 		!es_codec_decode(store->key_format, record->key, record->key_length, &key,
 						 &problem))
 		return false;
+	/* Also what was restored, and is not recorded yet. */
+	es_store_backlog_record_all(store->relid);
 	values[0] = ObjectIdGetDatum(store->changelog);
 	values[1] = PointerGetDatum(es_store_key_to_text(store, key));
 	values[2] = CStringGetTextDatum(record->topic);

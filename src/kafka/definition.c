@@ -33,6 +33,7 @@
 #include "shmem.h"
 #include "spi.h"
 #include "storage/lmgr.h"
+#include "store/backlog.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -727,7 +728,8 @@ publish_changelog(const EsSource *source, const NullableDatum *args)
 	/* In transactions that the group's coordinator vouches for: share.c. */
 	sink.exactly_once = !args[ARG_GROUP_ID].isnull;
 	if (!sink.exactly_once &&
-		es_collection_last_allotted(es_collection_open(changelog, AccessShareLock)) > 0)
+		(es_store_get(source->target)->backlog[0] != '\0' ||
+		 es_collection_last_allotted(es_collection_open(changelog, AccessShareLock)) > 0))
 		sink.again_to = ES_SINK_UNTIL_RESTORED;
 	(void) es_sink_create_internal(&sink);
 }
@@ -775,12 +777,18 @@ execute_for(const char *sql, uint32 id, int expected)
 void
 es_source_drop_internal(uint32 id)
 {
-	uint32 sink = es_share_find_sink(id);
+	uint32	  sink = es_share_find_sink(id);
+	EsSource *source;
 
 	if (sink != 0)
 		es_sink_drop_internal(sink);
-	es_publish_unmark(id);
+	source = es_source_load(id);
+	/* Its worker has the source before the store. */
 	execute_for("DELETE FROM eventstore.source WHERE id = $1", id, SPI_OK_DELETE);
+	if (source != NULL && source->is_store && source->changelog_topic != NULL &&
+		es_store_exists(source->target, NULL))
+		es_store_backlog_record_all(source->target);
+	es_publish_unmark(id);
 	es_task_call_at_commit(es_source_key(id));
 }
 

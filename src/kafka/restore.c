@@ -17,7 +17,8 @@
  *
  * What is restored is recorded in the store's own changelog like any change, with
  * the topic that it came from in the metadata; by that the sink knows that the
- * topic has it already.  Where the store had something before, the sink waits for the
+ * topic has it already.  Where the store was empty it is recorded once the restore is
+ * done, by the sink (store/backlog.c).  Where the store had something before, the sink waits for the
  * restore, and publishes that and behind it what was restored, once more: else an older
  * value of a key would come last.
  *
@@ -59,8 +60,10 @@
 #include "catalog/pg_type.h"
 #include "collection/collection.h"
 #include "kafka/topic.h"
+#include "miscadmin.h"
 #include "spi.h"
 #include "storage/lmgr.h"
+#include "store/backlog.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -183,6 +186,12 @@ es_restore_hold(EsSourceRun *run, int n)
 		hold_if_behind(run, n);
 		return;
 	}
+	/*
+	 * A crash that loses the last batches loses their offsets with them.  The end of
+	 * the restore is waited for, and with it all that came before.
+	 */
+	(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
 	/* Longer than deadlock_timeout, after which an autovacuum gives way. */
 	(void) set_config_option("lock_timeout", HOLD_TIMEOUT, PGC_SUSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);
@@ -686,6 +695,27 @@ es_restore_is_taken(const EsSourceRun *run)
 	return true;
 }
 
+/*
+ * What an earlier source left to be recorded counts as what the store had, and is
+ * published, too.
+ */
+static void
+record_backlog(EsSourceRun *run)
+{
+	EsSink		   *sink = load_sink(run);
+	EsBacklogResult result = ES_BACKLOG_RECORDED;
+
+	if (sink == NULL || sink->again_to != ES_SINK_UNTIL_RESTORED)
+		return;
+	while (result != ES_BACKLOG_EMPTY)
+	{
+		CHECK_FOR_INTERRUPTS();
+		es_task_begin();
+		result = es_store_backlog_record(run->source->target, true);
+		es_task_commit(run->scratch);
+	}
+}
+
 void
 es_restore_look(EsSourceRun *run)
 {
@@ -709,12 +739,15 @@ es_restore_look(EsSourceRun *run)
 		if (offsets[i] < 0 && !es_topic_find_start(run, progress->partition, &offsets[i]))
 			return;
 	}
+	record_backlog(run);
 	es_task_begin();
 	held = es_task_hold(es_source_key(run->source->id));
 	if (held)
 	{
 		let_publish(run);
 		go_on_from(run, offsets);
+		es_store_backlog_end(run->source->target);
+		es_task_call_at_commit(es_sink_key(es_share_find_sink(run->source->id)));
 	}
 	es_task_commit(run->scratch);
 	for (int i = 0; held && run->group != NULL && i < run->npartitions; i++)

@@ -356,7 +356,7 @@ sweep_chunk(Resync *resync, Datum *last, int64 *deleted)
 			change->metadata = reason_of(source);
 		}
 	if (nchanges > 0)
-		es_store_apply(source->target, changes, nchanges, &result);
+		es_store_apply(source->target, changes, nchanges, NULL, &result);
 	es_role_restore(&saved);
 	*deleted += result.deleted;
 	if (any)

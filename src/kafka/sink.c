@@ -8,7 +8,8 @@
  *	2.	Save the position, or close the transaction of Kafka, when it is due.
  *	3.	Read on (sink_read.c), while records are on their way.
  *	4.	Errands: flush().
- *	5.	Wait for reports, for new events, for the latch or the clock, without a
+ *	5.	Of a changelog: record some of what was restored (sink_backlog.c).
+ *	6.	Wait for reports, for new events, for the latch or the clock, without a
  *		transaction.
  *
  * At least once.  The position is saved after all up to there were acknowledged
@@ -376,6 +377,8 @@ reload(EsSinkRun *run)
 		run->retry_at = 0;
 		resumed = true;
 	}
+	if (run->leave == ES_LEAVE_NOT)
+		es_sink_backlog_look(run);
 	es_task_commit(run->scratch);
 	if (resumed && run->warning[0] != '\0')
 	{
@@ -456,6 +459,8 @@ round_of_loop(EsSinkRun *run)
 	if (may_read(run, GetCurrentTimestamp()))
 		es_sink_read(run);
 	settle_errands(run);
+	if (es_sink_backlog_is_due(run, GetCurrentTimestamp()))
+		es_sink_backlog_record(run);
 }
 
 static long
@@ -465,8 +470,11 @@ time_to_wait(EsSinkRun *run)
 	TimestampTz until = TimestampTzPlusMilliseconds(now, es_wait_keep_ms());
 	TimestampTz due = save_due_at(run);
 
-	if (may_read(run, now) || es_sink_letter_is_due(run, now))
+	if (may_read(run, now) || es_sink_letter_is_due(run, now) ||
+		es_sink_backlog_is_due(run, now))
 		return 0;
+	if (run->has_backlog)
+		until = Min(until, run->backlog_at);
 	if (run->retry_at > now)
 		until = Min(until, run->retry_at);
 	/* What is due waits for what is on its way, which will wake us. */
@@ -645,6 +653,9 @@ run_client(EsSinkRun *run)
 	run->letters = true;
 	run->reload_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RELOAD_MS);
 	es_sink_rewind(run, run->saved);
+	es_task_begin();
+	es_sink_backlog_look(run);
+	es_task_commit(run->scratch);
 	if (run->accepting)
 	{
 		es_sink_topic_accept(run);

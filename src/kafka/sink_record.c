@@ -462,6 +462,10 @@ add_origin(EsSinkWriter *writer, EsRecord *record, Jsonb *metadata)
 	topic = metadata_text(metadata, ES_ORIGIN_TOPIC);
 	partition = metadata_text(metadata, ES_ORIGIN_PARTITION);
 	offset = metadata_text(metadata, ES_ORIGIN_OFFSET);
+	/* Put as one of the store's backlog, it has no more (store/backlog.h). */
+	if (topic != NULL && partition == NULL && strcmp(topic, writer->sink->topic) == 0 &&
+		writer->current > writer->sink->again_to)
+		return false;
 	if (topic == NULL || partition == NULL || offset == NULL)
 	{
 		add_progress(writer, record, metadata);

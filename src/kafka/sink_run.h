@@ -79,6 +79,11 @@ typedef struct EsSinkRun
 	bool stale;	 /* the transaction is to be aborted: there is a later membership */
 	bool parked; /* the chunk has a dead letter, which goes if the chunk fails */
 
+	/* Of a changelog: its store, and what was restored into that (sink_backlog.c). */
+	Oid			store;
+	bool		has_backlog; /* some is to be recorded */
+	TimestampTz backlog_at;	 /* ... not before */
+
 	TimestampTz retry_at; /* 0 = the last thing went well */
 	int			retry_ms;
 	int			pause_ms;	/* before the next client */
@@ -121,6 +126,19 @@ extern void es_sink_save(EsSinkRun *run, EsPosition position);
 /* In the caller's transaction; once for a position. */
 extern void es_sink_park(EsSinkRun *run, EsPosition position, int sqlstate,
 						 const char *reason);
+
+/* --- sink_backlog.c: keys of a changelog's store that are to be recorded --- */
+
+/* Is there something to be recorded?  In the caller's transaction. */
+extern void es_sink_backlog_look(EsSinkRun *run);
+
+extern bool es_sink_backlog_is_due(const EsSinkRun *run, TimestampTz now);
+
+/* Records some of it; what fails is tried again later. */
+extern void es_sink_backlog_record(EsSinkRun *run);
+
+/* All of it, before anything else; false where the sink is to be left. */
+extern bool es_sink_backlog_finish(EsSinkRun *run);
 
 /* --- sink_read.c --- */
 

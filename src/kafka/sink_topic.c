@@ -17,8 +17,8 @@
  *
  * A store's changelog topic is what other servers restore it from, so it must not
  * go on with a part of it.  What its source has restored from it counts for its
- * ends, too; and after resume() the store's changelog is published once more from
- * its first event on, with what was restored from the former topic (again_to).  The
+ * ends, too; and after resume() the store's changelog, with all that was restored
+ * (sink_backlog.c), is published once more from its first event on, with what was restored from the former topic (again_to).  The
  * source may notice first, as it begins to restore (restore.c): then resume() is meant
  * for what we have yet to notice.
  *
@@ -88,6 +88,8 @@ es_sink_topic_accept(EsSinkRun *run)
 	Datum values[1] = {Int32GetDatum((int32) run->sink->id)};
 
 	run->accepting = true;
+	if (!es_sink_backlog_finish(run))
+		return;
 	es_task_begin();
 	(void) es_spi_execute_as_owner("UPDATE eventstore.sink_position"
 								   " SET topic_id = NULL, ends = NULL WHERE sink = $1",

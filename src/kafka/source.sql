@@ -142,7 +142,7 @@ server: a foreign server of eventstore_kafka. start: ''earliest'', ''latest'', a
 value_format: json, text or bytes (null: that of the store, or of the transform''s argument; json for a collection). transform: a function of one argument, from the value (jsonb, text or bytea) to what is stored; null passes the record over.
 on_error (a record that cannot be decoded or written) and on_null_key (of a store''s record): park it as a dead letter, skip it, or stop. on_gap (records are gone from the topic): stop, or go on with the earliest or latest that is there; each gap is in the view gaps.
 flush_count, flush_interval: a batch is written when it has so many records, or when its first record has waited so long.
-changelog_topic: every change of the store, by the source or by SQL, is published there after it has committed, for each key in order, in the partition of the source''s number. Partitions that were not read here before are restored from it first, and the source goes on behind what was restored. replica_partitions: partitions of the changelog topic that are followed; keys in these cannot be changed by SQL (55000).
+changelog_topic: every change of the store, by the source or by SQL, is published there after it has committed, for each key in order, in the partition of the source''s number. Partitions that were not read here before are restored from it first, and the source goes on behind what was restored; an empty store serves then, and has what was restored recorded in its changelog in the minutes after. replica_partitions: partitions of the changelog topic that are followed; keys in these cannot be changed by SQL (55000).
 mode: ''primary''; ''replica'' follows the changelog topic alone (its partitions are those in partitions), and the store takes no other changes; ''relay'' publishes what it reads to the changelog topic (each key''s records in order; in transactions; twice where the worker dies in between, unless it has a group_id) and has no target (null).
 consumer_properties, producer_properties, changelog_properties: properties of librdkafka beside those of the server and of the user mapping.
 Errors: 42710 the name is taken; 22023 a bad value, with librdkafka''s words; 22004 null; 42704 no such server; 42809 not a server of eventstore_kafka; 42501 no USAGE on the server, no right to write the target or to call the transform, not the owner of a store that is to follow a changelog topic; 42804 formats that do not fit; LG006, LG007 the target is neither store nor collection.';
@@ -151,8 +151,8 @@ CREATE FUNCTION eventstore.drop_source(name text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_drop_source';
 COMMENT ON FUNCTION eventstore.drop_source(text) IS
-'Drops a source with its offsets, gaps and dead letters, as DROP TABLE of its target does; what it has written stays. A batch that is being written is waited for. Nothing is changed in Kafka.
-Errors: LG007 no such source; 42501 not the owner; 22004 null.';
+'Drops a source with its offsets, gaps and dead letters, as DROP TABLE of its target does; what it has written stays. A batch that is being written is waited for, and what was restored and is not in the store''s changelog yet is recorded first. Nothing is changed in Kafka.
+Errors: LG007 no such source; 42501 not the owner; 25001 something is to be recorded, at another isolation level than READ COMMITTED; 22004 null.';
 
 CREATE FUNCTION eventstore.pause(name text) RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE

@@ -209,7 +209,8 @@ write_store(EsWriter *writer, const EsRecord *records, const EsDecoded *decoded,
 			change->metadata = es_codec_metadata(&records[i], &pattern);
 		nchanges++;
 	}
-	es_store_apply(writer->source->target, changes, nchanges, &result);
+	es_store_apply(writer->source->target, changes, nchanges,
+				   writer->restoring ? writer->source->changelog_topic : NULL, &result);
 }
 
 /* What the value is, by its type. */

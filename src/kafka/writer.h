@@ -21,6 +21,7 @@ typedef struct EsWriter
 	text		   *event_type;	   /* of a collection's events: the topic */
 	FmgrInfo		transform;
 	Oid				result_type; /* of the transform */
+	bool			restoring;	 /* records of the changelog topic, in a restore */
 } EsWriter;
 
 /* What the policies and the transform made of records; in the current context. */

@@ -63,7 +63,7 @@ COMMENT ON FUNCTION eventstore.stat_progress() IS
 CREATE VIEW eventstore.progress AS
 SELECT * FROM eventstore.stat_progress();
 COMMENT ON VIEW eventstore.progress IS
-'Long work under way on a collection or store that the caller may SELECT from or owns: verify, rebuild, repair_collection, retry_dead_letters. The process, since when, what it does now (phase), and how much of that is done, of how many in all (positions, events or records; null: not known). What a source restores or has to resync stands in sources and source_partitions; indexes that are made, in PostgreSQL''s pg_stat_progress_create_index.';
+'Long work under way on a collection or store that the caller may SELECT from or owns: verify, rebuild, repair_collection, retry_dead_letters, and restore: what was restored into a store is recorded in its changelog (total: keys that are left). The process, since when, what it does now (phase), and how much of that is done, of how many in all (positions, events or records; null: not known). What a source restores or has to resync stands in sources and source_partitions; indexes that are made, in PostgreSQL''s pg_stat_progress_create_index.';
 GRANT SELECT ON eventstore.progress TO PUBLIC;
 
 CREATE FUNCTION eventstore.stat_workers(

@@ -27,7 +27,8 @@
  * Where the transaction has a lock on the store that keeps all others from writing
  * it (a restore has), one look is enough: the new rows are written as COPY writes
  * them (bulk.c), and so are the new streams of the changelog, which nobody but the
- * store's writers begins.
+ * store's writers begins.  What fills an empty store from a changelog topic is
+ * recorded later (backlog.c): its rows have version 1, and no event yet.
  *
  * Locks: the store, rows in bytewise order of their keys, then the changelog and
  * its streams in the same order.  Two batches do not deadlock; a statement that
@@ -59,6 +60,7 @@
 #include "miscadmin.h"
 #include "shmem.h"
 #include "storage/lmgr.h"
+#include "store/backlog.h"
 #include "store/change.h"
 #include "store/record.h"
 #include "store/store.h"
@@ -74,6 +76,10 @@
 
 PG_FUNCTION_INFO_V1(es_store_apply_arrays);
 
+/* See touch(). */
+#define TOUCH_CHANGES 64
+#define CACHE_LINE	  64
+
 /* One call. */
 typedef struct Batch
 {
@@ -82,6 +88,7 @@ typedef struct Batch
 	int					  nchanges; /* one for each key */
 	const EsStoreChange **changes;	/* in bytewise order of their keys */
 	bool				  has_deletes;
+	const char			 *later_from; /* recorded later, as of this topic; NULL: now */
 	EsStoreBatchResult	 *result;
 } Batch;
 
@@ -187,21 +194,22 @@ is_direct(const Batch *batch)
 /* The store, open for writing. */
 typedef struct Writer
 {
-	Batch		   *batch;
-	Relation		rel;
-	Relation		index; /* its primary key */
-	EState		   *estate;
-	ResultRelInfo  *rri;
-	TupleTableSlot *found;	  /* the row that is there */
-	TupleTableSlot *row;	  /* the one to be written */
-	Snapshot		snapshot; /* for the first look at each key */
-	EsKeyWalk	   *walk;
-	EsHeads		   *heads; /* of the changelog; NULL without one */
-	EsKeyWalk	   *heads_walk;
-	EsBulk		   *bulk; /* for new rows; NULL where others may write the store */
-	TimestampTz		now;
-	int				nchanged;
-	EsRowChange	   *changed; /* to be recorded */
+	Batch			*batch;
+	Relation		 rel;
+	Relation		 index; /* its primary key */
+	EState			*estate;
+	ResultRelInfo	*rri;
+	TupleTableSlot	*found;	   /* the row that is there */
+	TupleTableSlot	*row;	   /* the one to be written */
+	Snapshot		 snapshot; /* for the first look at each key */
+	EsKeyWalk		*walk;
+	EsHeads			*heads; /* of the changelog; NULL without one */
+	EsKeyWalk		*heads_walk;
+	EsBulk			*bulk; /* for new rows; NULL where others may write the store */
+	TimestampTz		 now;
+	int				 nchanged;
+	EsRowChange		*changed; /* to be recorded; NULL: nothing is, or later */
+	EsBacklogWriter *backlog; /* ... of which this takes note; else NULL */
 } Writer;
 
 static void
@@ -228,13 +236,16 @@ open_writer(Writer *writer, Batch *batch)
 	writer->heads = NULL;
 	writer->changed = NULL;
 	writer->nchanged = 0;
-	if (OidIsValid(changelog))
+	writer->backlog = NULL;
+	if (batch->later_from != NULL)
+		writer->backlog = es_store_backlog_begin(batch->store, batch->later_from);
+	else if (OidIsValid(changelog))
 	{
+		writer->changed =
+			palloc_extended(sizeof(EsRowChange) * batch->nchanges, MCXT_ALLOC_HUGE);
 		writer->heads = es_heads_begin(es_collection_open(changelog, RowExclusiveLock));
 		writer->heads_walk =
 			es_heads_walk(writer->heads, writer->snapshot, batch->nchanges);
-		writer->changed =
-			palloc_extended(sizeof(EsRowChange) * batch->nchanges, MCXT_ALLOC_HUGE);
 	}
 }
 
@@ -243,6 +254,8 @@ close_writer(Writer *writer)
 {
 	if (writer->bulk != NULL)
 		es_bulk_end(writer->bulk);
+	if (writer->backlog != NULL)
+		es_store_backlog_finish(writer->backlog);
 	if (writer->heads != NULL)
 	{
 		es_key_walk_end(writer->heads_walk);
@@ -330,7 +343,7 @@ next_row(const Writer *writer, const EsStoreChange *change, const EsStoreRow *la
 	row->key = change->key;
 	row->value = change->value;
 	row->complete = true;
-	row->version = last->version + 1;
+	row->version = writer->backlog == NULL ? last->version + 1 : 1;
 	row->has_time = true;
 	row->updated_at = es_store_not_before(time_of(writer, change), last);
 }
@@ -386,7 +399,9 @@ note_change(Writer *writer, const EsStoreChange *change, const EsStoreRow *old,
 	noted->old.key = change->key;
 	noted->old.value = (Datum) 0;
 	noted->old_is_ours = found_is_ours(writer);
-	if (noted->old_is_ours)
+	noted->old_in_backlog =
+		!noted->old_is_ours && es_store_row_in_backlog(writer->batch->store, old);
+	if (noted->old_is_ours || noted->old_in_backlog)
 		noted->old.value = PointerGetDatum(PG_DETOAST_DATUM_COPY(old->value));
 }
 
@@ -397,6 +412,15 @@ keep_change(Writer *writer)
 	if (writer->changed == NULL)
 		return;
 	writer->changed[writer->nchanged++].new_tid = writer->row->tts_tid;
+}
+
+/* What was never recorded and is gone never was: so only of what is put. */
+static void
+note_later(Writer *writer, const EsStoreChange *change)
+{
+	if (writer->backlog != NULL)
+		es_store_backlog_add(writer->backlog, change->key, change->value,
+							 change->metadata);
 }
 
 static bool
@@ -439,6 +463,7 @@ replace_found(Writer *writer, const EsStoreChange *change)
 		list_free(
 			es_insert_index_tuples(writer->rri, writer->row, writer->estate, NULL, NIL));
 	keep_change(writer);
+	note_later(writer, change);
 	writer->batch->result->updated++;
 	return true;
 }
@@ -498,6 +523,7 @@ add_row(Writer *writer, const EsStoreChange *change, const EsStoreRow *new,
 	}
 	fill_row(writer, es_bulk_slot(writer->bulk), new);
 	es_bulk_add(writer->bulk, noted == NULL ? NULL : &noted->new_tid);
+	note_later(writer, change);
 	writer->batch->result->inserted++;
 }
 
@@ -572,6 +598,36 @@ apply_change(Writer *writer, const EsStoreChange *change)
 	}
 }
 
+/*
+ * Changes lie in memory in the order in which they came, and are gone through in that
+ * of their keys: each would be waited for.  Of some hundred at once, which depend on
+ * nothing, the processor waits for many at a time.
+ */
+static void
+touch(const Batch *batch, int from)
+{
+	int			  to = Min(from + TOUCH_CHANGES, batch->nchanges);
+	volatile char last;
+	char		  sum = 0;
+
+	for (int i = from; i < to; i++)
+		sum += batch->changes[i]->is_delete;
+	for (int i = from; i < to; i++)
+	{
+		const EsStoreChange *change = batch->changes[i];
+		const char			*value = DatumGetPointer(change->value);
+		const char			*metadata = (const char *) change->metadata;
+
+		sum += *DatumGetPointer(change->key);
+		if (!change->is_delete)
+			sum += value[0] + value[Min(VARSIZE_ANY(value) - 1, CACHE_LINE)];
+		if (metadata != NULL)
+			sum += metadata[0] + metadata[Min(VARSIZE(metadata) - 1, CACHE_LINE)];
+	}
+	last = sum;
+	(void) last;
+}
+
 static void
 apply_direct(Batch *batch)
 {
@@ -586,6 +642,8 @@ apply_direct(Batch *batch)
 	for (int i = 0; i < batch->nchanges; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
+		if (i % TOUCH_CHANGES == 0)
+			touch(batch, i);
 		apply_change(&writer, batch->changes[i]);
 		ResetPerTupleExprContext(writer.estate);
 	}
@@ -663,8 +721,8 @@ apply_rows(Batch *batch)
  * ------------------------------------------------------------------------- */
 
 static void
-apply(Oid relid, const EsStoreChange *changes, int nchanges, bool by_rows,
-	  EsStoreBatchResult *result)
+apply(Oid relid, const EsStoreChange *changes, int nchanges, const char *topic,
+	  bool by_rows, EsStoreBatchResult *result)
 {
 	Batch batch = {0};
 
@@ -680,17 +738,21 @@ apply(Oid relid, const EsStoreChange *changes, int nchanges, bool by_rows,
 	es_store_check_filled(batch.store, batch.rel);
 	merge_changes(&batch, changes, nchanges);
 	if (!by_rows && is_direct(&batch))
+	{
+		if (topic != NULL && es_store_backlog_may_grow(batch.store, batch.rel, topic))
+			batch.later_from = topic;
 		apply_direct(&batch);
+	}
 	else
 		apply_rows(&batch);
 	table_close(batch.rel, NoLock);
 }
 
 void
-es_store_apply(Oid store, const EsStoreChange *changes, int nchanges,
+es_store_apply(Oid store, const EsStoreChange *changes, int nchanges, const char *topic,
 			   EsStoreBatchResult *result)
 {
-	apply(store, changes, nchanges, false, result);
+	apply(store, changes, nchanges, topic, false, result);
 }
 
 /* ---------------------------------------------------------------------------
@@ -773,7 +835,9 @@ es_store_apply_arrays(PG_FUNCTION_ARGS)
 
 	es_require_arg(&fcinfo->args[0], "store");
 	changes = take_changes(fcinfo, es_store_open(PG_GETARG_OID(0), RowExclusiveLock), &n);
-	apply(PG_GETARG_OID(0), changes, n, !PG_ARGISNULL(5) && PG_GETARG_BOOL(5), &result);
+	apply(PG_GETARG_OID(0), changes, n,
+		  PG_ARGISNULL(6) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(6)),
+		  !PG_ARGISNULL(5) && PG_GETARG_BOOL(5), &result);
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");

@@ -32,7 +32,8 @@ typedef struct EsStoreBatchResult
 
 /*
  * Applies the changes; of several of a key the last one is written and
- * recorded, the others are as if they had never been.  Opens the store with
+ * recorded, the others are as if they had never been.  What fills a store from a
+ * changelog topic may be recorded later (backlog.h): 'topic' is that, else NULL.  Opens the store with
  * RowExclusiveLock.  The current user needs the rights of INSERT ... ON CONFLICT
  * and DELETE.  All is done, or an error is raised and the caller's
  * (sub)transaction undoes it.  Memory is taken from the current context, about
@@ -41,6 +42,6 @@ typedef struct EsStoreBatchResult
  * another order than bytewise.
  */
 extern void es_store_apply(Oid store, const EsStoreChange *changes, int nchanges,
-						   EsStoreBatchResult *result);
+						   const char *topic, EsStoreBatchResult *result);
 
 #endif /* ES_STORE_BATCH_H */

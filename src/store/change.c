@@ -10,7 +10,8 @@
  *			time.  It has no side effect, for it also runs for rows that ON
  *			CONFLICT then does not insert.  A new key's version follows the last
  *			one of its stream, at which it looks without a lock: it runs before
- *			the unique check, where a lock would be taken in the wrong order.
+ *			the unique check, where a lock would be taken in the wrong order.  But a
+ *			row that was restored is recorded now, if it was not (backlog.c).
  *	record	AFTER, before all triggers of the user: appends the event (record.c).
  *			By now the row is ours, so locks go row, then head.
  *
@@ -31,6 +32,7 @@
 #include "commands/trigger.h"
 #include "errors.h"
 #include "fmgr.h"
+#include "store/backlog.h"
 #include "store/record.h"
 #include "store/store.h"
 #include "utils/builtins.h"
@@ -176,6 +178,19 @@ look_at_stream(const EsStore *store, Datum key, EsStoreRow *last)
 	UnregisterSnapshot(snapshot);
 }
 
+/*
+ * A row that was restored and is not recorded yet is from now on, before it is replaced:
+ * it is locked, so the order is row, then head.
+ */
+static void
+record_backlog(const EsStore *store, TriggerData *trigdata, const EsStoreRow *old)
+{
+	TransactionId xmin = HeapTupleHeaderGetXmin(trigdata->tg_trigtuple->t_data);
+
+	if (es_store_row_in_backlog(store, old) && !TransactionIdIsCurrentTransactionId(xmin))
+		es_store_backlog_record_row(store, trigdata->tg_relation, old);
+}
+
 static HeapTuple
 version_update(const EsStore *store, TriggerData *trigdata)
 {
@@ -189,6 +204,7 @@ version_update(const EsStore *store, TriggerData *trigdata)
 
 	es_store_read_row(&old, trigdata->tg_trigtuple, desc);
 	es_store_read_row(&new, trigdata->tg_newtuple, desc);
+	record_backlog(store, trigdata, &old);
 	moved = new.complete && !es_store_same_bytes(old.key, new.key);
 	same = new.complete && !moved &&es_store_same_bytes(old.value, new.value);
 	watch = watch_for(trigdata->tg_relation, old.key);
@@ -241,7 +257,7 @@ es_store_version(PG_FUNCTION_ARGS)
 
 /* False where nothing has changed. */
 static bool
-collect_change(EsRowChange *change, TriggerData *trigdata)
+collect_change(const EsStore *store, EsRowChange *change, TriggerData *trigdata)
 {
 	TupleDesc desc = RelationGetDescr(trigdata->tg_relation);
 	HeapTuple old =
@@ -260,6 +276,8 @@ collect_change(EsRowChange *change, TriggerData *trigdata)
 		es_store_read_row(&change->old, old, desc);
 		change->old_is_ours =
 			TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(old->t_data));
+		change->old_in_backlog =
+			!change->old_is_ours && es_store_row_in_backlog(store, &change->old);
 	}
 	if (new != NULL)
 	{
@@ -281,7 +299,7 @@ es_store_record(PG_FUNCTION_ARGS)
 	EsRowChange	 change = {0};
 
 	if (OidIsValid(store->changelog) && !is_unrecorded(rel) &&
-		collect_change(&change, trigdata))
+		collect_change(store, &change, trigdata))
 	{
 		EsReplaced *watch =
 			watch_for(rel, change.has_new ? change.new.key : change.old.key);

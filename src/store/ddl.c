@@ -232,14 +232,14 @@ alter_changelog(Oid changelog, const char *what)
 }
 
 static bool
-changes_owner(Node *stmt)
+has_command(Node *stmt, AlterTableType type)
 {
 	ListCell *cell;
 
 	if (!IsA(stmt, AlterTableStmt))
 		return false;
 	foreach (cell, ((AlterTableStmt *) stmt)->cmds)
-		if (lfirst_node(AlterTableCmd, cell)->subtype == AT_ChangeOwner)
+		if (lfirst_node(AlterTableCmd, cell)->subtype == type)
 			return true;
 	return false;
 }
@@ -288,6 +288,21 @@ follow_schema(AlterObjectSchemaStmt *stmt)
 						psprintf("SET SCHEMA %s", quote_identifier(stmt->newschema)));
 }
 
+/* It would be rebuilt from its changelog, in which these keys are not yet. */
+static void
+refuse_unlogged(AlterTableStmt *stmt)
+{
+	Oid relid = RangeVarGetRelid(stmt->relation, NoLock, true);
+
+	if (OidIsValid(relid) && es_store_exists(relid, NULL) &&
+		get_rel_persistence(relid) == RELPERSISTENCE_UNLOGGED &&
+		es_store_get(relid)->backlog[0] != '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("store \"%s\" cannot become unlogged now", get_rel_name(relid)),
+				 errdetail("Not all that was restored is in its changelog yet.")));
+}
+
 /* Runs after every ALTER TABLE, so it looks at the statement first. */
 Datum
 es_on_alter_store(PG_FUNCTION_ARGS)
@@ -299,7 +314,9 @@ es_on_alter_store(PG_FUNCTION_ARGS)
 						errmsg("function \"%s\" was not called as an event trigger",
 							   "eventstore.on_alter_store")));
 	stmt = ((EventTriggerData *) fcinfo->context)->parsetree;
-	if (changes_owner(stmt))
+	if (has_command(stmt, AT_SetUnLogged))
+		refuse_unlogged((AlterTableStmt *) stmt);
+	if (has_command(stmt, AT_ChangeOwner))
 		follow_owner((AlterTableStmt *) stmt);
 	else if (IsA(stmt, AlterObjectSchemaStmt) &&
 			 ((AlterObjectSchemaStmt *) stmt)->relation != NULL)

@@ -13,7 +13,9 @@
  *	  a row whose own event is still queued.  Versions tell: that change finds
  *	  the row it replaced unrecorded and records it first, and the queued event
  *	  finds that it has been recorded;
- *	- somebody has changed the table with triggers off: the row is corrected.
+ *	- somebody has changed the table with triggers off: the row is corrected;
+ *	- the row that was changed was restored, and is of the store's backlog
+ *	  (backlog.c): that it was put is recorded first.
  *
  * A changed key is a delete and a put, in one append.
  *
@@ -34,6 +36,7 @@
 #include "compat.h"
 #include "executor/executor.h"
 #include "shmem.h"
+#include "store/backlog.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/rel.h"
@@ -79,6 +82,12 @@ es_store_with_version(HeapTuple tuple, TupleDesc desc, int64 version, bool has_t
 	return heap_modify_tuple_by_cols(tuple, desc, 2, columns, values, nulls);
 }
 
+bool
+es_store_row_in_backlog(const EsStore *store, const EsStoreRow *row)
+{
+	return store->backlog[0] != '\0' && row->version == 1;
+}
+
 TimestampTz
 es_store_not_before(TimestampTz time, const EsStoreRow *previous)
 {
@@ -91,7 +100,7 @@ es_store_not_before(TimestampTz time, const EsStoreRow *previous)
 
 typedef enum PartKind
 {
-	PART_PENDING, /* put of the old row, whose own event is queued still */
+	PART_PENDING, /* put of the old row, whose own event is queued still, or due */
 	PART_DELETE,  /* of the old key */
 	PART_PUT	  /* of the new row */
 } PartKind;
@@ -108,6 +117,7 @@ typedef struct Recording
 	Relation	   rel;
 	text		  *put; /* the types of events */
 	text *delete;
+	Jsonb	*backlog; /* metadata of a row of the backlog, once one is met */
 	int		 nparts;
 	Part	*parts; /* beside the events */
 	EsEvent *events;
@@ -124,6 +134,22 @@ set_value(const EsStore *store, EsEvent *event, Datum value)
 		event->body = (bytea *) detoasted; /* a text's bytes */
 }
 
+/*
+ * The pending one is of an earlier change, whose metadata we do not have.  Of what was
+ * restored it is known where from, by which the sink knows that it is there already.
+ */
+static Jsonb *
+metadata_of(Recording *recording, const EsRowChange *change, PartKind kind)
+{
+	if (kind != PART_PENDING || change->only_backlog)
+		return change->metadata;
+	if (change->old_is_ours)
+		return NULL;
+	if (recording->backlog == NULL)
+		recording->backlog = es_store_backlog_metadata(recording->store);
+	return recording->backlog;
+}
+
 static void
 add_part(Recording *recording, const EsRowChange *change, PartKind kind)
 {
@@ -138,10 +164,9 @@ add_part(Recording *recording, const EsRowChange *change, PartKind kind)
 	event->stream = es_store_key_to_text(recording->store, row->key);
 	event->created_at_given = true;
 	event->created_at = change->time;
-	event->stream_is_new = kind == PART_PUT && change->stream_is_new;
-	/* The pending one is of an earlier change, whose metadata we do not have. */
-	if (kind != PART_PENDING)
-		event->metadata = change->metadata;
+	event->stream_is_new =
+		change->stream_is_new && (kind == PART_PUT || change->only_backlog);
+	event->metadata = metadata_of(recording, change, kind);
 	if (kind == PART_DELETE)
 		return;
 	set_value(recording->store, event, row->value);
@@ -156,9 +181,10 @@ has_part(const EsRowChange *change, PartKind kind)
 	switch (kind)
 	{
 		case PART_PENDING:
-			return change->has_old && change->old_is_ours;
+			return change->has_old && (change->old_is_ours || change->old_in_backlog);
 		case PART_DELETE:
-			return change->has_old && (change->moved || !change->has_new);
+			return change->has_old && !change->only_backlog &&
+				   (change->moved || !change->has_new);
 		case PART_PUT:
 			return change->has_new;
 	}
@@ -231,7 +257,12 @@ is_missing(const Recording *recording, const Part *part, int64 last)
 		case PART_PENDING:
 			return last + 1 == change->old.version;
 		case PART_DELETE:
-			return last <= change->old.version || !old_key_is_back(recording, change);
+			/* Who has put the key again meanwhile did not find the restored row's event. */
+			if (change->old_in_backlog)
+				CommandCounterIncrement();
+			else if (last <= change->old.version)
+				return true;
+			return !old_key_is_back(recording, change);
 		case PART_PUT:
 			return last < change->new.version || is_live(recording, change);
 	}
@@ -366,7 +397,8 @@ es_store_record_rows(const EsStore *store, Relation rel, EsRowChange *changes,
 	es_require_preloaded();
 	if (store->follower != 0 && store->follower != es_store_following)
 		for (int i = 0; i < nchanges; i++)
-			check_following(store, &changes[i]);
+			if (!changes[i].only_backlog)
+				check_following(store, &changes[i]);
 	if (store->publisher != 0 && store->publisher != es_store_following)
 		set_origin(store, changes, nchanges);
 	recording.put = cstring_to_text("put");

@@ -28,17 +28,22 @@ typedef struct EsStoreRow
 /* A row that has been changed: it is written, and ours. */
 typedef struct EsRowChange
 {
-	bool	   has_old;
-	bool	   old_is_ours; /* of this transaction: its own event may be queued still */
-	bool	   has_new;
-	bool	   moved;		  /* the new row has another key */
-	bool	   stream_is_new; /* nobody has begun the new row's stream, nor can */
-	EsStoreRow old;			  /* its value is needed only where old_is_ours */
-	EsStoreRow new;			  /* version and time as foreseen */
+	bool has_old;
+	bool old_is_ours;	 /* of this transaction: its own event may be queued still */
+	bool old_in_backlog; /* perhaps; that it was put is recorded first (backlog.h) */
+	bool has_new;
+	bool moved;			/* the new row has another key */
+	bool only_backlog;	/* no change: of the old row it is recorded that it was put */
+	bool stream_is_new; /* nobody has begun the row's stream, nor can */
+	EsStoreRow old;		/* its value is needed where old_is_ours, old_in_backlog */
+	EsStoreRow new;		/* version and time as foreseen */
 	ItemPointerData new_tid;
 	TimestampTz		time;	  /* of a delete, and of a row without one */
 	Jsonb		   *metadata; /* or NULL */
 } EsRowChange;
+
+/* May the row, which this transaction has not written, be of the store's backlog? */
+extern bool es_store_row_in_backlog(const EsStore *store, const EsStoreRow *row);
 
 /* The fields point into the tuple. */
 extern void es_store_read_row(EsStoreRow *row, HeapTuple tuple, TupleDesc desc);

@@ -6,6 +6,8 @@
  * who reads the changelog: the history is more than the table shows.  Times of
  * a key never go back, so the first event that is not too late is the one.
  *
+ * What was restored and is not recorded yet (backlog.c) is in the table alone.
+ *
  * rebuild makes the table what the changelog says, in one transaction: keys
  * whose last event is not a put go, the others get that event's value, version
  * and time.  Rows that are right already are not touched.  ShareRowExclusive
@@ -18,6 +20,8 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
+#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "collection/collection.h"
@@ -28,13 +32,17 @@
 #include "shmem.h"
 #include "spi.h"
 #include "stats/work.h"
+#include "store/backlog.h"
 #include "store/change.h"
+#include "store/record.h"
 #include "store/store.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 PG_FUNCTION_INFO_V1(es_get_at);
@@ -54,15 +62,43 @@ event_value(TupleTableSlot *slot)
 	return isnull ? NULL : (Jsonb *) PG_DETOAST_DATUM_COPY(data);
 }
 
-/* The value after the last event of the stream that is not later than 'at'. */
+/*
+ * The value of a row without an event, which is to be recorded yet (backlog.c), where it
+ * is not later than 'at'; NULL.  By the snapshot, whatever was recorded since.
+ */
 static Jsonb *
-value_at(Oid changelog, text *stream, TimestampTz at)
+backlog_value_at(const EsStore *store, Datum key, TimestampTz at)
 {
+	Relation		rel;
+	TupleTableSlot *slot;
+	EsStoreRow		row;
+	Jsonb		   *value = NULL;
+
+	rel = table_open(store->relid, NoLock);
+	slot = table_slot_create(rel, NULL);
+	if (es_store_find(store, rel, key, GetActiveSnapshot(), slot))
+	{
+		es_store_read_row(&row, ExecFetchSlotHeapTuple(slot, false, NULL),
+						  RelationGetDescr(rel));
+		if (row.version == 1 && row.has_time && row.updated_at <= at)
+			value = (Jsonb *) PG_DETOAST_DATUM_COPY(row.value);
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, NoLock);
+	return value;
+}
+
+/* The value after the last event of the key's stream that is not later than 'at'. */
+static Jsonb *
+value_at(const EsStore *store, Datum key, TimestampTz at)
+{
+	Oid				changelog = store->changelog;
+	text		   *stream = es_store_key_to_text(store, key);
 	EsReadArgs		args = {0};
 	EsRead		   *read;
 	TupleTableSlot *slot;
 	Jsonb		   *value = NULL;
-	int64			version = 1;
+	int64			version = 0;
 	bool			found = false;
 
 	args.collection = changelog;
@@ -81,6 +117,8 @@ value_at(Oid changelog, text *stream, TimestampTz at)
 			value = event_value(slot);
 	}
 	es_read_end(read);
+	if (version == 0)
+		return backlog_value_at(store, key, at);
 	if (!found && version > 1)
 		ereport(
 			ERROR,
@@ -112,8 +150,7 @@ es_get_at(PG_FUNCTION_ARGS)
 	es_require_arg(&fcinfo->args[2], "at");
 	es_store_require_changelog(store);
 	key = es_store_key_from_text(store, PG_GETARG_TEXT_PP(1));
-	value = value_at(store->changelog, es_store_key_to_text(store, key),
-					 PG_GETARG_TIMESTAMPTZ(2));
+	value = value_at(store, key, PG_GETARG_TIMESTAMPTZ(2));
 	if (value == NULL)
 		PG_RETURN_NULL();
 	PG_RETURN_JSONB_P(value);
@@ -196,6 +233,8 @@ rebuild(EsStore *store)
 	volatile int64 nkeys = 0;
 
 	check_complete(changelog);
+	es_work_phase("recording what was restored", 0);
+	es_store_backlog_record_all(store->relid);
 	es_store_unrecorded_begin(store->relid);
 	PG_TRY();
 	{

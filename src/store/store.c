@@ -169,6 +169,12 @@ load_row(EsStore *store)
 	store->publisher = nulls[ES_STORE_CATALOG_PUBLISHER - 1]
 						   ? 0
 						   : DatumGetInt32(values[ES_STORE_CATALOG_PUBLISHER - 1]);
+	store->backlog[0] = '\0';
+	if (!nulls[ES_STORE_CATALOG_BACKLOG - 1])
+		text_to_cstring_buffer(DatumGetTextPP(values[ES_STORE_CATALOG_BACKLOG - 1]),
+							   store->backlog, ES_BACKLOG_SIZE);
+	store->backlog_due = !nulls[ES_STORE_CATALOG_BACKLOG_DUE - 1] &&
+						 DatumGetBool(values[ES_STORE_CATALOG_BACKLOG_DUE - 1]);
 	heap_freetuple(tuple);
 	return true;
 }

@@ -31,6 +31,9 @@
 #define ES_STORE_RECORD_TRIGGER	 "!eventstore_record"
 #define ES_STORE_GUARD_TRIGGER	 "eventstore_guard"
 
+/* Of a topic's name: Kafka allows 249 bytes. */
+#define ES_BACKLOG_SIZE 256
+
 typedef enum EsStoreFormat
 {
 	ES_STORE_JSON,
@@ -57,9 +60,12 @@ typedef struct EsStore
 	Oid			  changelog;  /* InvalidOid without one */
 	uint32		  follower;	  /* the Kafka source by which it follows another store; 0 */
 	uint32		  publisher;  /* the one that has its changes published; 0 */
-	EsChannel	  reads_channel; /* who listens to it hears of reads; 0 = nobody does */
-	int			  running;		 /* executions of the plans, which may be nested */
-	SPIPlanPtr	  plans[ES_STORE_NSTATEMENTS]; /* NULL until needed */
+	char		  backlog
+		[ES_BACKLOG_SIZE];	  /* where its unrecorded keys came from; '' = it has none */
+	bool	   backlog_due;	  /* they may be recorded now */
+	EsChannel  reads_channel; /* who listens to it hears of reads; 0 = nobody does */
+	int		   running;		  /* executions of the plans, which may be nested */
+	SPIPlanPtr plans[ES_STORE_NSTATEMENTS]; /* NULL until needed */
 } EsStore;
 
 extern const char *es_store_format_name(EsStoreFormat format);

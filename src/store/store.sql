@@ -12,11 +12,26 @@ CREATE TABLE eventstore.store_catalog (
 	format text NOT NULL,
 	key_format text NOT NULL,
 	follower integer,
-	publisher integer
+	publisher integer,
+	backlog text,
+	backlog_due boolean NOT NULL DEFAULT false
 );
 COMMENT ON TABLE eventstore.store_catalog IS
-'The stores of this database with their changelogs and formats. Internal.';
+'The stores of this database with their changelogs and formats. backlog: the topic from which keys were restored that are still to be recorded; backlog_due: may it be recorded now. Internal.';
 SELECT pg_catalog.pg_extension_config_dump('eventstore.store_catalog', '');
+
+/* Keys that are in a store and not in its changelog yet (backlog.c).  Not compressed: it lives for minutes. */
+CREATE TABLE eventstore.store_backlog (
+	store regclass,
+	id bigint,
+	key_count integer NOT NULL,
+	keys bytea NOT NULL,
+	PRIMARY KEY (store, id)
+);
+ALTER TABLE eventstore.store_backlog ALTER COLUMN keys SET STORAGE EXTERNAL;
+COMMENT ON TABLE eventstore.store_backlog IS
+'Restored keys that are still to be recorded in their store''s changelog, with what is to be said of each: some thousand to a row. Internal.';
+SELECT pg_catalog.pg_extension_config_dump('eventstore.store_backlog', '');
 
 CREATE VIEW eventstore.stores WITH (security_barrier) AS
 SELECT s.store, s.changelog, s.format, s.key_format
@@ -165,6 +180,7 @@ CREATE FUNCTION eventstore.store_apply(
 	metadata jsonb[] = null,
 	times timestamptz[] = null,
 	by_rows boolean = false,
+	topic text = null,
 	OUT inserted bigint,
 	OUT updated bigint,
 	OUT deleted bigint,
@@ -172,10 +188,18 @@ CREATE FUNCTION eventstore.store_apply(
 ) RETURNS record
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'es_store_apply_arrays';
-REVOKE EXECUTE ON FUNCTION eventstore.store_apply(regclass, text[], anyarray, jsonb[], timestamptz[], boolean) FROM PUBLIC;
-COMMENT ON FUNCTION eventstore.store_apply(regclass, text[], anyarray, jsonb[], timestamptz[], boolean) IS
-'Internal: what workers change a store with, for tests and measurements. A null value deletes the key; the last of a key''s changes counts. by_rows: statement by statement, however plain the store.
+REVOKE EXECUTE ON FUNCTION eventstore.store_apply(regclass, text[], anyarray, jsonb[], timestamptz[], boolean, text) FROM PUBLIC;
+COMMENT ON FUNCTION eventstore.store_apply(regclass, text[], anyarray, jsonb[], timestamptz[], boolean, text) IS
+'Internal: what workers change a store with, for tests and measurements. A null value deletes the key; the last of a key''s changes counts. by_rows: statement by statement, however plain the store. topic: where it is restored from; an empty store that nobody else writes has it recorded later.
 Errors: 42804 values of another type; 22023 arrays of different lengths; 22004 a null key; otherwise as put() and delete().';
+
+CREATE FUNCTION eventstore.store_record_backlog(store regclass, wait boolean = false) RETURNS text
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'es_store_record_backlog';
+REVOKE EXECUTE ON FUNCTION eventstore.store_record_backlog(regclass, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION eventstore.store_record_backlog(regclass, boolean) IS
+'Internal: records some thousand keys of those that were restored into a store and are not in its changelog yet, as the worker does that publishes it. recorded; locked: what is left is being changed by others, whom wait makes it wait for; empty: nothing was left.
+Errors: 22004; 25001 at another isolation level than READ COMMITTED; LG007.';
 
 CREATE FUNCTION eventstore.store_version() RETURNS trigger
 LANGUAGE c VOLATILE PARALLEL UNSAFE

@@ -9,6 +9,8 @@
  * transactions.  Where the last event itself is no longer retained, its version
  * and time are known from the heads table.
  *
+ * What was restored and is still to be recorded (backlog.c) is no fault.
+ *
  * With bounds, only keys whose last event lies within them are compared.
  */
 #include "postgres.h"
@@ -62,7 +64,7 @@ check_may_compare(const EsStore *store)
 
 /* The statement that finds the faults; $1 and $2 are the bounds. */
 static char *
-compare_sql(const EsStore *store, const EsCollection *changelog)
+compare_sql(const EsStore *store, const EsCollection *changelog, bool has_backlog)
 {
 	static const char *const stored[] = {
 		"ROW(s.value)",
@@ -85,7 +87,8 @@ compare_sql(const EsStore *store, const EsCollection *changelog)
 	appendStringInfo(
 		&sql,
 		" LATERAL (VALUES"
-		" (l.stream IS NULL, 'the store has the key, the changelog no event of it'),"
+		" (l.stream IS NULL AND NOT (%s AND s.version IS NOT DISTINCT FROM 1),"
+		" 'the store has the key, the changelog no event of it'),"
 		" (l.type NOT IN ('put', 'delete'), 'the last event is neither put nor delete'),"
 		" (s.stream IS NOT NULL AND l.type = 'delete', 'the last event is a delete, and "
 		"the store has the key'),"
@@ -101,7 +104,8 @@ compare_sql(const EsStore *store, const EsCollection *changelog)
 		") f (is_fault, problem)"
 		" WHERE f.is_fault AND (l.stream IS NULL OR l.last_position > $1 AND "
 		"l.last_position < $2)",
-		stored[store->format], store->format == ES_STORE_JSON ? "l.data" : "l.body");
+		has_backlog ? "true" : "false", stored[store->format],
+		store->format == ES_STORE_JSON ? "l.data" : "l.body");
 	return sql.data;
 }
 
@@ -117,6 +121,22 @@ put_faults(ReturnSetInfo *result, Portal portal)
 	} while (SPI_processed > 0);
 }
 
+/* By the snapshot that rows and events are seen with.  In SPI. */
+static bool
+has_backlog(const EsStore *store)
+{
+	Oid			 types[1] = {REGCLASSOID};
+	Datum		 values[1] = {ObjectIdGetDatum(store->relid)};
+	EsRoleSwitch saved;
+
+	es_role_assume(es_extension_owner(), &saved);
+	es_spi_execute("SELECT FROM eventstore.store_catalog WHERE store = $1"
+				   " AND backlog IS NOT NULL",
+				   1, types, values, NULL, true, SPI_OK_SELECT);
+	es_role_restore(&saved);
+	return SPI_processed > 0;
+}
+
 /* As the owner, who may read what is behind the changelog. */
 static void
 compare(ReturnSetInfo *result, const EsStore *store, EsPosition after, EsPosition before)
@@ -127,17 +147,20 @@ compare(ReturnSetInfo *result, const EsStore *store, EsPosition after, EsPositio
 	EsRoleSwitch  saved;
 	Portal		  portal;
 
+	bool backlog;
+
+	SPI_connect();
+	backlog = has_backlog(store);
 	es_role_assume(es_relation_owner(store->relid), &saved);
 	/* Rather an error than what the policies let through. */
 	(void) set_config_option("row_security", "off", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
-	SPI_connect();
-	portal = SPI_cursor_open_with_args(NULL, compare_sql(store, changelog),
+	portal = SPI_cursor_open_with_args(NULL, compare_sql(store, changelog, backlog),
 									   lengthof(types), types, values, NULL, true, 0);
 	put_faults(result, portal);
 	SPI_cursor_close(portal);
-	SPI_finish();
 	es_role_restore(&saved);
+	SPI_finish();
 }
 
 /* Of a changelog its store, of a store itself; NULL for any other collection. */

@@ -80,6 +80,7 @@ $node->start;
 note(query("SELECT string_agg(position::text, ' ') FROM eventstore.source_partitions WHERE topic = 'big-changelog'") . ' records were there');
 is(query("SELECT eventstore.wait_for_source('big', '3 min')"), 't', 'big has caught up');
 is(query("SELECT count(*), count(*) FILTER (WHERE version = 1 AND key = format('1/%s/%s/%s', value->>'tenant', value->>'item', value->>'hash')) FROM big"), "$keys|$keys", 'a restore goes on after a crash');
+await_recorded($node, 'big');
 is(query("SELECT count(*), count(DISTINCT stream) FROM big_changelog"), "$keys|$keys", 'each key has one event');
 is_clean($node, 'big_changelog', 'all is as it should be');
 query("SELECT eventstore.drop_source('big'), eventstore.drop_store('big')");

@@ -13,6 +13,7 @@
 #   $kafka->produce_many('t', 500_000, keys => 1000, tombstones => 10);
 #   $kafka->consume('t')                        # {partition, offset, timestamp, key, value, headers}, …
 #   source_caught_up($node, 's');               # a test: it has written what its topic had
+#   await_recorded($node, 'kv');                # all that was restored is in the store's changelog
 #
 # What both can do is in Kafka/Client.pm.  All of them end with the test; only
 # processes that the test has started are ended.  What a machine lacks for them
@@ -29,7 +30,7 @@ use EventstoreTest::Kafka::Broker;
 use EventstoreTest::Kafka::Mock;
 use Test::More;
 
-our @EXPORT = qw(kafka_mock kafka_broker server_beside source_caught_up);
+our @EXPORT = qw(kafka_mock kafka_broker server_beside source_caught_up await_recorded);
 
 sub kafka_mock
 {
@@ -58,6 +59,14 @@ sub source_caught_up
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	is($node->safe_psql('postgres', "SELECT eventstore.wait_for_source('$source', '2 min')"), 't', $what // "$source has caught up");
+	return;
+}
+
+sub await_recorded
+{
+	my ($node, $store) = @_;
+
+	await_true($node, "SELECT backlog IS NULL FROM eventstore.store_catalog WHERE store = '$store'::regclass");
 	return;
 }
 
