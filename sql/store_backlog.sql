@@ -36,7 +36,31 @@ SELECT * FROM rows();
 SELECT * FROM state();
 SELECT eventstore.get_at('kv', 'twice', now()) AS now, eventstore.get_at('kv', 'twice', '2000-01-01') AS before, eventstore.get_at('kv', 'gone', now()) AS gone;
 
--- Each change of a row finds it recorded: another value, the same one, another key, a delete, a batch.
+-- It is the store's until it is recorded: for who may see both, and all of the changelog.
+CREATE ROLE regress_backlog;
+GRANT USAGE ON SCHEMA store_backlog TO regress_backlog;
+GRANT SELECT ON kv_changelog TO regress_backlog;
+SET ROLE regress_backlog;
+SELECT eventstore.get_at('kv', 'twice', now()) AS no_right;
+RESET ROLE;
+GRANT SELECT ON kv TO regress_backlog;
+SET ROLE regress_backlog;
+SELECT eventstore.get_at('kv', 'twice', now()) AS both;
+RESET ROLE;
+ALTER TABLE kv ENABLE ROW LEVEL SECURITY;
+SET ROLE regress_backlog;
+SELECT eventstore.get_at('kv', 'twice', now()) AS not_this_row;
+RESET ROLE;
+ALTER TABLE kv DISABLE ROW LEVEL SECURITY;
+ALTER TABLE kv_changelog ENABLE ROW LEVEL SECURITY;
+SET ROLE regress_backlog;
+SELECT eventstore.get_at('kv', 'twice', now()) AS not_all_events;
+RESET ROLE;
+ALTER TABLE kv_changelog DISABLE ROW LEVEL SECURITY;
+DROP OWNED BY regress_backlog;
+DROP ROLE regress_backlog;
+
+-- Each change of a row finds it recorded: another value, another key, a delete, a batch.  The same value is none.
 UPDATE kv SET value = '20' WHERE key = 'twice';
 UPDATE kv SET value = value WHERE key = 'same';
 UPDATE kv SET key = 'moved' WHERE key = 'plain2';
@@ -127,6 +151,7 @@ CALL restore(1, '{b}', '{1}');
 SELECT * FROM state();
 SELECT eventstore.drop_store('kv');
 SELECT eventstore.create_store('kv');
+CALL restore(1, '{b}', '{1}', '');
 SELECT * FROM eventstore.store_apply('kv', '{a}', '{1}'::jsonb[], topic => 't');
 SELECT * FROM state();
 SELECT eventstore.drop_store('kv');

@@ -152,8 +152,6 @@ is_out_of_date(const EsSource *source, const EsRecord *record)
 		!es_codec_decode(store->key_format, record->key, record->key_length, &key,
 						 &problem))
 		return false;
-	/* Also what was restored, and is not recorded yet. */
-	es_store_backlog_record_all(store->relid);
 	values[0] = ObjectIdGetDatum(store->changelog);
 	values[1] = PointerGetDatum(es_store_key_to_text(store, key));
 	values[2] = CStringGetTextDatum(record->topic);
@@ -295,6 +293,9 @@ retry_source(const EsTask *task, const NullableDatum *ids)
 	/* It was dropped while we waited. */
 	if (source == NULL)
 		return 0;
+	/* What the store has is asked of its changelog (is_out_of_date). */
+	if (source->is_store)
+		es_store_backlog_record_all(source->target);
 	writer = es_writer_begin(source);
 	SPI_connect();
 	each = AllocSetContextCreate(CurrentMemoryContext, "eventstore dead letter",

@@ -785,8 +785,7 @@ es_source_drop_internal(uint32 id)
 	source = es_source_load(id);
 	/* Its worker has the source before the store. */
 	execute_for("DELETE FROM eventstore.source WHERE id = $1", id, SPI_OK_DELETE);
-	if (source != NULL && source->is_store && source->changelog_topic != NULL &&
-		es_store_exists(source->target, NULL))
+	if (source != NULL && source->is_store && source->changelog_topic != NULL)
 		es_store_backlog_record_all(source->target);
 	es_publish_unmark(id);
 	es_task_call_at_commit(es_source_key(id));

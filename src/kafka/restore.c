@@ -711,7 +711,8 @@ record_backlog(EsSourceRun *run)
 	{
 		CHECK_FOR_INTERRUPTS();
 		es_task_begin();
-		result = es_store_backlog_record(run->source->target, true);
+		result =
+			es_store_backlog_record(run->source->target, result == ES_BACKLOG_LOCKED);
 		es_task_commit(run->scratch);
 	}
 }

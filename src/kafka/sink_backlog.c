@@ -25,8 +25,9 @@
 #include "utils/timestamp.h"
 #include "worker/process.h"
 
-/* What others have locked, and after a failure. */
-#define AGAIN_MS 1000
+/* What others have locked is tried again after, and a failure from ... to. */
+#define AGAIN_MS	  1000
+#define AGAIN_LAST_MS 60000
 
 void
 es_sink_backlog_look(EsSinkRun *run)
@@ -36,10 +37,9 @@ es_sink_backlog_look(EsSinkRun *run)
 	if (run->sink->changelog_of == 0)
 		return;
 	run->store = es_collection_find_store(run->sink->collection);
-	if (!OidIsValid(run->store) || !es_store_exists(run->store, NULL))
-		run->store = InvalidOid;
-	else
-		run->has_backlog = es_store_open(run->store, AccessShareLock)->backlog_due;
+	/* Without a lock, which somebody may be keeping us from. */
+	if (OidIsValid(run->store))
+		(void) es_store_has_backlog(run->store, &run->has_backlog);
 }
 
 bool
@@ -66,9 +66,9 @@ record(EsSinkRun *run, bool wait)
 }
 
 static void
-rest(EsSinkRun *run)
+rest(EsSinkRun *run, int ms)
 {
-	run->backlog_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), AGAIN_MS);
+	run->backlog_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
 }
 
 void
@@ -79,14 +79,16 @@ es_sink_backlog_record(EsSinkRun *run)
 		EsBacklogResult result = record(run, false);
 
 		run->has_backlog = result != ES_BACKLOG_EMPTY;
+		run->backlog_ms = 0;
 		if (result == ES_BACKLOG_LOCKED)
-			rest(run);
+			rest(run, AGAIN_MS);
 	}
 	PG_CATCH();
 	{
 		ErrorData *error = es_task_catch(run->scratch);
 
-		rest(run);
+		run->backlog_ms = es_task_longer_pause(run->backlog_ms, AGAIN_MS, AGAIN_LAST_MS);
+		rest(run, run->backlog_ms);
 		ereport(LOG, (errmsg("sink \"%s\": what was restored could not be recorded: %s",
 							 run->sink->name, error->message)));
 	}
@@ -96,12 +98,17 @@ es_sink_backlog_record(EsSinkRun *run)
 bool
 es_sink_backlog_finish(EsSinkRun *run)
 {
-	while (OidIsValid(run->store) && record(run, true) != ES_BACKLOG_EMPTY)
+	EsBacklogResult result = ES_BACKLOG_RECORDED;
+
+	while (OidIsValid(run->store) && result != ES_BACKLOG_EMPTY)
+	{
+		result = record(run, result == ES_BACKLOG_LOCKED);
 		if (es_process_interrupts())
 		{
 			run->leave = ES_LEAVE_FOR_GOOD;
 			return false;
 		}
+	}
 	run->has_backlog = false;
 	return true;
 }

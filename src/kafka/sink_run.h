@@ -83,6 +83,7 @@ typedef struct EsSinkRun
 	Oid			store;
 	bool		has_backlog; /* some is to be recorded */
 	TimestampTz backlog_at;	 /* ... not before */
+	int			backlog_ms;	 /* the pause after the last failure */
 
 	TimestampTz retry_at; /* 0 = the last thing went well */
 	int			retry_ms;

@@ -99,7 +99,7 @@ es_store_backlog_may_grow(const EsStore *store, Relation rel, const char *topic)
 	EsCollection *changelog;
 
 	if (!OidIsValid(store->changelog) ||
-		rel->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT ||
+		rel->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT || topic[0] == '\0' ||
 		strlen(topic) >= ES_BACKLOG_SIZE ||
 		!CheckRelationLockedByMe(rel, ShareRowExclusiveLock, true))
 		return false;
@@ -413,12 +413,12 @@ unpack(const bytea *packed, int n)
 
 /* Takes the newest row away; NULL where there is none, or somebody else takes it just now. */
 static Entry *
-try_take_portion(Oid store, int *n)
+try_take_portion(Oid store, int *n, bool wait)
 {
-	static const char sql[] =
+	static const char format[] =
 		"DELETE FROM eventstore.store_backlog b WHERE b.store = $1 AND b.id ="
-		" (SELECT max(m.id) FROM eventstore.store_backlog m WHERE m.store = $1)"
-		" RETURNING b.key_count, b.keys";
+		" (SELECT m.id FROM eventstore.store_backlog m WHERE m.store = $1"
+		" ORDER BY m.id DESC LIMIT 1 FOR UPDATE%s) RETURNING b.key_count, b.keys";
 	MemoryContext caller = CurrentMemoryContext;
 	Oid			  types[1] = {REGCLASSOID};
 	Datum		  values[1] = {ObjectIdGetDatum(store)};
@@ -427,7 +427,8 @@ try_take_portion(Oid store, int *n)
 
 	es_role_assume(es_extension_owner(), &saved);
 	SPI_connect();
-	es_spi_execute(sql, 1, types, values, NULL, false, SPI_OK_DELETE_RETURNING);
+	es_spi_execute(psprintf(format, wait ? "" : " SKIP LOCKED"), 1, types, values, NULL,
+				   false, SPI_OK_DELETE_RETURNING);
 	if (SPI_processed > 0)
 	{
 		HeapTuple	  row = SPI_tuptable->vals[0];
@@ -475,16 +476,6 @@ es_store_backlog_left(Oid store)
 	SPI_finish();
 	es_role_restore(&saved);
 	return left;
-}
-
-static Entry *
-take_portion(Oid store, int *n)
-{
-	Entry *entries;
-
-	while ((entries = try_take_portion(store, n)) == NULL && has_portion(store))
-		CHECK_FOR_INTERRUPTS();
-	return entries;
 }
 
 /* What could not be recorded now. */
@@ -646,19 +637,27 @@ record(EsStore *store, const Entry *entries, int n, bool wait)
 EsBacklogResult
 es_store_backlog_record(Oid relid, bool wait)
 {
-	EsStore		*store = es_store_open(relid, RowExclusiveLock);
+	EsStore		*store;
 	Entry		*entries;
 	EsRoleSwitch saved;
 	int			 n;
 	int			 nlocked;
 
+	if (!wait && !ConditionalLockRelationOid(relid, RowExclusiveLock))
+		return ES_BACKLOG_LOCKED;
+	store = es_store_open(relid, RowExclusiveLock);
 	if (store->backlog[0] == '\0')
 		return ES_BACKLOG_EMPTY;
-	entries = take_portion(relid, &n);
-	if (entries == NULL)
+	while ((entries = try_take_portion(relid, &n, wait)) == NULL)
 	{
-		unmark(store);
-		return ES_BACKLOG_EMPTY;
+		CHECK_FOR_INTERRUPTS();
+		if (!has_portion(relid))
+		{
+			unmark(store);
+			return ES_BACKLOG_EMPTY;
+		}
+		if (!wait)
+			return ES_BACKLOG_LOCKED;
 	}
 	/* Code of the owner's may run: a trigger of the changelog. */
 	es_role_assume(es_relation_owner(relid), &saved);
@@ -685,9 +684,11 @@ es_store_backlog_record_all(Oid store)
 	MemoryContext portion;
 	MemoryContext old;
 
-	if (es_store_open(store, RowExclusiveLock)->backlog[0] == '\0')
+	if (!es_store_has_backlog(store, NULL))
 		return;
 	check_isolation(store);
+	/* Row by row, portion by portion, we and another who writes many would deadlock. */
+	LockRelationOid(store, ShareRowExclusiveLock);
 	portion = AllocSetContextCreate(CurrentMemoryContext, "eventstore backlog",
 									ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(portion);

@@ -49,7 +49,7 @@ extern EsBacklogResult es_store_backlog_record(Oid store, bool wait);
 /* How many keys are left, some of which may be recorded by now. */
 extern int64 es_store_backlog_left(Oid store);
 
-/* All of it, in this transaction, and waits.  25001 where there is some, at another level. */
+/* All of it, in this transaction, which nobody else writes the store beside.  25001 where there is some, at another level. */
 extern void es_store_backlog_record_all(Oid store);
 
 /* A row of the backlog that is about to be changed, and locked for it. */

@@ -204,7 +204,6 @@ version_update(const EsStore *store, TriggerData *trigdata)
 
 	es_store_read_row(&old, trigdata->tg_trigtuple, desc);
 	es_store_read_row(&new, trigdata->tg_newtuple, desc);
-	record_backlog(store, trigdata, &old);
 	moved = new.complete && !es_store_same_bytes(old.key, new.key);
 	same = new.complete && !moved &&es_store_same_bytes(old.value, new.value);
 	watch = watch_for(trigdata->tg_relation, old.key);
@@ -214,6 +213,7 @@ version_update(const EsStore *store, TriggerData *trigdata)
 	if (same)
 		return es_store_with_version(trigdata->tg_newtuple, desc, old.version,
 									 old.has_time, old.updated_at);
+	record_backlog(store, trigdata, &old);
 	last = old;
 	if (moved)
 		look_at_stream(store, new.key, &last);

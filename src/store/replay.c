@@ -25,6 +25,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "collection/collection.h"
+#include "collection/heads.h"
 #include "errors.h"
 #include "feed/read.h"
 #include "fmgr.h"
@@ -37,11 +38,13 @@
 #include "store/record.h"
 #include "store/store.h"
 #include "tcop/utility.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/rls.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -62,6 +65,15 @@ event_value(TupleTableSlot *slot)
 	return isnull ? NULL : (Jsonb *) PG_DETOAST_DATUM_COPY(data);
 }
 
+/* To who has a right to the row, and sees all events: that there is none is known to him. */
+static bool
+may_see_row(const EsStore *store, const EsCollection *changelog)
+{
+	return !es_collection_row_security(changelog) &&
+		   pg_class_aclcheck(store->relid, GetUserId(), ACL_SELECT) == ACLCHECK_OK &&
+		   check_enable_rls(store->relid, InvalidOid, true) != RLS_ENABLED;
+}
+
 /*
  * The value of a row without an event, which is to be recorded yet (backlog.c), where it
  * is not later than 'at'; NULL.  By the snapshot, whatever was recorded since.
@@ -69,11 +81,17 @@ event_value(TupleTableSlot *slot)
 static Jsonb *
 backlog_value_at(const EsStore *store, Datum key, TimestampTz at)
 {
+	EsCollection   *changelog = es_collection_open(store->changelog, AccessShareLock);
 	Relation		rel;
 	TupleTableSlot *slot;
+	EsStreamHead	head;
 	EsStoreRow		row;
 	Jsonb		   *value = NULL;
 
+	if (!may_see_row(store, changelog) ||
+		es_heads_peek(changelog, es_store_key_to_text(store, key), GetActiveSnapshot(),
+					  &head))
+		return NULL;
 	rel = table_open(store->relid, NoLock);
 	slot = table_slot_create(rel, NULL);
 	if (es_store_find(store, rel, key, GetActiveSnapshot(), slot))

@@ -328,25 +328,43 @@ es_store_open(Oid relid, LOCKMODE mode)
 	return es_store_get(relid);
 }
 
-bool
-es_store_exists(Oid relid, Oid *changelog)
+/* The cached entry or, where that is not valid, 'probe'; NULL: it is no store. */
+static const EsStore *
+look_up(Oid relid, EsStore *probe)
 {
-	EsStore	 probe = {0};
 	EsStore *store;
-	bool	 found = true;
 
 	init_cache();
 	store = hash_search(stores, &relid, HASH_FIND, NULL);
-	if (store == NULL || !store->valid)
-	{
-		store = &probe;
-		store->relid = relid;
-		found = OidIsValid(es_extension_schema()) &&
-				get_rel_relkind(relid) == RELKIND_RELATION && load_row(store);
-	}
+	if (store != NULL && store->valid)
+		return store;
+	probe->relid = relid;
+	return OidIsValid(es_extension_schema()) &&
+				   get_rel_relkind(relid) == RELKIND_RELATION && load_row(probe)
+			   ? probe
+			   : NULL;
+}
+
+bool
+es_store_exists(Oid relid, Oid *changelog)
+{
+	EsStore		   probe = {0};
+	const EsStore *store = look_up(relid, &probe);
+
 	if (changelog != NULL)
-		*changelog = store->changelog;
-	return found;
+		*changelog = store != NULL ? store->changelog : InvalidOid;
+	return store != NULL;
+}
+
+bool
+es_store_has_backlog(Oid relid, bool *due)
+{
+	EsStore		   probe = {0};
+	const EsStore *store = look_up(relid, &probe);
+
+	if (due != NULL)
+		*due = store != NULL && store->backlog_due;
+	return store != NULL && store->backlog[0] != '\0';
 }
 
 void

@@ -87,6 +87,9 @@ extern EsStore *es_store_get(Oid relid);
 /* Is it a store?  No lock, no error.  With its changelog, where that is asked for. */
 extern bool es_store_exists(Oid relid, Oid *changelog);
 
+/* Is it a store of which keys are to be recorded (backlog.h), now?  Likewise. */
+extern bool es_store_has_backlog(Oid relid, bool *due);
+
 /* LG007 or 42P01 where it is none. */
 extern void es_store_require(Oid relid);
 

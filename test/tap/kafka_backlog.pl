@@ -144,9 +144,14 @@ restore('anew');
 query("SELECT eventstore.put('anew', '1/0/0/1', " . value(1001) . ')');
 $kafka->delete_topic('anew-changelog');
 $kafka->create_topic('anew-changelog', 2, 'cleanup.policy' => 'compact');
+# One row is locked when it is accepted.
+$holder = EventstoreTest::Session->new($node);
+$holder->run("BEGIN; SELECT FROM anew WHERE key = '1/9/99/9' FOR UPDATE; UPDATE anew SET value = " . value(1) . " WHERE key = '1/0/0/9'");
 query("SELECT eventstore.resume('anew')");
 await_true($node, "SELECT changelog_state = 'topic_recreated' FROM eventstore.sources WHERE name = 'anew'");
 query("SELECT eventstore.resume('anew')");
+await_true($node, "SELECT changelog_state <> 'topic_recreated' OR EXISTS (SELECT FROM pg_locks WHERE NOT granted) FROM eventstore.sources WHERE name = 'anew'");
+$holder->run('ROLLBACK');
 await_published('anew');
 is(backlog('anew'), '0', 'before a topic made anew is accepted all is recorded');
 is(published('anew'), in_store('anew'), 'and it gets all of it');
